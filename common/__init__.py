@@ -1,0 +1,1 @@
+"""What every script of the benchmark shares, so that the comparison is fair by construction."""

@@ -1,0 +1,55 @@
+"""Files that are either whole or absent: atomic writes and content hashes."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader finds the old file or the new one, never a part of either.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed over ``path``; then the folder
+    entry itself is flushed (the recipe of SQLite and of "Files are hard", danluu.com). Missing folders are made.
+
+    Raises:
+        UserError: the disk is full, the folder is not writable, or the device failed; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {str(path)!r}: {reason}; nothing was overwritten, make room and try again") from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut (POSIX only)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of ``content`` as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits; raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
