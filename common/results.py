@@ -1,0 +1,222 @@
+"""The record of one finished run: ``result.json`` and ``predictions.npz``, written whole and read with suspicion."""
+
+import fnmatch
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import storage
+from common.errors import UserError
+from common.schema import SCHEMA_VERSION, problem_with
+
+RESULT, PREDICTIONS = "result.json", "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its folder ``<results-dir>/<dataset>/<run>/seed<k>`` and what its ``result.json`` says."""
+
+    folder: Path
+    result: dict
+
+    @property
+    def dataset(self) -> str:
+        """The data set's folder name; the one in ``result.json`` may hold what a file name may not."""
+        return self.folder.parent.parent.name
+
+    @property
+    def name(self) -> str:
+        """The run's folder name: backbone, method and the settings that differ from the default."""
+        return self.folder.parent.name
+
+    @property
+    def seed(self) -> int:
+        """The seed of the order, the dropout and the trained weights' start."""
+        return self.result["seed"]
+
+    @property
+    def test(self) -> dict:
+        """The metrics of the test split."""
+        return self.result["test"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The arrays of ``predictions.npz``; indices are positions in the split's natural order."""
+
+    logits: np.ndarray  # (N, C) float32, the test split
+    labels: np.ndarray  # (N,) int64
+    indices: np.ndarray  # (N,) int64
+    val_logits: np.ndarray  # (V, C) float32
+    val_labels: np.ndarray  # (V,) int64
+    val_indices: np.ndarray  # (V,) int64
+
+
+def dumps(result: dict) -> bytes:
+    """Return ``result`` as strict JSON (UTF-8, no NaN) with the field ``sha256`` that guards all others.
+
+    Raises:
+        ValueError: a number is infinite or not a number; the caller writes None and a note instead.
+    """
+    plain = json.loads(json.dumps(result, allow_nan=False))  # as a reader will see it: tuples are lists, keys strings
+    guarded = {key: value for key, value in plain.items() if key != "sha256"}
+    return _encode(_layout({**guarded, "sha256": _sha256(guarded)}) + "\n")
+
+
+def write(folder: Path, result: dict) -> None:
+    """Write ``folder/result.json`` atomically, as the last file of a run: where it stands, the run is finished."""
+    storage.write_atomically(folder / RESULT, dumps(result))
+
+
+def read(path: Path) -> dict:
+    """Read one ``result.json`` and check it: strict JSON, known version, every field's type, its own hash.
+
+    Raises:
+        UserError: it cannot be read, was changed or cut since it was written, or is another program's file.
+    """
+    try:
+        result = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is not valid JSON ({error}); remove the folder and train the run again"
+        ) from error
+    if not isinstance(result, dict) or "schema_version" not in result:
+        raise UserError(f"{str(path)!r} is not a result of this benchmark (no schema_version); move it elsewhere")
+    if result["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{str(path)!r} has schema_version {result['schema_version']!r}, this code reads {SCHEMA_VERSION}; "
+            "train the run again, or read it with the code that wrote it"
+        )
+    problem = problem_with(result) or _problem_with_hash(result)
+    if problem:
+        raise UserError(f"{str(path)!r}: {problem}; restore the file, or remove the folder and train the run again")
+    return result
+
+
+def find(results_dir: Path, pattern: str = "*") -> tuple[list[Run], list[str]]:
+    """Return the finished runs under ``results_dir`` in natural order (seed2 before seed10), and the problems.
+
+    A run lies at ``<results-dir>/<dataset>/<run>/seed*/result.json`` and nowhere else. ``pattern`` is a shell glob on
+    ``<dataset>/<run>`` or on ``<run>`` alone. A damaged file costs one line among the problems, not the other runs.
+    """
+    runs, problems = [], []
+    for path in sorted(results_dir.glob(f"*/*/seed*/{RESULT}"), key=lambda path: natural(str(path))):
+        name = path.parent.parent
+        if not any(fnmatch.fnmatchcase(text, pattern) for text in (name.name, f"{name.parent.name}/{name.name}")):
+            continue
+        try:
+            run = Run(path.parent, read(path))
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if path.parent.name == f"seed{run.seed}":
+            runs.append(run)
+        else:  # a copy beside the original would count twice
+            problems.append(f"{str(path)!r} is of seed {run.seed}, not what its folder's name says; rename the folder")
+    return runs, problems
+
+
+def natural(text: str) -> list:
+    """Return a sort key by which numbers inside a name count as numbers: seed2 before seed10."""
+    parts = re.split("([0-9]+)", text)  # text, number, text, number, ...
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)]
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    """Return an ``.npz`` file of ``arrays``: the same arrays give the same bytes (the zip entries carry no date)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_predictions(folder: Path, result: dict) -> Predictions:
+    """Read ``folder/predictions.npz`` and check it against ``result``: hash, shapes, dtypes, labels, indices.
+
+    Raises:
+        UserError: it is missing, changed since it was written, or does not fit ``result``.
+    """
+    path = folder / PREDICTIONS
+    advice = "restore the file, or train the run again with --overwrite"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}; {advice}") from error
+    if storage.sha256(content) != result["files"].get(PREDICTIONS, {}).get("sha256"):
+        raise UserError(f"{str(path)!r} is not the file that its {RESULT} describes (SHA-256 differs); {advice}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            predictions = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} is not a file of predictions ({error}); {advice}") from error
+    problem = _problem_with_arrays(predictions, result["data"])
+    if problem:
+        raise UserError(f"{str(path)!r}: {problem}; {advice}")
+    return predictions
+
+
+def _problem_with_arrays(predictions: Predictions, data: dict) -> str | None:
+    """Say which array does not fit the run's ``data`` record, or return None."""
+    classes = len(data["classes"])
+    for prefix, size in (("", data["num_test"]), ("val_", data["num_val"])):
+        expected = {
+            "logits": ((size, classes), np.float32),
+            "labels": ((size,), np.int64),
+            "indices": ((size,), np.int64),
+        }
+        for name, (shape, dtype) in expected.items():
+            array = getattr(predictions, prefix + name)
+            if array.shape != shape or array.dtype != dtype:
+                return f"{prefix}{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        labels, indices = getattr(predictions, prefix + "labels"), getattr(predictions, prefix + "indices")
+        if not np.isfinite(getattr(predictions, prefix + "logits")).all():
+            return f"{prefix}logits holds a value that is infinite or not a number"
+        if size and (labels.min() < 0 or labels.max() >= classes):
+            return f"{prefix}labels lie in {labels.min()}..{labels.max()}, expected 0..{classes - 1}"
+        if size and (indices.min() < 0 or len(np.unique(indices)) != size):
+            return f"{prefix}indices are negative or repeated"
+    return None
+
+
+def _problem_with_hash(result: dict) -> str | None:
+    """Say that the record is not the one that was hashed, or return None."""
+    guarded = {key: value for key, value in result.items() if key != "sha256"}
+    return None if result["sha256"] == _sha256(guarded) else "its content was changed after it was written"
+
+
+def _sha256(guarded: dict) -> str:
+    """Return the hash of a record's canonical JSON, which does not depend on layout or on the order of fields."""
+    text = json.dumps(guarded, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return storage.sha256(_encode(text))
+
+
+def _encode(text: str) -> bytes:
+    """Encode JSON text; a file name's undecodable byte (a lone surrogate) becomes JSON's own escape of it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _layout(value: object, indent: int = 0) -> str:
+    """Return JSON text with one line for what fits on it; a confusion matrix has a line a row, not one a number."""
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    row = isinstance(value, list) and not any(isinstance(item, (dict, list, str)) for item in value)
+    if not isinstance(value, (dict, list)) or row or len(flat) + indent <= 200:
+        return flat
+    pad = "\n" + " " * (indent + 1)
+    if isinstance(value, list):
+        return "[" + ",".join(pad + _layout(item, indent + 1) for item in value) + pad[:-1] + "]"
+    fields = (f"{json.dumps(str(key), ensure_ascii=False)}: {_layout(item, indent + 1)}" for key, item in value.items())
+    return "{" + ",".join(pad + field for field in fields) + pad[:-1] + "}"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

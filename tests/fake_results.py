@@ -1,0 +1,133 @@
+"""Result folders as training would leave them, from synthetic logits: for tests, and to look at the figures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common import metrics, results, storage
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# run name: (backbone, method, total parameters, trainable parameters, skill, train seconds, feature seconds)
+MODELS = {
+    "vit_base_patch16_224.augreg_in1k-lora_r16": (
+        "vit_base_patch16_224.augreg_in1k", "lora", 86_403_860, 597_514, 7.5, 900.0, None),
+    "resnet50.tv2_in1k-head_mlp": ("resnet50.tv2_in1k", "head_mlp", 25_616_462, 2_108_426, 4.5, 14.0, 60.0),
+    "efficientnet_b0.ra_in1k-head_mlp": ("efficientnet_b0.ra_in1k", "head_mlp", 4_668_550, 661_002, 4.0, 9.0, 31.0),
+    "vit_base_patch16_224.augreg_in1k-head_linear": (
+        "vit_base_patch16_224.augreg_in1k", "head_linear", 85_806_346, 7_690, 6.0, 4.0, 160.0),
+    "resnet50.tv2_in1k-head_linear": ("resnet50.tv2_in1k", "head_linear", 23_528_522, 20_490, 4.1, 4.0, 60.0),
+    "vit_small_patch16_224.augreg_in1k-lora_r8-lr1e-3": (
+        "vit_small_patch16_224.augreg_in1k", "lora", 21_816_970, 151_306, 5.5, 400.0, None),
+}  # fmt: skip
+
+
+def logits_for(labels: np.ndarray, num_classes: int, *, skill: float, seed: int) -> np.ndarray:
+    """Return float32 logits (N, C) that favour each label by ``skill``, and confuse neighbouring classes most."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(scale=2.0, size=(len(labels), num_classes))
+    rows = np.arange(len(labels))
+    noise[rows, labels] += skill * (0.8 + 0.4 * (labels % 3) / 2)
+    noise[rows, labels ^ 1 if num_classes % 2 == 0 else (labels + 1) % num_classes] += skill / 3
+    return noise.astype(np.float32)
+
+
+def history(epochs: int, accuracy: float, rng: np.random.Generator) -> list[dict]:
+    """Return learning curves that rise to ``accuracy``."""
+    rise = 1 - np.exp(-np.arange(1, epochs + 1) / 1.2)
+    train, val = accuracy * rise + rng.normal(scale=0.004, size=(2, epochs))
+    val -= 0.01 * np.arange(epochs) / epochs
+    return [
+        {
+            "epoch": epoch + 1,
+            "lr": 1e-4,
+            "train_loss": float(2.3 - 2.1 * train[epoch]),
+            "train_accuracy": float(np.clip(train[epoch], 0, 1)),
+            "val_loss": float(2.35 - 2.1 * val[epoch]),
+            "val_accuracy": float(np.clip(val[epoch], 0, 1)),
+            "seconds": 3.0,
+        }
+        for epoch in range(epochs)
+    ]
+
+
+def fake_run(
+    results_dir: Path,
+    name: str = "resnet50.tv2_in1k-head_mlp",
+    *,
+    dataset: str = "cifar10",
+    seed: int = 0,
+    classes: tuple[str, ...] = CIFAR10,
+    num_test: int = 400,
+    num_train: int = 45_000,
+    source: str = "pretrained",
+    epochs: int = 5,
+    test_set: int = 0,
+    created: str = "2025-01-01T00:00:00+00:00",
+    folder_name: str | None = None,
+) -> results.Run:
+    """Write one run's folder under ``results_dir`` and return it; ``test_set`` draws other test images."""
+    backbone, method, total, trainable, skill, train_seconds, feature_seconds = MODELS[name]
+    rng = np.random.default_rng(sum(name.encode()) * 1_000 + seed)
+    arrays = {}
+    for prefix, size in (("", num_test), ("val_", num_test // 2)):
+        split_rng = np.random.default_rng(test_set * 2 + len(prefix))
+        labels = np.arange(size) % len(classes)
+        arrays[f"{prefix}logits"] = logits_for(labels, len(classes), skill=skill, seed=int(rng.integers(2**32)))
+        arrays[f"{prefix}labels"] = labels
+        arrays[f"{prefix}indices"] = split_rng.choice(2 * size, size, replace=False)
+    test, notes = metrics.score(arrays["logits"], arrays["labels"], classes)
+    val, _ = metrics.score(arrays["val_logits"], arrays["val_labels"], classes)
+    curves = history(epochs, val["accuracy"], rng)
+    lora = {"rank": 16, "alpha": 32, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+    predictions = results.npz_bytes(**arrays)
+    result = {
+        "schema_version": results.SCHEMA_VERSION,
+        "method": method,
+        "dataset": dataset,
+        "backbone": backbone,
+        "seed": seed,
+        "command": "python train_cnn_head.py",
+        "config": {"rank": 16} if method == "lora" else {},
+        "data": {
+            "classes": list(classes),
+            "num_train": num_train,
+            "num_val": num_test // 2,
+            "num_test": num_test,
+            "image_size": 224,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "interpolation": "bicubic",
+            "fingerprint": f"{dataset}-fingerprint",
+        },
+        "model": {
+            "total_params": total,
+            "trainable_params": trainable,
+            "trainable_percent": 100 * trainable / total,
+            "forward_flops": 400 * total,
+            "weights": {"source": source, "sha256": "0" * 64},
+            "lora": lora if method == "lora" else None,
+        },
+        "history": curves,
+        "trials": [{"lr": 1e-4, "best_epoch": epochs, "val_loss": val["loss"], "val_accuracy": val["accuracy"]}],
+        "best_epoch": epochs,
+        "val": val,
+        "test": test,
+        "efficiency": {
+            "train_seconds": train_seconds * rng.uniform(0.9, 1.1),
+            "feature_seconds": feature_seconds,
+            "feature_cache_hit": False if feature_seconds else None,
+            "eval_seconds": 5.0,
+            "train_images_per_second": 1_000.0,
+            "peak_host_bytes": 10**9,
+            "peak_device_bytes": None,
+            "saved_bytes": 4 * trainable,
+        },
+        "environment": {"device": "cpu", "created": created},
+        "files": {results.PREDICTIONS: {"sha256": storage.sha256(predictions), "bytes": len(predictions)}},
+        "skipped_images": [],
+        "notes": notes,
+    }
+    folder = results_dir / dataset / (folder_name or name) / f"seed{seed}"
+    storage.write_atomically(folder / results.PREDICTIONS, predictions)
+    results.write(folder, result)
+    return results.Run(folder, results.read(folder / results.RESULT))
