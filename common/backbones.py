@@ -1,0 +1,224 @@
+"""Frozen timm backbones: found by name, loaded strictly, identified by a hash, without a classifier."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.cli import suggestion
+from common.errors import UserError
+from common.randomness import torch_seed
+
+STUDY_IMAGE_SIZE = 224
+# One seed for all: the same random backbone serves every run, whatever its --seed.
+RANDOM_WEIGHTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen feature extractor and what must be known to rebuild and feed it."""
+
+    module: nn.Module
+    """In eval mode, without gradients and without a classifier; images (B, 3, S, S) -> pooled features (B, width)
+    by ``pooled_features``."""
+    tag: str
+    source: str
+    sha256: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    classifier: str
+
+    @property
+    def width(self) -> int:
+        """Number of pooled features."""
+        return self.module.head_hidden_size
+
+
+def resolve_tag(name: str) -> str:
+    """Return the full timm name with its weight tag: ``resnet50`` -> ``resnet50.a1_in1k``.
+
+    Raises:
+        UserError: timm has no such model, or the model no such tag.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"--backbone {name!r}: timm has no such model{suggestion(name, timm.list_models())}")
+    try:
+        tag = timm.get_pretrained_cfg(name, allow_unregistered=False).tag
+    except RuntimeError:
+        architecture = name.split(".")[0]
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise UserError(f"--backbone {name!r}: timm has no such weights; it has {', '.join(known)}") from None
+    return name if "." in name or not tag else f"{name}.{tag}"
+
+
+def resolve_image_size(tag: str, requested: int | None) -> int:
+    """Return the side of the input in pixels: as requested, else 224 where the backbone names it, else its own."""
+    import timm
+
+    if requested is not None:
+        return requested
+    cfg = timm.get_pretrained_cfg(tag)
+    named = {size[-1] for size in (cfg.input_size, cfg.test_input_size) if size}
+    return STUDY_IMAGE_SIZE if STUDY_IMAGE_SIZE in named else cfg.input_size[-1]
+
+
+def load(tag: str, *, weights: str, image_size: int) -> Backbone:
+    """Build a timm model with its weights, take its classifier off and freeze it.
+
+    Args:
+        tag: full timm name, from ``resolve_tag``.
+        weights: ``pretrained`` (timm's download), ``random`` (one fixed seed), or a .safetensors file in timm's naming.
+        image_size: side of the square input in pixels; the position embedding of a ViT is resampled to it.
+
+    Raises:
+        UserError: the weights are missing, damaged, not finite, or of another architecture.
+    """
+    import timm
+    from timm.data import resolve_data_config
+
+    cfg = timm.get_pretrained_cfg(tag)
+    module = _build_random(tag) if weights == "random" else _build_from_file(tag, weights)
+    module.reset_classifier(0)
+    sha256 = hash_weights(module)
+    _set_image_size(module, tag, image_size)
+    at_test_size = bool(cfg.test_input_size) and cfg.test_input_size[-1] == image_size
+    data_config = resolve_data_config(model=module, use_test_size=at_test_size)
+    module.eval().requires_grad_(False)
+    return Backbone(
+        module=module,
+        tag=tag,
+        source=weights,
+        sha256=sha256,
+        image_size=image_size,
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
+        interpolation=data_config["interpolation"],
+        crop_pct=data_config["crop_pct"],
+        classifier=cfg.classifier,
+    )
+
+
+def pooled_features(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return what the backbone's own classifier would read: (B, 3, S, S) -> (B, width)."""
+    return module.forward_head(module.forward_features(images), pre_logits=True)
+
+
+def require_cnn(backbone: Backbone) -> None:
+    """Refuse a transformer or an MLP where a convolutional network is meant.
+
+    Raises:
+        UserError: with the script to use instead.
+    """
+    kinds = [type(module) for module in backbone.module.modules()]
+    attends = any("Attention" in kind.__name__ for kind in kinds)
+    convolutions = sum(issubclass(kind, nn.Conv2d) for kind in kinds)
+    if attends or convolutions < 2:
+        what = type(backbone.module).__name__
+        raise UserError(
+            f"--backbone {backbone.tag!r} is a {what}, not a convolutional network; "
+            "for a Vision Transformer use train_vit_lora.py (--rank 0 trains the head alone)"
+        )
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _build_random(tag: str) -> nn.Module:
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(RANDOM_WEIGHTS_SEED, "backbone"))
+        return timm.create_model(tag, pretrained=False, num_classes=0)
+
+
+def _build_from_file(tag: str, weights: str) -> nn.Module:
+    """Load strictly, with the class count of the file itself: timm drops what does not fit where the counts differ."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(tag)
+    path = download(tag) if weights == "pretrained" else Path(weights)
+    shapes = _read_shapes(path)
+    classifier = shapes.get(f"{cfg.classifier}.weight")
+    classes = classifier[0] if classifier else 0
+    overlay = {"file": str(path), "num_classes": classes, "custom_load": False}
+    try:
+        module = timm.create_model(tag, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{str(path)!r} does not hold weights of {tag!r}: {_shorten(error)}") from error
+    broken = [name for name, tensor in module.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(f"{str(path)!r} holds values that are not finite, first in {broken[0]!r}; get the file again")
+    return module
+
+
+def _read_shapes(path: Path) -> dict[str, list[int]]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":  # a few timm models have only a .bin, which timm opens with weights_only=True
+        return {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{str(path)!r} is not a whole safetensors file: {error}; get the file again") from error
+
+
+def _shorten(error: Exception, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def download(tag: str) -> Path:
+    """Return the local file of timm's pretrained weights, downloaded from the Hugging Face hub on first use.
+
+    Raises:
+        UserError: the model has no published weights, or the hub cannot be reached and the file is not in its cache.
+    """
+    import timm
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cfg = timm.get_pretrained_cfg(tag)
+    if not cfg.hf_hub_id:
+        raise UserError(f"timm publishes no weights for {tag!r}; give a file: --weights FILE.safetensors")
+    repository, name = cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"
+    url = f"https://huggingface.co/{repository}/resolve/main/{name}"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are told once, below
+    print(f"weights: {repository} from {constants.HF_HUB_CACHE} or the Hugging Face hub", flush=True)
+    try:
+        return Path(hf_hub_download(repository, name))
+    except LocalEntryNotFoundError:
+        reason = "it is not in the cache and the hub cannot be reached"
+    except (EntryNotFoundError, OSError, ValueError) as error:
+        reason = _shorten(error, 200)
+    raise UserError(
+        f"no pretrained weights for {tag!r}: {reason}. On a machine with internet download {url}, "
+        "bring the file here and add --weights FILE.safetensors (or --weights random, only to try the code out)"
+    )
+
+
+def _set_image_size(module: nn.Module, tag: str, image_size: int) -> None:
+    from timm.models import VisionTransformer
+
+    if not isinstance(module, VisionTransformer):
+        return
+    patch = module.patch_embed.patch_size[0]
+    if image_size % patch:
+        raise UserError(f"--image-size {image_size}: {tag!r} needs a multiple of its patch size, {patch}")
+    if module.patch_embed.img_size != (image_size, image_size):
+        module.set_input_size(img_size=(image_size, image_size))

@@ -1,0 +1,72 @@
+"""An unfinished run's state in one file that is either whole or recognised as damaged."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from common.errors import UserError
+from common.storage import write_atomically
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run's state is kept, and whose state it is.
+
+    ``identity`` (settings, data, weights; JSON-able) must be equal for a state to be taken up again.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+
+    def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Write JSON-able ``state`` and CPU ``tensors``, atomically, with a digest over both."""
+        text = json.dumps({"identity": self.identity, "state": state}, allow_nan=False)
+        content = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+        metadata = {"record": text, "sha256": _digest(text, content)}
+        write_atomically(self.path, save(content, metadata=metadata))
+
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return (state, tensors), or None where there is no checkpoint or a damaged one (said in a printed line).
+
+        Raises:
+            UserError: the checkpoint belongs to other settings, data or weights.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            whole = metadata.get("sha256") == _digest(metadata.get("record", ""), tensors)
+            record = json.loads(metadata["record"]) if whole else None
+        except (SafetensorError, OSError, ValueError):
+            record = None
+        if record is None:
+            print(f"the checkpoint {str(self.path)!r} is damaged and not used; the run starts from the beginning")
+            return None
+        self._check_identity(record["identity"])
+        return record["state"], tensors
+
+    def _check_identity(self, stored: dict[str, Any]) -> None:
+        asked = json.loads(json.dumps(self.identity))  # tuples become lists, as in the stored one
+        different = [f"{key} {stored.get(key)!r} there, {asked.get(key)!r} now" for key in asked | stored
+                     if stored.get(key) != asked.get(key)]  # fmt: skip
+        if different:
+            raise UserError(
+                f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
+                "use another --run-name, or remove that folder"
+            )
+
+
+def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""The command line that the scripts share: the plumbing flags, the entry point, the exit codes."""
+
+import dataclasses
+import difflib
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common import interrupts
+from common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plumbing:
+    """What both training scripts take beside their hyper-parameters: data, weights, machine, folders."""
+
+    dataset_name: str | None = None
+    """Name under which an image folder's results are kept (default: the folder's own name)."""
+    data_dir: Path = Path("data")
+    """Where the named data sets lie, or are downloaded to."""
+    weights: str = "pretrained"
+    """Backbone weights: pretrained (timm's download), random (to try the code out), or a .safetensors file."""
+    image_size: int | None = None
+    """Side of the square input in pixels (default: 224 where the backbone was made for it, else its own)."""
+    resize: Literal["squash", "crop"] = "squash"
+    """squash: the whole image to a square, as in the study; crop: the shorter side, then the centre."""
+    val_fraction: float = 0.1
+    """Share of the training split that is set aside for validation."""
+    train_limit: int | None = None
+    """Train on this many images: a stratified subset, the same for every method and seed. Validation shrinks with it."""
+    test_limit: int | None = None
+    """Test on this many images: a stratified subset, the same for every method and seed."""
+    split_seed: int = 0
+    """Seed of the validation split and of the limits; apart from --seed, so that all seeds see the same images."""
+    skip_damaged: bool = False
+    """Leave unreadable images out and record them, instead of stopping with their list."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
+    workers: int | None = None
+    """Processes that decode images (default: chosen from the data and the machine)."""
+    feature_cache: bool = True
+    """Keep the features of a frozen backbone in .cache/features and find them again in the next run."""
+    results_dir: Path = Path("results")
+    """Results go to RESULTS_DIR/DATASET/RUN/seedN/."""
+    run_name: str | None = None
+    """Name of the run's folder (default: backbone, method, and every setting that differs from the published recipe)."""
+    overwrite: bool = False
+    """Train again and replace a finished run, once the new one is finished."""
+    deterministic: bool = False
+    """On CUDA: only algorithms that give the same bits each time (slower). The CPU does so anyway."""
+
+    def __post_init__(self) -> None:
+        require(_is_path_component(self.dataset_name), "dataset-name", self.dataset_name, "one plain folder name")
+        require(_is_path_component(self.run_name), "run-name", self.run_name, "one plain folder name")
+        require(self.image_size is None or 16 <= self.image_size <= 4096, "image-size", self.image_size, "16 to 4096")
+        require(0 < self.val_fraction < 1, "val-fraction", self.val_fraction, "between 0 and 1, both excluded")
+        for flag in ("train_limit", "test_limit"):
+            limit = getattr(self, flag)
+            require(limit is None or limit >= 1, flag.replace("_", "-"), limit, "at least 1")
+        require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more")
+        require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
+        require(device is not None, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        _check_weights(self.weights)
+
+
+def require(condition: bool, flag: str, value: object, allowed: str) -> None:
+    """Refuse a flag's value with a UserError that names what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise UserError(f"--{flag} {value!r} is not possible: it must be {allowed}")
+
+
+def check_recipe(config: Any) -> None:
+    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, seed.
+
+    Raises:
+        UserError: naming the flag and what is allowed.
+    """
+    require(bool(str(config.dataset).strip()), "dataset", config.dataset, "a data set's name or an image folder")
+    require(bool(config.backbone.strip()), "backbone", config.backbone, "a timm model name")
+    require(1 <= config.epochs <= 100_000, "epochs", config.epochs, "at least 1")
+    require(1 <= config.batch_size <= 1_000_000, "batch-size", config.batch_size, "at least 1")
+    several = isinstance(config.lr, tuple) and len(config.lr) > 0
+    require(several, "lr", config.lr, "one or more learning rates, in the script a tuple such as (1e-4,)")
+    for lr in config.lr:
+        require(math.isfinite(lr) and lr > 0, "lr", lr, "positive and finite")
+    require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
+    decay = config.weight_decay
+    require(math.isfinite(decay) and decay >= 0, "weight-decay", decay, "0 or more, and finite")
+    require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more")
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest of the ``known`` names, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _is_path_component(name: str | None) -> bool:
+    if name is None:
+        return True
+    return bool(name.strip()) and name[0] not in ".-" and not re.search(r"[/\\\x00-\x1f]", name) and len(name) <= 200
+
+
+def _check_weights(weights: str) -> None:
+    if weights in ("pretrained", "random"):
+        return
+    path = Path(weights)
+    require(path.suffix == ".safetensors", "weights", weights, "pretrained, random or a .safetensors file")
+    require(path.is_file(), "weights", weights, "pretrained, random or a file that exists")
+
+
+def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None = None) -> int:
+    """Parse the command line into ``config_type``, call ``main`` with it and return the exit code.
+
+    0: what was asked for is on disk. 2: the user's mistake or a missing thing, said in one line on standard error.
+    130: Ctrl-C, 143: SIGTERM; what was reached is in the checkpoint. tyro itself exits with 2 on a wrong flag.
+    """
+    import tyro
+
+    interrupts.raise_on_sigterm()
+    try:
+        main(tyro.cli(config_type, description=main.__globals__["__doc__"], args=argv, config=(tyro.conf.OmitArgPrefixes,)))
+    except UserError as error:
+        return _fail(str(error))
+    except MemoryError as error:
+        return _fail(f"out of memory ({error}): try a smaller --batch-size, --image-size or --train-limit")
+    except OSError as error:
+        where = f" {error.filename!r}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}")
+    except KeyboardInterrupt:
+        return _stopped("interrupted", 130)
+    except interrupts.Terminated:
+        return _stopped("terminated", 143)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _stopped(word: str, code: int) -> int:
+    print(f"{word}: the same command goes on where this one stopped", file=sys.stderr)
+    return code
+
+
+def as_record(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON-able values: paths as strings, tuples as lists."""
+    record = dataclasses.asdict(config)
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in record.items()
+    }

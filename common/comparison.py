@@ -1,0 +1,131 @@
+"""Which runs are compared with one another, in what order, and how each is named and drawn."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import identity, results, storage
+from common.errors import UserError
+from common.identity import Look
+from common.results import Run
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model on one data set: the seeds of a run, its label and its look."""
+
+    name: str
+    label: str
+    look: Look
+    runs: tuple[Run, ...]
+
+    def values(self, of: Callable[[dict], float | None]) -> np.ndarray:
+        """Return ``of(result)`` for each seed as float64 (seeds,), NaN where it is None."""
+        return np.array([of(run.result) for run in self.runs], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models of one data set that were tested on the same images."""
+
+    dataset: str
+    series: tuple[Series, ...]
+    notes: tuple[str, ...]  # what a reader of its figures must know
+
+    @property
+    def data(self) -> dict:
+        """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
+        return self.series[0].runs[0].result["data"]
+
+    @property
+    def seeds(self) -> str:
+        """The number of seeds in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
+        counts = sorted({len(series.runs) for series in self.series})
+        return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed" + "s" * (counts[0] > 1)
+
+
+def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
+    """Group ``runs`` by data set and model, leaving out what was tested on other images.
+
+    ``labels`` replaces the label of a run named ``<run>`` or ``<dataset>/<run>``. Returns the comparisons in the order
+    of the data sets' names, and the lines that say what was left out or must be known.
+
+    Raises:
+        UserError: a name among ``labels`` is no run's, or no run can be drawn.
+    """
+    unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
+    if unknown:
+        raise UserError(f"--labels names {sorted(unknown)[0]!r}, which is not a run among those found")
+    by_dataset, lines = defaultdict(list), []
+    for run in runs:
+        by_dataset[run.dataset].append(run)
+    kept = []
+    for dataset in sorted(by_dataset, key=results.natural):
+        same, left_out = _same_test_images(by_dataset[dataset])
+        kept += same
+        lines += left_out
+    names, looks = identity.names(kept, labels), identity.looks(kept)
+    comparisons = []
+    for dataset in sorted({run.dataset for run in kept}, key=results.natural):
+        comparison = _comparison([run for run in kept if run.dataset == dataset], names, looks)
+        comparisons.append(comparison)
+        lines += [f"note: {dataset!r}: {note}" for note in comparison.notes]
+    return comparisons, lines
+
+
+def unfinished(results_dir: Path) -> list[Path]:
+    """Return the run folders that hold a checkpoint and no result yet."""
+    folders = sorted({path.parent for path in results_dir.glob("*/*/seed*/checkpoint*")})
+    return [folder for folder in folders if not (folder / results.RESULT).exists()]
+
+
+def _comparison(runs: list[Run], names: dict, looks: dict) -> Comparison:
+    """Make the series of one data set, and note where training sets differ or random weights stand among others."""
+    by_name = defaultdict(list)
+    for run in runs:
+        by_name[run.name].append(run)
+    sizes = {name: max(run.result["data"]["num_train"] for run in group) for name, group in by_name.items()}
+    notes, series = [], []
+    if len(set(sizes.values())) > 1:
+        lines.append(
+            f"note: the models of {dataset!r} were trained on different numbers of images; labels give them (n)"
+        )
+    if len({identity.has_random_weights(run) for run in runs}) > 1:
+        notes.append("backbones with random weights stand beside pretrained ones")
+    for name in sorted(by_name, key=lambda name: (identity.rank(by_name[name][0]), results.natural(name))):
+        label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
+        series.append(Series(name, label, looks[name], tuple(by_name[name])))
+    return Comparison(runs[0].dataset, tuple(series), tuple(notes))
+
+
+def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return the largest group of ``runs`` with the same test images (of equals the latest), and lines on the rest."""
+    groups, lines = defaultdict(list), []
+    for run in runs:
+        try:
+            groups[_test_images(run)].append(run)
+        except UserError as error:
+            lines.append(f"left out: {error}")
+    order = sorted(groups.values(), key=lambda group: (len(group), max(_created(run) for run in group)))
+    lines += [
+        f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
+        "that are drawn; choose with --runs"
+        for group in order[:-1]
+        for run in group
+    ]
+    return (order[-1] if order else []), lines
+
+
+def _test_images(run: Run) -> str:
+    """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order."""
+    predictions = results.read_predictions(run.folder, run.result)
+    data = run.result["data"]
+    text = repr((data["fingerprint"], data["classes"], data["num_test"])).encode("utf-8", "backslashreplace")
+    return storage.sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
+
+
+def _created(run: Run) -> str:
+    return run.result["environment"]["created"]

@@ -1,0 +1,189 @@
+"""LoRA on the query and value projections of a timm Vision Transformer, through PEFT.
+
+LoRA: Hu et al. 2022, arXiv:2106.09685: W x + (alpha / r) B A x, with A (r, in) random and B (out, r) zero at the start.
+"""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.backbones import Backbone, pooled_features
+from common.errors import UserError
+from common.randomness import torch_seed
+from common.runtime import autocast
+
+ADAPTED = ("q_proj", "v_proj")
+
+
+class SplitQKV(nn.Module):
+    """timm's fused ``qkv`` Linear (3 D outputs) as three Linears, so that PEFT can adapt two of them.
+
+    Called as the fused layer was: tokens (B, N, D) -> (B, N, 3 D); timm's attention code stays as it is.
+    """
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        weights = fused.weight.detach().chunk(3)  # 3 x (D, D): query, key, value
+        biases = (None,) * 3 if fused.bias is None else fused.bias.detach().chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat((self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)), dim=-1)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight.data.copy_(weight)
+    if bias is not None:
+        layer.bias.data.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+class LoraViT(nn.Module):
+    """A frozen ViT with trainable LoRA matrices and a trainable classifier: images (B, 3, S, S) -> logits (B, C).
+
+    The backbone computes in ``precision``, the classifier always in float32. ``train()`` switches on the dropout of
+    the adapters and nothing else: the backbone stays in eval mode, whatever dropout it was built with.
+    """
+
+    def __init__(self, peft_model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.precision = precision
+
+    @property
+    def vit(self) -> nn.Module:
+        """The timm model inside, its adapted layers and its classifier in place."""
+        return self.peft_model.get_base_model()
+
+    def train(self, mode: bool = True) -> "LoraViT":
+        super().train(False)
+        for name, module in self.named_modules():
+            if "lora_dropout" in name:
+                module.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with autocast(images.device, self.precision):
+            features = pooled_features(self.vit, images)  # (B, D)
+        return self.vit.head(features.float())
+
+
+def attach(
+    backbone: Backbone, *, classes: int, rank: int, alpha: float, dropout: float, seed: int, precision: str
+) -> LoraViT:
+    """Adapt query and value of every block with LoRA of the given rank, and add a new classifier.
+
+    Matrix A and the classifier are drawn from ``seed``; B is zero, so the adapted backbone starts as the base.
+    The backbone's module is changed in place.
+
+    Raises:
+        UserError: the backbone is not a plain timm VisionTransformer.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    require_plain_vit(backbone)
+    vit = backbone.module
+    for block in vit.blocks:
+        block.attn.qkv = SplitQKV(block.attn.qkv)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(ADAPTED), modules_to_save=["head"]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "init"))
+        vit.reset_classifier(classes)
+        peft_model = get_peft_model(vit, config)
+    # PEFT would write no base model for a timm model, and then load onto any other without a word (peft#1337).
+    peft_model.peft_config["default"].base_model_name_or_path = backbone.tag
+    return LoraViT(peft_model, precision).train(False)
+
+
+def require_plain_vit(backbone: Backbone) -> None:
+    """Refuse whatever is not timm's VisionTransformer with ``timm.layers.Attention`` and the one classifier ``head``.
+
+    Raises:
+        UserError: naming what the model is instead.
+    """
+    from timm.layers import Attention
+    from timm.models import VisionTransformer
+
+    module, tag = backbone.module, backbone.tag
+    is_vit = type(module) is VisionTransformer  # a subclass may have a second head (distilled DeiT)
+    if not is_vit or backbone.classifier != "head":
+        raise UserError(
+            f"--backbone {tag!r} is a {type(module).__name__}; LoRA on query and value needs timm's plain "
+            "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
+            "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py)"
+        )
+    strange = {type(block.attn).__name__ for block in module.blocks if type(getattr(block, "attn", None)) is not Attention}
+    if strange:
+        raise UserError(f"--backbone {tag!r} has attention of kind {sorted(strange)}; only timm's Attention can be split")
+
+
+def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters by name, on the CPU, as copies."""
+    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def merged(model: LoraViT) -> nn.Module:
+    """Return a plain timm ViT (a copy) with the adapters added into query and value and ``qkv`` fused again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT remarks on merging a copy of a model that stays adapted
+        vit = copy.deepcopy(model.peft_model).merge_and_unload()
+    for block in vit.blocks:
+        block.attn.qkv = _fuse(block.attn.qkv)
+    return vit.eval().requires_grad_(False)
+
+
+def _fuse(split: SplitQKV) -> nn.Linear:
+    parts = (split.q_proj, split.k_proj, split.v_proj)
+    bias = None if split.q_proj.bias is None else torch.cat([part.bias.detach() for part in parts])
+    return _linear(torch.cat([part.weight.detach() for part in parts]), bias)
+
+
+def adapter_files(model: LoraViT) -> dict[str, bytes]:
+    """Return the adapter in PEFT's own format: adapter_config.json and adapter_model.safetensors, as bytes."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
+    config = model.peft_model.peft_config["default"].to_dict()
+    plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in config.items()}
+    plain["inference_mode"] = True
+    state = get_peft_model_state_dict(model.peft_model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {
+        "adapter/adapter_config.json": (json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n").encode(),
+        "adapter/adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+    }
+
+
+def load_adapter(model: LoraViT, folder: Path) -> None:
+    """Load a saved ``adapter/`` into a model made by ``attach`` with the same settings.
+
+    Raises:
+        UserError: a file is missing, the adapter is for another base, or a tensor is missing, left over or misshapen.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{str(folder)!r} holds no whole adapter: {error}") from error
+    base = model.peft_model.peft_config["default"].base_model_name_or_path
+    if config.get("base_model_name_or_path") != base:
+        raise UserError(f"{str(folder)!r} adapts {config.get('base_model_name_or_path')!r}, not {base!r}")
+    try:
+        outcome = set_peft_model_state_dict(model.peft_model, tensors)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{str(folder)!r} does not fit {base!r}: {error}") from error
+    absent = [name for name in outcome.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if absent or outcome.unexpected_keys:
+        raise UserError(f"{str(folder)!r} does not fit {base!r}: {(absent + list(outcome.unexpected_keys))[0]!r}")

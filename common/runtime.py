@@ -1,0 +1,162 @@
+"""The machine a run happens on: device, precision, compilation, memory, and the record of all that."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+# Forward passes of one 224x224 image that repay the compiler's 35 to 45 s: measured on 2 CPU cores, where
+# EfficientNet-B0 goes from 26 to 53 images a second and ResNet50 from 9.8 to 11 (break-even at 1,800 and 3,900).
+COMPILE_PAYS_AFTER_IMAGES = 6_000
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for on this machine.
+
+    Raises:
+        UserError: the machine, or this build of PyTorch, does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; try --device auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device 'mps': PyTorch sees no Apple GPU here; try --device auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return ``fp32`` or ``bf16``; ``auto`` is bfloat16 only where the hardware multiplies it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the context in which a backbone runs: bfloat16 autocast, or nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def prepare(device: torch.device, *, deterministic: bool) -> None:
+    """Set the process-wide switches of a run: reproducible algorithms where asked, tuned kernels otherwise."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def compile_if_repaid(module: nn.Module, images: int, *, image_size: int, mode: str) -> nn.Module:
+    """Compile a frozen backbone for inference when ``images`` forward passes are enough to repay the compiler.
+
+    The choice depends on the number and size of the images alone, never on a stopwatch, so that a repeated run
+    computes the same thing. Without a working C++ compiler PyTorch's own message is shown and nothing is compiled.
+    """
+    if mode == "off" or images * image_size**2 < COMPILE_PAYS_AFTER_IMAGES * 224**2:
+        return module
+    import torch._inductor.config as inductor
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # a class of its own in each release; whatever is wrong, the plain way works
+        print("no C++ compiler: the backbone runs uncompiled (same result, slower)")
+        return module
+    inductor.freezing = True  # folds BatchNorm into the convolutions; only right because nothing here trains
+    return torch.compile(module, dynamic=False)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next shows work done and not work queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn an allocation that fails inside the block, on the host or the device, into a UserError with a way out."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "not enough memory" not in text and "can't allocate memory" not in text:
+                raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size"
+        raise UserError(f"out of memory with batches of {batch_size}: try {smaller}") from error
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Return peak_host_bytes (this process, resident) and peak_device_bytes (None where it cannot be measured)."""
+    on_cuda = device.type == "cuda"
+    return {
+        "peak_host_bytes": _peak_host_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else None,
+    }
+
+
+def _peak_host_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return the ``environment`` block of a result: versions, machine, commit, time (UTC, ISO 8601)."""
+    packages = ("torch", "torchvision", "timm", "peft", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
+        **{package: importlib.metadata.version(package) for package in packages},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hostname": socket.gethostname(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    repository = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

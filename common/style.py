@@ -1,0 +1,112 @@
+"""How every figure looks, how names are made safe to print, and files that redraw to the same bytes."""
+
+import contextlib
+import io
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from matplotlib import font_manager, rcParams, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common import storage
+
+WIDTH = 7.2  # inches: two columns of a journal page; a figure is wider only if its panels would not be readable
+GREY = "#595959"
+PNG_DPI = 200
+_RC = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.formatter.useoffset": False,
+    "figure.titlesize": 9.5,
+    "figure.titleweight": "bold",
+    "font.size": 8,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.5,
+    "hatch.color": "white",
+    "hatch.linewidth": 0.8,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType: Type 3 is refused by many publishers, and cannot be edited
+    "text.parse_math": False,  # a class may be called "$5_note$"
+    "xtick.color": GREY,
+    "xtick.labelcolor": "black",
+    "xtick.labelsize": 7.5,
+    "xtick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "xtick.minor.size": 1.5,
+    "ytick.color": GREY,
+    "ytick.labelcolor": "black",
+    "ytick.labelsize": 7.5,
+    "ytick.major.size": 2.5,
+    "ytick.major.width": 0.6,
+}
+
+
+@contextlib.contextmanager
+def context() -> Iterator[None]:
+    """Draw and save inside this: matplotlib's defaults and the benchmark's style, whatever the user's matplotlibrc.
+
+    Only ``font.family`` stays the user's, for names in scripts that DejaVu Sans lacks (see ``missing_letters``).
+    """
+    with style.context({**_RC, "font.family": list(rcParams["font.family"])}, after_reset=True), _no_glyph_warnings():
+        yield
+
+
+def new_figure(width: float, height: float, *, title: str, caption: str, layout: str = "constrained") -> Figure:
+    """Return an empty figure of ``width`` x ``height`` inches with its title above and a caption below."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    figure.suptitle(printable(title, 100), x=0.008, ha="left")
+    text = textwrap.fill(" ".join(caption.split()), int(width * 19))  # 19 letters of 7 points an inch
+    figure.supxlabel(text, x=0.008, ha="left", fontsize=7, color=GREY)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem``.png and ``stem``.pdf atomically, without dates, and return their paths."""
+    paths = []
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+        storage.write_atomically(paths[-1], buffer.getvalue())
+    return paths
+
+
+def printable(name: str, width: int = 24) -> str:
+    """Return ``name`` on one line of at most ``width`` letters; what has no letter shape becomes a question mark."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(name.split()))
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def missing_letters(names: Iterable[str]) -> str:
+    """Return the letters of ``names`` that no font of ``font.family`` has: they are drawn as boxes."""
+    paths = font_manager.fontManager._find_fonts_by_props(font_manager.FontProperties(family=rcParams["font.family"]))
+    known = {code for path in paths for code in font_manager.get_font(path).get_charmap()}
+    return "".join(sorted({letter for name in names for letter in printable(name) if ord(letter) not in known}))
+
+
+def plain(ax: Axes, *, grid: str = "") -> Axes:
+    """Remove the grid from ``ax`` except along ``grid`` ("x", "y" or nothing)."""
+    ax.grid(False)
+    if grid:
+        ax.grid(True, axis=grid)
+    return ax
+
+
+@contextlib.contextmanager
+def _no_glyph_warnings() -> Iterator[None]:
+    """Keep matplotlib from one warning a letter and figure; ``missing_letters`` says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield

@@ -1,0 +1,304 @@
+"""The training loop of both methods: AdamW at a constant rate; the epoch with the best validation accuracy is kept."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from common import interrupts
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+from common.examples import Examples
+from common.progress import progress
+from common.randomness import numpy_generator, torch_seed
+from common.runtime import memory_errors, synchronize
+
+PUBLISHED_STEPS = 4_000  # five epochs of 50,000 images in batches of 64
+FEW_STEPS = 1_000
+CHECKPOINT_SECONDS = 600
+LONG_SECONDS = 1_800
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters of the loop. Several learning rates are tried one after the other from the same start."""
+
+    lrs: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training found: the winning learning rate's history, one record for each rate, and the cost of them all."""
+
+    history: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
+    best_epoch: int
+    train_seconds: float
+    images_per_second: float
+
+
+def fit(model: nn.Module, train: Examples, val: Examples, settings: Settings, checkpoint: Checkpoint) -> Fit:
+    """Train the parameters of ``model`` that require gradients; it ends in eval mode with the best of them.
+
+    Resumes from ``checkpoint``, which is written at each epoch's end, every ten minutes, and on Ctrl-C or SIGTERM.
+    On the CPU (and on CUDA with deterministic algorithms) a resumed run is bitwise an uninterrupted one.
+    Losses are mean cross-entropies, accuracies shares of images; ``seconds`` counts the steps and the waiting for
+    their data, not validation and checkpoints.
+
+    Raises:
+        UserError: the loss became NaN or infinite, the memory is too small, or the checkpoint is another run's.
+    """
+    loop = _Loop(model, train, val, settings, checkpoint)
+    with memory_errors(settings.batch_size):
+        for trial, _ in enumerate(settings.lrs):
+            loop.start_trial(trial)
+            while len(loop.state.histories[trial]) < settings.epochs:
+                loop.train_epoch()
+                loop.end_epoch()
+    return loop.finish()
+
+
+def predict(
+    model: Callable[[torch.Tensor], torch.Tensor], examples: Examples, *, batch_size: int, desc: str
+) -> np.ndarray:
+    """Return the logits of all examples in their order, (N, C) float32; the model must be in eval mode."""
+    positions = _split(np.arange(len(examples.labels)), batch_size)
+    batches = examples.batches(positions, epoch=0)
+    with torch.inference_mode(), memory_errors(batch_size):
+        bar = progress(batches, desc=desc, total=len(positions), unit="batch")
+        return torch.cat([model(batch).float().cpu() for batch in bar]).numpy()
+
+
+def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return the mean cross-entropy (in float64) and the share of correct images, of logits (N, C)."""
+    loss = functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+    return loss.item(), float((logits.argmax(1) == labels).mean())
+
+
+def few_steps_note(images: int, settings: Settings) -> str | None:
+    """Return a sentence for a run of so few optimiser steps that the published rates hardly move, else None."""
+    steps = math.ceil(images / settings.batch_size) * settings.epochs
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"{steps:,} optimiser steps; the published recipe makes about {PUBLISHED_STEPS:,}. "
+        "On few images try more --epochs, a smaller --batch-size or a higher --lr"
+    )
+
+
+@dataclass
+class _State:
+    """All that the rest of a run depends on, beside the trainable weights, the best weights and the optimiser."""
+
+    histories: list[list[dict[str, Any]]] = field(default_factory=list)  # one for each learning rate begun
+    step: int = 0  # steps made in the epoch under way, and their sums:
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+
+    def best(self) -> tuple[int, int]:
+        """(trial, epoch) with the best validation accuracy, the earlier one on a tie."""
+        rows = [(t, e, row) for t, history in enumerate(self.histories) for e, row in enumerate(history)]
+        return max(rows, key=lambda found: found[2]["val_accuracy"])[:2]
+
+
+class _Loop:
+    """The state of a training run and the steps that change it."""
+
+    def __init__(
+        self, model: nn.Module, train: Examples, val: Examples, settings: Settings, checkpoint: Checkpoint
+    ) -> None:
+        self.model, self.train, self.val, self.settings, self.checkpoint = model, train, val, settings, checkpoint
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.initial = self._copy_weights()
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.state = _State()
+        self._resume()
+
+    def start_trial(self, trial: int) -> None:
+        """Begin with learning rate number ``trial``, unless the checkpoint is already at it or beyond."""
+        if trial < len(self.state.histories):
+            return
+        self._set_weights(self.initial)
+        self.state.histories.append([])
+        self._new_optimizer()
+
+    def train_epoch(self) -> None:
+        """Step once over all training images, or over those that the checkpoint left, in the epoch's own order."""
+        state, seed, epoch = self.state, self.settings.seed, len(self.state.histories[-1])
+        order = numpy_generator(seed, "order", epoch=epoch).permutation(len(self.train.labels))
+        positions = _split(order, self.settings.batch_size)
+        self.model.train()
+        saved_at = time.monotonic()
+        bar = progress(desc=f"epoch {epoch + 1}/{self.settings.epochs}", total=len(positions), unit="step")
+        bar.update(state.step)
+        with bar, interrupts.held_back() as interruption:
+            started, first = time.perf_counter(), state.step
+            for inputs in self.train.batches(positions[first:], epoch=epoch):
+                torch.manual_seed(torch_seed(seed, "dropout", epoch=epoch, step=state.step))
+                self._step(inputs, self.train.labels[positions[state.step]])
+                now = time.perf_counter()
+                state.seconds, started = state.seconds + now - started, now
+                bar.update()
+                if state.step - first == 10:
+                    self._announce_if_long(state.seconds / state.step, len(positions))
+                if interruption() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    self._save()
+                    saved_at = time.monotonic()
+                    started = time.perf_counter()
+                if error := interruption():
+                    raise error
+
+    def _step(self, inputs: torch.Tensor, labels: np.ndarray) -> None:
+        targets = torch.from_numpy(labels).to(inputs.device)
+        logits = self.model(inputs)  # (B, C)
+        loss = functional.cross_entropy(logits, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(self._not_finite("loss", value))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        synchronize(inputs.device)
+        self.state.step += 1
+        self.state.loss_sum += value * len(labels)
+        self.state.correct += int((logits.argmax(1) == targets).sum())
+
+    def end_epoch(self) -> None:
+        """Validate, write the epoch's row, keep the weights where they are the best so far, save all that."""
+        state, images = self.state, len(self.train.labels)
+        self.model.eval()
+        logits = predict(self.model, self.val, batch_size=self.settings.batch_size, desc="validation")
+        val_loss, val_accuracy = loss_and_accuracy(logits, self.val.labels)
+        if not math.isfinite(val_loss):
+            raise UserError(self._not_finite("validation loss", val_loss))
+        history = state.histories[-1]
+        row = {
+            "epoch": len(history) + 1,
+            "lr": self._lr,
+            "train_loss": state.loss_sum / images,
+            "train_accuracy": state.correct / images,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": state.seconds,
+        }
+        history.append(row)
+        if state.best() == (len(state.histories) - 1, len(history) - 1):
+            self.best_weights = self._copy_weights()
+        state.step, state.loss_sum, state.correct, state.seconds = 0, 0.0, 0, 0.0
+        self._save()
+        _print_epoch(row, self.settings)
+
+    def finish(self) -> Fit:
+        """Put the best weights into the model and return the record of the whole training."""
+        self._set_weights(self.best_weights)
+        self.model.eval()
+        histories = self.state.histories
+        trial, epoch = self.state.best()
+        rows = list(itertools.chain.from_iterable(histories))
+        seconds = sum(row["seconds"] for row in rows)
+        return Fit(
+            history=histories[trial],
+            trials=[_trial_record(history) for history in histories],
+            best_epoch=epoch + 1,
+            train_seconds=seconds,
+            images_per_second=len(rows) * len(self.train.labels) / seconds,
+        )
+
+    @property
+    def _lr(self) -> float:
+        return self.settings.lrs[len(self.state.histories) - 1]
+
+    def _new_optimizer(self) -> None:
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=self._lr, weight_decay=self.settings.weight_decay
+        )
+
+    def _copy_weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().cpu().clone() for name, p in self.weights.items()}
+
+    def _set_weights(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.weights.items():
+                parameter.copy_(values[name])
+
+    def _save(self) -> None:
+        tensors = {f"weights/{name}": value for name, value in self._copy_weights().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
+        for name, parameter in self.weights.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu()
+        self.checkpoint.save(asdict(self.state), tensors)
+
+    def _resume(self) -> None:
+        found = self.checkpoint.load()
+        if found is None:
+            return
+        record, tensors = found
+        self.state = _State(**record)
+        self._set_weights(_below("weights/", tensors))
+        self.best_weights = _below("best/", tensors)
+        self._new_optimizer()
+        for path, value in _below("optimizer/", tensors).items():
+            key, name = path.split("/", 1)
+            parameter = self.weights[name]
+            # AdamW keeps its step count on the CPU, its moments beside the weights.
+            self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        rows = sum(map(len, self.state.histories))
+        print(f"resuming after {rows} finished epochs and {self.state.step} steps", flush=True)
+
+    def _not_finite(self, what: str, value: float) -> str:
+        epoch = len(self.state.histories[-1]) + 1
+        return (
+            f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at --lr {self._lr:g}; "
+            "try a lower --lr, or --precision fp32; nothing was kept of this step"
+        )
+
+    def _announce_if_long(self, seconds_per_step: float, steps_per_epoch: int) -> None:
+        epochs = self.settings.epochs * len(self.settings.lrs) - sum(map(len, self.state.histories))
+        seconds = seconds_per_step * (epochs * steps_per_epoch - self.state.step)
+        if seconds > LONG_SECONDS:
+            print(
+                f"about {seconds / 3600:.1f} h of training to go at {seconds_per_step:.2g} s a step; shorter: "
+                "--train-limit, fewer --epochs, a smaller --backbone, or a GPU. It may be stopped and resumed at any time",
+                flush=True,
+            )
+
+
+def _trial_record(history: list[dict[str, Any]]) -> dict[str, Any]:
+    best = max(history, key=lambda row: row["val_accuracy"])  # the first on a tie
+    return {
+        "lr": best["lr"],
+        "best_epoch": best["epoch"],
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
+    }
+
+
+def _print_epoch(row: dict[str, Any], settings: Settings) -> None:
+    lr = f"lr {row['lr']:g}  " if len(settings.lrs) > 1 else ""
+    print(
+        f"{lr}epoch {row['epoch']}/{settings.epochs}  "
+        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
+        f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s",
+        flush=True,
+    )
+
+
+def _split(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
