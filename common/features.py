@@ -6,7 +6,7 @@ the cache off, in the run's own folder. Either way a killed extraction goes on w
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from common.data import Images
 from common.locks import locked
 from common.preprocessing import Transform, image_batches
 from common.progress import progress
-from common.runtime import autocast, compile_if_repaid, memory_errors, synchronize
+from common.runtime import autocast, compiled, compiling_pays, memory_errors
 from common.storage import sha256, write_atomically
 
 PART_IMAGES = 2_048
 # Fixed, so that --batch-size, which is the optimiser's, changes neither the features nor their key in the cache.
 BATCH_IMAGES = {"cpu": 32, "cuda": 256, "mps": 64}
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,25 @@ class Extractor:
     fingerprint: str
     """Of the data set, from ``common.data``."""
 
-    def key(self, images: Images, *, compiled_for: int) -> dict[str, Any]:
-        """Return everything that the features of ``images`` depend on, JSON-able."""
+    def compiles(self, images: Images) -> bool:
+        """Whether so many images repay the compiler."""
+        return self.compile == "auto" and compiling_pays(len(images), self.transform.size)
+
+    def key(self, images: Images, split: str) -> dict[str, Any]:
+        """Return everything that the features of these ``images`` of a split depend on, JSON-able."""
         import timm
 
         return {
             "backbone": self.backbone.tag,
             "weights": self.backbone.sha256,
             "data": self.fingerprint,
+            "split": split,
             "images": sha256(images.indices.tobytes() + images.labels.tobytes()),
             "count": len(images),
             "transform": asdict(self.transform),
             "precision": self.precision,
             "device": self.device.type,
-            "compile": compiled_for if self.compile == "auto" else 0,
+            "compiled": self.compiles(images),
             "torch": torch.__version__,
             "timm": timm.__version__,
         }
@@ -70,8 +76,8 @@ class Features:
     cache_hit: bool
 
 
-def extract(extractor: Extractor, images: Images, *, folder: Path, desc: str) -> Features:
-    """Return the features of all ``images`` in their order, from ``folder`` as far as they lie there whole.
+def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -> Features:
+    """Return the features of all ``images`` of a split in their order, from ``folder`` as far as they lie there whole.
 
     ``seconds`` is what the extraction cost when it was made, also where this call only read it. Parts that are
     damaged, or of other images or weights, are made again.
@@ -79,14 +85,14 @@ def extract(extractor: Extractor, images: Images, *, folder: Path, desc: str) ->
     Raises:
         UserError: an image cannot be read, the disk is full, or the memory too small.
     """
-    key = extractor.key(images, compiled_for=len(images))
+    key = extractor.key(images, split)
     digest = sha256(json.dumps(key, sort_keys=True).encode())
     entry = folder / digest[:32]
     with locked(entry.with_suffix(".lock"), what=f"the features in {str(entry)!r}", wait=True):
         starts = range(0, len(images), PART_IMAGES)
         parts = {start: _read_part(_part_file(entry, start), digest) for start in starts}
         missing = [start for start in starts if parts[start] is None]
-        for start, part in zip(missing, _make_parts(extractor, images, missing, desc), strict=True):
+        for start, part in zip(missing, _make_parts(extractor, images, missing, f"{split} features"), strict=True):
             parts[start] = part
             _write_part(_part_file(entry, start), digest, key, *part)
         entry.touch()  # for the cache, the time of last use
@@ -100,25 +106,32 @@ def _make_parts(
     """Yield (features (n, width) float32 on the CPU, seconds) of each part."""
     if not starts:
         return
-    size = BATCH_IMAGES[extractor.device.type]
-    device, transform = extractor.device, extractor.transform
+    device, size = extractor.device, BATCH_IMAGES[extractor.device.type]
     plan = [_batches_of_part(start, len(images), size) for start in starts]
-    to_do = sum(len(batch) for batches in plan for batch in batches)
-    module = extractor.backbone.module.to(device).to(memory_format=torch.channels_last)
-    module = _compiled(extractor, len(images))
-    stream = image_batches(
-        images, [batch for batches in plan for batch in batches], transform, device=device, workers=extractor.workers
-    )
-    with progress(desc=desc, total=to_do, unit="image") as bar, torch.inference_mode(), memory_errors(size):
-        for batches in plan:
+    batches = [batch for part in plan for batch in part]
+    stream = image_batches(images, batches, extractor.transform, device=device, workers=extractor.workers)
+    plain, fast = _forward_functions(extractor, images)
+    with progress(desc=desc, total=sum(map(len, batches)), unit="image") as bar, memory_errors(size):
+        for part in plan:
             started, features = time.perf_counter(), []
-            for batch in batches:
-                pixels = next(stream).contiguous(memory_format=torch.channels_last)
-                with autocast(device, extractor.precision):
-                    features.append(pooled_features(module, pixels).float().cpu())  # (B, width)
+            for batch in part:
+                # The last batch may be smaller; the compiler would start anew for its shape.
+                forward = fast if len(batch) == size else plain
+                with torch.inference_mode(), autocast(device, extractor.precision):
+                    pixels = next(stream).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
+                    features.append(forward(pixels).float().cpu())  # (B, width)
                 bar.update(len(batch))
-            synchronize(device)
             yield torch.cat(features), time.perf_counter() - started
+
+
+def _forward_functions(extractor: Extractor, images: Images) -> tuple[Forward, Forward]:
+    """Return the backbone as (plain, compiled if that pays), both (B, 3, S, S) -> (B, width)."""
+    module = extractor.backbone.module.to(extractor.device, memory_format=torch.channels_last)
+
+    def plain(pixels: torch.Tensor) -> torch.Tensor:
+        return pooled_features(module, pixels)
+
+    return plain, compiled(plain) if extractor.compiles(images) else plain
 
 
 def _batches_of_part(start: int, total: int, size: int) -> list[np.ndarray]:
@@ -131,18 +144,23 @@ def _part_file(entry: Path, start: int) -> Path:
 
 
 def _write_part(path: Path, digest: str, key: dict[str, Any], values: torch.Tensor, seconds: float) -> None:
-    metadata = {"key": json.dumps(key, sort_keys=True), "digest": digest, "seconds": repr(seconds)}
-    content = sha256(values.numpy().tobytes())
-    write_atomically(path, save({"features": values.contiguous()}, metadata=metadata | {"sha256": content}))
+    metadata = {"key": json.dumps(key, sort_keys=True), "seconds": repr(seconds)}
+    metadata["sha256"] = _part_digest(digest, metadata["seconds"], values)
+    write_atomically(path, save({"features": values.contiguous()}, metadata=metadata))
 
 
 def _read_part(path: Path, digest: str) -> tuple[torch.Tensor, float] | None:
+    """Return (features, seconds), or None where the part is missing, damaged, or of another key."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata, values = file.metadata() or {}, file.get_tensor("features")
-        whole = metadata.get("sha256") == sha256(values.numpy().tobytes()) and metadata.get("digest") == digest
-        return (values, float(metadata["seconds"])) if whole else None
-    except (SafetensorError, OSError, ValueError, KeyError):
+    except (SafetensorError, OSError):
         return None
+    whole = metadata.get("sha256") == _part_digest(digest, metadata.get("seconds", ""), values)
+    return (values, float(metadata["seconds"])) if whole else None
+
+
+def _part_digest(key_digest: str, seconds: str, values: torch.Tensor) -> str:
+    return sha256(f"{key_digest} {seconds} {tuple(values.shape)} ".encode() + values.numpy().tobytes())

@@ -8,12 +8,11 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from common.errors import UserError
 
@@ -65,24 +64,26 @@ def prepare(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def compile_if_repaid(module: nn.Module, images: int, *, image_size: int, mode: str) -> nn.Module:
-    """Compile a frozen backbone for inference when ``images`` forward passes are enough to repay the compiler.
+def compiling_pays(images: int, image_size: int) -> bool:
+    """Whether so many forward passes repay the compiler: by number and size alone, never by a stopwatch.
 
-    The choice depends on the number and size of the images alone, never on a stopwatch, so that a repeated run
-    computes the same thing. Without a working C++ compiler PyTorch's own message is shown and nothing is compiled.
+    So a repeated run computes the same thing.
     """
-    if mode == "off" or images * image_size**2 < COMPILE_PAYS_AFTER_IMAGES * 224**2:
-        return module
-    import torch._inductor.config as inductor
+    return images * image_size**2 >= COMPILE_PAYS_AFTER_IMAGES * 224**2
+
+
+def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``forward`` compiled for inference with frozen weights, or as it is where no C++ compiler is found."""
+    from torch._inductor import config as inductor
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         get_cpp_compiler()
     except Exception:  # a class of its own in each release; whatever is wrong, the plain way works
-        print("no C++ compiler: the backbone runs uncompiled (same result, slower)")
-        return module
-    inductor.freezing = True  # folds BatchNorm into the convolutions; only right because nothing here trains
-    return torch.compile(module, dynamic=False)
+        print("no C++ compiler: the backbone runs uncompiled (the same features, slower)")
+        return forward
+    inductor.freezing = True  # folds BatchNorm into the convolutions; right only because nothing here trains
+    return torch.compile(forward, dynamic=False)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,0 +1,169 @@
+"""From uint8 images to the normalised batches that a backbone was trained on.
+
+There is one resize, for arrays in memory and for decoded files: PyTorch's uint8 path on the CPU, with antialias, which
+is within 2 grey levels of PIL (a float interpolation is up to 26 off, because PIL rounds between its two passes).
+Grey images are resized as one channel and expanded to three on the device.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from common import augmentation
+from common.errors import UserError
+from common.images import Images, decode
+
+_UINT8_MODES = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How one backbone wants its images: side in pixels, channel means and deviations (of 0..1), interpolation.
+
+    ``resize``: ``squash`` maps the whole image to the square; ``crop`` maps its shorter side to size / crop_pct and
+    cuts out the centre. ``augment``: ``none`` or ``light``.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize: str = "squash"
+    crop_pct: float = 1.0
+    augment: str = "none"
+
+
+def image_batches(
+    images: Images,
+    batches: Sequence[np.ndarray],
+    transform: Transform,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    augment_key: tuple[int, int] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield one normalised batch (B, 3, S, S) float32 on ``device`` for each array of positions into ``images``.
+
+    Args:
+        batches: positions (B,) int64 each; the batches come in this order.
+        workers: processes that decode and resize (None: chosen by ``default_workers``; 0: this process).
+        augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
+
+    Raises:
+        UserError: a file can no longer be read.
+    """
+    workers = default_workers(images, device) if workers is None else workers
+    dataset = _Batches(images, list(batches), transform, augment_key)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for item in loader if workers else map(dataset.__getitem__, range(len(dataset))):
+        if isinstance(item, str):
+            raise UserError(item)
+        yield normalise(item.to(device, non_blocking=True), transform)
+
+
+def default_workers(images: Images, device: torch.device) -> int:
+    """Return how many processes prepare images: none for arrays on the CPU, where they would only take its cores."""
+    if images.pixels is not None and device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def normalise(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """Return (pixels / 255 - mean) / std of uint8 (B, 1 or 3, S, S), as float32 (B, 3, S, S)."""
+    mean = torch.tensor(transform.mean, device=pixels.device).view(3, 1, 1) * 255
+    std = torch.tensor(transform.std, device=pixels.device).view(3, 1, 1) * 255
+    return (pixels.float() - mean) / std  # one channel broadcasts against three
+
+
+def resize(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """Resize uint8 (B, C, H, W) to (B, C, S, S) uint8, by squashing or by cropping the centre."""
+    size = transform.size
+    if transform.resize == "squash":
+        return _interpolate(pixels, (size, size), transform.interpolation)
+    pixels = _trim_panorama(pixels)
+    height, width = pixels.shape[-2:]
+    scale = math.floor(size / transform.crop_pct) / min(height, width)
+    enlarged = _interpolate(pixels, (round(height * scale), round(width * scale)), transform.interpolation)
+    top, left = ((side - size) // 2 for side in enlarged.shape[-2:])
+    return enlarged[..., top : top + size, left : left + size]
+
+
+def _trim_panorama(pixels: torch.Tensor) -> torch.Tensor:
+    """Cut the longer side to about twice the shorter, around the centre; the crop that follows needs no more.
+
+    Without it a 20,000 x 1 image would be enlarged to gigabytes before its centre is cut out.
+    """
+    height, width = pixels.shape[-2:]
+    margin = max(height, width) - 2 * min(height, width)
+    cut = max(0, margin // 2)  # the same on both ends, so that the centre stays the centre
+    return pixels[..., cut : height - cut, :] if height > width else pixels[..., cut : width - cut]
+
+
+def _interpolate(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    mode = mode if mode in _UINT8_MODES else "bicubic"  # timm's "random", "lanczos", "hamming" have no uint8 kernel
+    return functional.interpolate(pixels, size, mode=mode, antialias=True)
+
+
+class _Batches(Dataset):
+    """Batch number -> resized uint8 images (B, 1 or 3, S, S); a plain class, so that it can be sent to workers."""
+
+    def __init__(
+        self,
+        images: Images,
+        batches: list[np.ndarray],
+        transform: Transform,
+        augment_key: tuple[int, int] | None,
+    ) -> None:
+        self.images, self.batches, self.transform, self.augment_key = images, batches, transform, augment_key
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> torch.Tensor | str:
+        positions = self.batches[number]
+        try:
+            pixels = self._from_memory(positions) if self.images.pixels is not None else self._from_files(positions)
+        except UserError as error:
+            return str(error)  # an exception from a worker process would arrive wrapped in its traceback
+        if self.transform.augment == "light":
+            pixels = self._augment(pixels, positions)
+        return pixels
+
+    def _from_memory(self, positions: np.ndarray) -> torch.Tensor:
+        return resize(_channels_first(self.images.pixels[positions]), self.transform)
+
+    def _from_files(self, positions: np.ndarray) -> torch.Tensor:
+        resized = []
+        for position in positions:
+            image = decode(self.images.files[position])
+            resized.append(resize(_channels_first(image[None]), self.transform))  # (1, 1 or 3, S, S)
+        if len({image.shape[1] for image in resized}) > 1:  # grey and colour in one batch
+            resized = [image.expand(-1, 3, -1, -1) for image in resized]
+        return torch.cat(resized)
+
+    def _augment(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+        seed, epoch = self.augment_key
+        indices = self.images.indices[positions]
+        drawn = [
+            augmentation.light(image, seed=seed, epoch=epoch, index=int(index))
+            for image, index in zip(pixels, indices, strict=True)
+        ]
+        return torch.stack(drawn)
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    """(B, H, W) or (B, H, W, 3) uint8 -> (B, 1 or 3, H, W)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
