@@ -128,7 +128,7 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
 
     interrupts.raise_on_sigterm()
     try:
-        main(tyro.cli(config_type, description=main.__globals__["__doc__"], args=argv, config=(tyro.conf.OmitArgPrefixes,)))
+        main(tyro.cli(config_type, description=main.__globals__["__doc__"], args=argv))
     except UserError as error:
         return _fail(str(error))
     except MemoryError as error:

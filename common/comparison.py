@@ -40,12 +40,6 @@ class Comparison:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
         return self.series[0].runs[0].result["data"]
 
-    @property
-    def seeds(self) -> str:
-        """The number of seeds in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
-        counts = sorted({len(series.runs) for series in self.series})
-        return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed" + "s" * (counts[0] > 1)
-
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
     """Group ``runs`` by data set and model, leaving out what was tested on other images.
@@ -54,7 +48,7 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     of the data sets' names, and the lines that say what was left out or must be known.
 
     Raises:
-        UserError: a name among ``labels`` is no run's, or no run can be drawn.
+        UserError: a name among ``labels`` is no run's.
     """
     unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
     if unknown:
@@ -76,6 +70,33 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     return comparisons, lines
 
 
+def seeds(comparisons: Sequence[Comparison]) -> str:
+    """Return the number of seeds of each model in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
+    counts = sorted({len(series.runs) for comparison in comparisons for series in comparison.series})
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} seeds"
+    return "1 seed" if counts == [1] else f"{counts[0]} seeds"
+
+
+def notes(comparisons: Sequence[Comparison]) -> str:
+    """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
+    lines = [f"{comparison.dataset}: {note}." for comparison in comparisons for note in comparison.notes]
+    return " ".join(lines)
+
+
+def mean_and_sd(values: np.ndarray, digits: int = 3) -> str:
+    """Return "mean ± sd" of the seeds' ``values`` (n - 1 in the sd), the mean alone of one, a dash if one is missing."""
+    if np.isnan(values).any():
+        return "—"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def training_seconds(result: dict) -> float:
+    """Return what training cost in seconds, with what the extraction of the features cost when it was done."""
+    return result["efficiency"]["train_seconds"] + (result["efficiency"]["feature_seconds"] or 0.0)
+
+
 def unfinished(results_dir: Path) -> list[Path]:
     """Return the run folders that hold a checkpoint and no result yet."""
     folders = sorted({path.parent for path in results_dir.glob("*/*/seed*/checkpoint*")})
@@ -90,9 +111,7 @@ def _comparison(runs: list[Run], names: dict, looks: dict) -> Comparison:
     sizes = {name: max(run.result["data"]["num_train"] for run in group) for name, group in by_name.items()}
     notes, series = [], []
     if len(set(sizes.values())) > 1:
-        lines.append(
-            f"note: the models of {dataset!r} were trained on different numbers of images; labels give them (n)"
-        )
+        notes.append("the models were trained on different numbers of images (n)")
     if len({identity.has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
     for name in sorted(by_name, key=lambda name: (identity.rank(by_name[name][0]), results.natural(name))):

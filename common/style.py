@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib import font_manager, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -89,6 +90,11 @@ def printable(name: str, width: int = 24) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
+def wrapped(label: str, width: int) -> str:
+    """Return ``label`` printable, on as many lines of ``width`` letters as it needs."""
+    return textwrap.fill(printable(label, 3 * width), width, break_on_hyphens=False)
+
+
 def missing_letters(names: Iterable[str]) -> str:
     """Return the letters of ``names`` that no font of ``font.family`` has: they are drawn as boxes."""
     paths = font_manager.fontManager._find_fonts_by_props(font_manager.FontProperties(family=rcParams["font.family"]))
@@ -102,6 +108,13 @@ def plain(ax: Axes, *, grid: str = "") -> Axes:
     if grid:
         ax.grid(True, axis=grid)
     return ax
+
+
+def used(axes: np.ndarray, count: int) -> list[Axes]:
+    """Return the first ``count`` axes of a grid and remove the others, which would be empty frames."""
+    for ax in axes.ravel()[count:]:
+        ax.remove()
+    return list(axes.ravel()[:count])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,148 @@
+"""Figures of marks: per-class F1, and accuracy against what it costs. Marks, unlike bars, may stand on a cut axis."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from common import comparison, style
+from common.comparison import Comparison, Series
+from common.style import WIDTH
+
+MOST_CLASSES = 40  # rows in the figure of per-class F1: more do not fit on a page
+
+
+def per_class_f1(compared: Comparison) -> Figure:
+    """Draw a row a class and in it a mark a model at its F1, the hardest class at the bottom."""
+    f1 = [_f1(series) for series in compared.series]  # (seeds, C) each
+    overall = np.mean([array.mean(axis=0) for array in f1], axis=0)  # (C,), NaN for a class without test images
+    order = [index for index in np.argsort(-overall, kind="stable") if not np.isnan(overall[index])]
+    rows = order[-MOST_CLASSES:]
+    names = compared.data["classes"]
+    left_out = f"The {len(rows)} classes of lowest mean F1 of {len(names)}. " if len(rows) < len(names) else ""
+    figure = style.new_figure(
+        WIDTH,
+        1.4 + 0.21 * len(rows),
+        title=f"{style.printable(compared.dataset)}: F1 of each class, test images",
+        caption=f"{left_out}{_marks([compared])} {comparison.notes([compared])}",
+    )
+    ax = style.plain(figure.subplots(), grid="y")
+    positions = np.arange(len(rows))[::-1]
+    offsets = np.linspace(0.24, -0.24, len(f1)) if len(f1) > 1 else [0.0]
+    for series, array, offset in zip(compared.series, f1, offsets, strict=True):
+        _draw(ax, series, array[:, rows], np.broadcast_to(positions + offset, (len(array), len(rows))))
+    ax.set_yticks(positions, [style.printable(names[index], 32) for index in rows])
+    ax.tick_params(axis="y", length=0)
+    low = min(array[:, rows].min() for array in f1)
+    ax.set(xlabel="F1", xlim=(min(np.floor(low * 10 - 0.2) / 10, 0.9), 1.005), ylim=(-0.6, len(rows) - 0.4))
+    ax.grid(True, axis="x", linestyle=":")
+    _legend(figure, compared.series)
+    return figure
+
+
+def accuracy_vs_parameters(compared: Sequence[Comparison]) -> Figure:
+    """Draw test accuracy over the number of trained parameters, a panel a data set."""
+    return _trade_off(
+        compared,
+        lambda result: result["model"]["trainable_params"],
+        title="Accuracy and trained parameters",
+        xlabel="Trained parameters (log scale)",
+        formatter=EngFormatter(sep=" "),
+    )
+
+
+def accuracy_vs_time(compared: Sequence[Comparison]) -> Figure:
+    """Draw test accuracy over the seconds of training, the extraction of features included, a panel a data set."""
+    runs = [run for one in compared for series in one.series for run in series.runs]
+    devices = {str(run.result["environment"].get("device")) for run in runs}
+    return _trade_off(
+        compared,
+        comparison.training_seconds,
+        title="Accuracy and training time",
+        xlabel="Training and feature extraction (seconds, log scale)",
+        formatter=FuncFormatter(lambda seconds, _: f"{seconds:,.6g}"),
+        remark="Times are from different devices." if len(devices) > 1 else f"Device: {min(devices)}.",
+    )
+
+
+def _trade_off(
+    compared: Sequence[Comparison],
+    cost: Callable[[dict], float],
+    *,
+    title: str,
+    xlabel: str,
+    formatter: Formatter,
+    remark: str = "",
+) -> Figure:
+    """Draw accuracy over ``cost`` on a logarithmic axis, a panel a data set."""
+    columns = min(len(compared), 3)
+    rows = -(-len(compared) // columns)
+    figure = style.new_figure(
+        WIDTH,
+        1.1 + 2.2 * rows,
+        title=f"{title}, test images",
+        caption=f"{_marks(compared)} {remark} {comparison.notes(compared)}",
+    )
+    axes = style.used(figure.subplots(rows, columns, sharex=True, squeeze=False), len(compared))
+    costs = [series.values(cost) for one in compared for series in one.series]
+    low, high = (np.log10(np.maximum(edge, 1e-3)) for edge in (np.min(np.hstack(costs)), np.max(np.hstack(costs))))
+    for index, (one, ax) in enumerate(zip(compared, axes, strict=True)):
+        for series in one.series:
+            accuracy = series.values(lambda result: result["test"]["accuracy"])
+            _draw(ax, series, np.maximum(series.values(cost), 1e-3)[:, None], accuracy[:, None])
+        ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
+        ax.xaxis.set(major_locator=LogLocator(), major_formatter=formatter, minor_formatter=NullFormatter())
+        ax.set_title(style.printable(one.dataset))
+        ax.set_ylabel("Accuracy" if index % columns == 0 else "")
+        ax.set_xlabel(xlabel if index == (len(compared) - 1) // columns * columns else "", loc="left")
+        _widen(ax)
+    _legend(figure, _distinct(compared))
+    return figure
+
+
+def _draw(ax: Axes, series: Series, x: np.ndarray, y: np.ndarray) -> Axes:
+    """Draw one mark for each column of ``x`` and ``y`` (seeds, K) at the seeds' mean, and a dot for each seed."""
+    look = series.look
+    if len(x) > 1:
+        ax.scatter(x.ravel(), y.ravel(), s=5, color=look.color, alpha=0.55, linewidths=0, zorder=2)
+    ax.scatter(x.mean(axis=0), y.mean(axis=0), s=24, marker=look.marker, color=look.color, linewidths=0, zorder=3)
+    return ax
+
+
+def _widen(ax: Axes, least: float = 0.05) -> Axes:
+    """Give an accuracy axis a margin and a span of at least ``least``, so that it does not blow noise up."""
+    low, high = ax.dataLim.intervaly
+    margin = max(0.08 * (high - low), (least - (high - low)) / 2)
+    ax.set_ylim(low - margin, high + margin)
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    return ax
+
+
+def _legend(figure: Figure, series: Sequence[Series]) -> None:
+    """Put the models' marks and labels under the title, two or three a line."""
+    labels = [style.printable(one.label, 60) for one in series]
+    looks = [one.look for one in series]
+    handles = [Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=5) for look in looks]
+    columns = max(1, min(len(labels), int(WIDTH / (0.35 + 0.066 * max(map(len, labels))))))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.2, columnspacing=1.2)
+
+
+def _distinct(compared: Sequence[Comparison]) -> list[Series]:
+    """Return one series for each label of several data sets, in the order of the first that has it."""
+    return list({series.label: series for one in compared for series in one.series}.values())
+
+
+def _marks(compared: Sequence[Comparison]) -> str:
+    """Return the caption's sentences on marks, dots and the cut axis."""
+    seeds = comparison.seeds(compared)
+    marks = "One seed." if seeds == "1 seed" else f"Marks: mean of {seeds}; small dots: each seed."
+    return f"{marks} The axis of the metric does not start at 0."
+
+
+def _f1(series: Series) -> np.ndarray:
+    """Return the F1 of each seed and class (seeds, C), NaN for a class without test images."""
+    rows = [[row["f1"] for row in run.test["per_class"]] for run in series.runs]
+    return np.array(rows, dtype=np.float64)

@@ -1,0 +1,227 @@
+"""What both training scripts do alike before and after the method itself: open the run's folder, record the result."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import backbones, costs, data, metrics, results, runs, runtime, training
+from common.backbones import Backbone
+from common.checkpoint import Checkpoint
+from common.cli import Plumbing, as_record
+from common.data import Dataset
+from common.preprocessing import Transform
+from common.runs import RunFolder
+from common.training import Fit, Settings
+
+FEATURE_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "features"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: its settings with every default resolved, the machine it runs on, the folder it fills."""
+
+    config: Plumbing
+    settings: dict[str, Any]
+    method: str
+    image_size: int
+    device: torch.device
+    precision: str
+    run: RunFolder
+
+    @property
+    def loop(self) -> Settings:
+        """The hyper-parameters of the training loop."""
+        config = self.config
+        return Settings(config.lr, config.epochs, config.batch_size, config.weight_decay, config.seed)
+
+    @property
+    def feature_folder(self) -> Path:
+        """Where the features of a frozen backbone are kept: the shared cache, or the run's own folder."""
+        return FEATURE_CACHE if self.config.feature_cache else self.run.path / "features"
+
+    def checkpoint(self, dataset: Dataset, backbone: Backbone) -> Checkpoint:
+        """The file of this run's state, good only for the same settings, data, weights and precision."""
+        owner = runs.identity(self.settings) | {
+            "data": dataset.fingerprint,
+            "weights_sha256": backbone.sha256,
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+        return Checkpoint(self.run.checkpoint, owner)
+
+    def transform(self, backbone: Backbone) -> Transform:
+        """How this run prepares its images for the backbone, without augmentation."""
+        return Transform(
+            size=backbone.image_size,
+            mean=backbone.mean,
+            std=backbone.std,
+            interpolation=backbone.interpolation,
+            resize=self.config.resize,
+            crop_pct=backbone.crop_pct,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method leaves to be recorded: logits (N, C) float32 of validation and test, seconds, files to save."""
+
+    fit: Fit
+    val_logits: np.ndarray
+    test_logits: np.ndarray
+    eval_seconds: float
+    feature_seconds: float | None
+    feature_cache_hit: bool
+    model_record: dict[str, Any]
+    files: dict[str, bytes]
+
+
+@contextlib.contextmanager
+def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
+    """Resolve every setting, and hold the run's folder; yields None, and says where it is, for a finished run.
+
+    Raises:
+        UserError: a name or a device that does not exist, or a folder that belongs to another run.
+    """
+    data.check_request(config.dataset, config.data_dir)
+    tag = backbones.resolve_tag(config.backbone)
+    image_size = backbones.resolve_image_size(tag, config.image_size)
+    device = runtime.resolve_device(config.device)
+    precision = runtime.resolve_precision(config.precision, device)
+    settings = as_record(config) | {"backbone": tag, "image_size": image_size}
+    if config.dataset not in data.NAMES:
+        settings["dataset"] = str(Path(config.dataset).resolve())
+    if config.weights not in ("pretrained", "random"):
+        settings["weights"] = str(Path(config.weights).resolve())
+    is_default_size = image_size == backbones.resolve_image_size(tag, None)
+    named = settings | ({"image_size": None} if is_default_size else {})
+    name = config.run_name or runs.run_name(named, method=method, backbone=tag)
+    dataset = data.result_name(config.dataset, config.dataset_name)
+    path = config.results_dir / dataset / name / f"seed{config.seed}"
+    runtime.prepare(device, deterministic=config.deterministic)
+    with runs.opened(path, settings, overwrite=config.overwrite) as run:
+        if run.finished:
+            print(f"already finished: {path} (test accuracy {run.finished['test']['accuracy']:.4f}); "
+                  "--overwrite trains it again")  # fmt: skip
+            yield None
+            return
+        print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
+        yield Experiment(config, settings, method, image_size, device, precision, run)
+
+
+def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
+    """Print what is trained on, and return (and print) the notes that belong into the result."""
+    sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
+    print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
+    few = training.few_steps_note(len(dataset.train), experiment.loop)
+    notes = [*dataset.notes, *([few] if few else [])]
+    if experiment.config.weights == "random":
+        notes.append("the backbone has random weights: this run only shows that the code works")
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    return notes
+
+
+def describe_model(backbone: Backbone, *, frozen: nn.Module, head: nn.Module, counted: tuple[nn.Module, ...],
+                   lora: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+    """Return the ``model`` block of a result.
+
+    Args:
+        frozen: what computes the features, adapters merged; with ``head`` it gives the FLOPs.
+        counted: the modules whose parameters make up the model as it is trained.
+        lora: rank, alpha, dropout and target_modules, or None.
+    """
+    return {
+        **costs.count_parameters(*counted),
+        "forward_flops": costs.forward_flops(frozen, head, backbone.image_size),
+        "weights": {"source": backbone.source, "sha256": backbone.sha256},
+        "lora": lora,
+    }
+
+
+def save(experiment: Experiment, dataset: Dataset, backbone: Backbone, outcome: Outcome, notes: list[str]) -> None:
+    """Score validation and test, write the run's folder at once, and print what a person wants to know.
+
+    Raises:
+        UserError: the disk is full, or the logits are not finite; an earlier result is as it was.
+    """
+    val, val_notes = metrics.score(outcome.val_logits, dataset.val.labels, dataset.classes)
+    test, test_notes = metrics.score(outcome.test_logits, dataset.test.labels, dataset.classes)
+    predictions = results.npz_bytes(
+        logits=outcome.test_logits,
+        labels=dataset.test.labels,
+        indices=dataset.test.indices,
+        val_logits=outcome.val_logits,
+        val_labels=dataset.val.labels,
+        val_indices=dataset.val.indices,
+    )
+    notes = [*notes, *(f"validation: {n}" for n in val_notes), *(f"test: {n}" for n in test_notes)]
+    if experiment.device.type != "cuda":
+        notes.append(f"peak_device_bytes is null: not measured on {experiment.device.type}")
+    fit = outcome.fit
+    result = {
+        "schema_version": results.SCHEMA_VERSION,
+        "method": experiment.method,
+        "dataset": dataset.name,
+        "backbone": backbone.tag,
+        "seed": experiment.config.seed,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "config": experiment.settings | {"device": str(experiment.device), "precision": experiment.precision},
+        "data": _describe_data(dataset, backbone),
+        "model": outcome.model_record,
+        "history": fit.history,
+        "trials": fit.trials,
+        "best_epoch": fit.best_epoch,
+        "val": val,
+        "test": test,
+        "efficiency": {
+            "train_seconds": fit.train_seconds,
+            "feature_seconds": outcome.feature_seconds,
+            "feature_cache_hit": outcome.feature_cache_hit,
+            "eval_seconds": outcome.eval_seconds,
+            "train_images_per_second": fit.images_per_second,
+            **runtime.peak_memory(experiment.device),
+            "saved_bytes": sum(map(len, outcome.files.values())),
+        },
+        "environment": runtime.environment(experiment.device, experiment.precision),
+        "skipped_images": list(dataset.skipped),
+        "notes": notes,
+    }
+    files = outcome.files | {results.PREDICTIONS: predictions}
+    runs.finish(experiment.run, files, result)
+    _print_summary(experiment, result, [*files, results.RESULT])
+
+
+def _describe_data(dataset: Dataset, backbone: Backbone) -> dict[str, Any]:
+    return {
+        "classes": list(dataset.classes),
+        "num_train": len(dataset.train),
+        "num_val": len(dataset.val),
+        "num_test": len(dataset.test),
+        "image_size": backbone.image_size,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "interpolation": backbone.interpolation,
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def _print_summary(experiment: Experiment, result: dict[str, Any], files: list[str]) -> None:
+    test, cost, model = result["test"], result["efficiency"], result["model"]
+    auc = "not defined" if test["auc_macro"] is None else f"{test['auc_macro']:.4f}"
+    print(f"test accuracy {test['accuracy']:.4f}  F1 (macro) {test['f1_macro']:.4f}  AUC (macro) {auc}")
+    features = cost["feature_seconds"]
+    spent = f"training {cost['train_seconds']:.1f} s"
+    if features is not None:
+        spent += f", features {features:.1f} s{' (found in the cache)' if cost['feature_cache_hit'] else ''}"
+    print(f"{spent}, test {cost['eval_seconds']:.1f} s; best epoch {result['best_epoch']}", end=", ")
+    print(f"{model['trainable_params']:,} of {model['total_params']:,} parameters trained")
+    for name in files:
+        print(f"wrote {experiment.run.path / name}")

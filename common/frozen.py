@@ -1,0 +1,74 @@
+"""Training a head on a frozen backbone: ResNet50 and EfficientNet-B0, and the ViT without LoRA (``--rank 0``)."""
+
+import time
+from dataclasses import replace
+
+from common.backbones import Backbone
+from common.data import Dataset, Images
+from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExamples
+from common.experiment import Experiment, Outcome, describe_model
+from common.features import Extractor, Features, extract
+from common.heads import Head, head_file
+from common.training import fit, predict
+
+
+def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head: Head) -> Outcome:
+    """Train ``head`` on features that each image produced once; with ``--augment light`` they are made every epoch.
+
+    The backbone stays in eval mode and takes no gradient: its weights and its BatchNorm statistics do not change.
+    The test images go through it after the training has ended.
+
+    Raises:
+        UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
+    """
+    extractor = _extractor(experiment, dataset, backbone)
+    head = head.to(experiment.device)
+    made: dict[str, Features] = {}
+
+    def once(images: Images, split: str) -> FeatureExamples:
+        made[split] = extract(extractor, images, split, folder=experiment.feature_folder)
+        return FeatureExamples(made[split].values.to(experiment.device), images.labels)
+
+    if experiment.config.augment == "none":
+        train = once(dataset.train, "train")
+    else:
+        train = _augmented(experiment, dataset.train, backbone)
+    val = once(dataset.val, "val")
+    fitted = fit(head, train, val, experiment.loop, experiment.checkpoint(dataset, backbone))
+    feature_seconds = sum(features.seconds for features in made.values())
+    val_logits = predict(head, val, batch_size=experiment.config.batch_size, desc="validation")
+
+    test = once(dataset.test, "test")
+    started = time.perf_counter()
+    test_logits = predict(head, test, batch_size=experiment.config.batch_size, desc="test")
+    return Outcome(
+        fit=fitted,
+        val_logits=val_logits,
+        test_logits=test_logits,
+        eval_seconds=made["test"].seconds + time.perf_counter() - started,
+        feature_seconds=feature_seconds,
+        feature_cache_hit=all(features.cache_hit for features in made.values()),
+        model_record=describe_model(
+            backbone, frozen=backbone.module, head=head, counted=(backbone.module, head), lora=None
+        ),
+        files=head_file(head.state_dict()),
+    )
+
+
+def _extractor(experiment: Experiment, dataset: Dataset, backbone: Backbone) -> Extractor:
+    return Extractor(
+        backbone=backbone,
+        transform=experiment.transform(backbone),
+        device=experiment.device,
+        precision=experiment.precision,
+        compile=experiment.config.compile,
+        workers=experiment.config.workers,
+        fingerprint=dataset.fingerprint,
+    )
+
+
+def _augmented(experiment: Experiment, images: Images, backbone: Backbone) -> AugmentedFeatureExamples:
+    config = experiment.config
+    transform = replace(experiment.transform(backbone), augment=config.augment)
+    source = ImageExamples(images, transform, experiment.device, config.workers, seed=config.seed)
+    return AugmentedFeatureExamples(source, backbone.module.to(experiment.device), experiment.precision)

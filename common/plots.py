@@ -1,0 +1,121 @@
+"""Bars of the test metrics and learning curves: one function a figure, named as its file."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from common import comparison, style
+from common.comparison import Comparison, Series
+from common.style import GREY, WIDTH
+
+METRICS = {"accuracy": "Accuracy", "f1_macro": "F1 (macro)", "auc_macro": "AUC (macro)"}
+
+
+def final_benchmark_comparison(compared: Comparison) -> Figure:
+    """Draw accuracy, macro F1 and macro AUC on the test split as bars from zero, with every seed as a dot."""
+    return _bars([compared], f"{style.printable(compared.dataset)}: {compared.data['num_test']:,} test images")
+
+
+def overview(compared: Sequence[Comparison]) -> Figure:
+    """Draw the same bars for all data sets, one below the other."""
+    return _bars(compared, "All data sets, test images")
+
+
+def learning_curves(compared: Comparison) -> Figure:
+    """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
+    count = len(compared.series)
+    seeds = comparison.seeds([compared])
+    lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
+    figure = style.new_figure(
+        max(WIDTH, 1.75 * count),
+        4.2,
+        title=f"{style.printable(compared.dataset)}: learning curves, {seeds}",
+        caption=f"{lines}Ring: the epoch kept, best on validation images. {comparison.notes([compared])}",
+    )
+    axes = figure.subplots(2, count, sharex="col", sharey="row", squeeze=False)
+    for column, series in enumerate(compared.series):
+        axes[0, column].set_title(style.wrapped(series.label, 24))
+        for row, quantity in enumerate(("loss", "accuracy")):
+            _history(axes[row, column], series, quantity)
+        axes[1, column].set_xlabel("Epoch")
+        axes[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes[0, 0].set(ylabel="Cross-entropy (nats)", ylim=(0, None))
+    axes[1, 0].set_ylabel("Accuracy")
+    solid, dashed = (Line2D([], [], color=GREY, linestyle=linestyle) for linestyle in ("-", "--"))
+    axes[0, 0].legend([solid, dashed], ["validation", "training"], loc="upper right")
+    return figure
+
+
+def _history(ax: Axes, series: Series, quantity: str) -> Axes:
+    """Draw ``train_<quantity>`` (dashed) and ``val_<quantity>`` by epoch: the seeds thin, their mean thick."""
+    for split, linestyle in (("train", "--"), ("val", "-")):
+        curves = [
+            {point["epoch"]: point[f"{split}_{quantity}"] for point in run.result["history"]} for run in series.runs
+        ]
+        epochs = sorted(set().union(*curves))
+        marker = "." if len(epochs) == 1 else None
+        means = [np.mean([curve[epoch] for curve in curves if epoch in curve]) for epoch in epochs]
+        ax.plot(epochs, means, color=series.look.color, linestyle=linestyle, linewidth=1.4, marker=marker)
+        for curve in curves if len(curves) > 1 else ():
+            ax.plot(list(curve), list(curve.values()), color=series.look.color, linewidth=0.5, alpha=0.4)
+    for run, curve in zip(series.runs, curves, strict=True):
+        kept = run.result["best_epoch"]
+        if kept in curve:
+            ax.plot(kept, curve[kept], "o", color=series.look.color, markerfacecolor="white", markersize=4.5, zorder=3)
+    return style.plain(ax, grid="y")
+
+
+def _bars(compared: Sequence[Comparison], title: str) -> Figure:
+    """Draw a row of axes a data set and a column a metric."""
+    rows = [len(one.series) for one in compared]
+    seeds = comparison.seeds(compared)
+    spread = "no spread is known." if seeds == "1 seed" else "mean ± standard deviation; a dot is a seed."
+    figure = style.new_figure(
+        WIDTH,
+        0.95 + sum(0.3 * count + 0.35 for count in rows),
+        title=title,
+        caption=f"{seeds.capitalize()}: {spread} Dotted lines: chance. {comparison.notes(compared)}",
+    )
+    ratios = [count + 0.5 for count in rows]
+    axes = figure.subplots(len(rows), len(METRICS), sharex=True, squeeze=False, height_ratios=ratios)
+    for one, line in zip(compared, axes, strict=True):
+        for (metric, name), ax in zip(METRICS.items(), line, strict=True):
+            _metric_bars(ax, one, metric).set_title(name)
+            ax.tick_params(axis="y", labelleft=ax is line[0])
+        if len(rows) > 1:
+            line[0].set_title(f"{style.printable(one.dataset)}: {METRICS['accuracy'].lower()}")
+    return figure
+
+
+def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
+    """Draw one metric: a bar a model from 0 to the mean, a dot a seed, and the value in a column beside."""
+    labels = []
+    for row, series in enumerate(compared.series):
+        values, look = series.values(lambda result: result["test"][metric]), series.look
+        mean = 0.0 if np.isnan(values).any() else values.mean()
+        ax.barh(row, mean, height=0.66, color=look.color, hatch=look.hatch, edgecolor="white", linewidth=0)
+        if len(values) > 1:
+            ax.scatter(values, row + np.linspace(-0.22, 0.22, len(values)), s=5, color="black", linewidths=0, zorder=3)
+        ax.text(1.05, row, comparison.mean_and_sd(values), va="center", fontsize=7)
+        labels.append(_row_label(series, compared))
+    ax.set_yticks(range(len(labels)), labels)
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlim=(0, 1.65), ylim=(len(labels) - 0.5, -0.5))
+    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.spines[["bottom", "left"]].set_visible(False)
+    support = [row["support"] for row in compared.series[0].runs[0].test["per_class"]]
+    chance = {"accuracy": max(support) / sum(support), "auc_macro": 0.5}.get(metric)
+    if chance:
+        ax.axvline(chance, color="black", linewidth=0.8, linestyle=":")
+    return style.plain(ax, grid="x")
+
+
+def _row_label(series: Series, compared: Comparison) -> str:
+    """Return a model's label, with its number of seeds where that differs between the models."""
+    several = len({len(other.runs) for other in compared.series}) > 1
+    count = len(series.runs)
+    return style.wrapped(series.label + (f", {count} seed{'s' * (count > 1)}" if several else ""), 30)

@@ -1,0 +1,88 @@
+"""Draw every figure and the summary table from the results on disk; nothing is trained, no model is loaded.
+
+    python plot_results.py                                  # everything under results/
+    python plot_results.py --runs "cifar10/*"               # one data set
+    python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
+
+Expected: for each data set five figures in figures/ as PNG and PDF, three figures across data sets, and
+results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import cli, results
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    results_dir: Path = Path("results")
+    """Where the runs are: RESULTS_DIR/DATASET/RUN/seedN/result.json."""
+    figures_dir: Path = Path("figures")
+    """Where the figures go."""
+    runs: str = "*"
+    """Draw the runs whose RUN or DATASET/RUN matches this pattern (*, ?, [abc])."""
+    labels: tuple[str, ...] = ()
+    """Names to show instead of the automatic ones, each as RUN=LABEL or DATASET/RUN=LABEL."""
+
+    def __post_init__(self) -> None:
+        for pair in self.labels:
+            run, equals, label = pair.partition("=")
+            cli.require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")
+
+
+def main(config: Config) -> None:
+    from common import comparison, style, tables  # matplotlib takes a second to import; --help does not wait for it
+
+    # Data: the finished runs, those tested on the same images together
+    runs, problems = results.find(config.results_dir, config.runs)
+    compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
+    lines = [f"left out: {problem}" for problem in problems] + remarks
+    lines += [f"unfinished: {str(folder)!r}" for folder in comparison.unfinished(config.results_dir)]
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    if not compared:
+        raise UserError(
+            f"no finished run matches {config.runs!r} in {str(config.results_dir)!r} (DATASET/RUN/seedN/result.json); "
+            "make one, for example with: python train_cnn_head.py --dataset digits"
+        )
+
+    # Figures
+    with style.context():
+        for letters in filter(None, [style.missing_letters(_names(compared))]):
+            print(
+                f"note: the font lacks {letters[:20]!r}, drawn as boxes; name one that has them as font.family in a matplotlibrc file"
+            )
+        for stem, figure in _figures(compared):
+            _report(style.save(figure, config.figures_dir / stem))
+
+    # Table
+    _report(tables.write_summary(compared, config.results_dir))
+
+
+def _figures(compared):
+    """Yield (file stem, figure), one at a time so that one figure is in memory."""
+    from common import dotplots, panels, plots
+
+    for one in compared:
+        benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
+        yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison(one)
+        for draw in (plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1):
+            yield f"{one.dataset}_{draw.__name__}", draw(one)
+    for draw in (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time):
+        yield draw.__name__, draw(compared)
+
+
+def _names(compared) -> list[str]:
+    """Return every name that a figure shows."""
+    labels = [series.label for one in compared for series in one.series]
+    return labels + [name for one in compared for name in (one.dataset, *one.data["classes"])]
+
+
+def _report(paths: list[Path]) -> None:
+    print(*paths, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, Config))
