@@ -8,7 +8,8 @@ from common.data import Dataset, Images
 from common.examples import ImageExamples
 from common.experiment import Experiment, Outcome, describe_model
 from common.lora import ADAPTED, LoraViT, adapter_files, merged
-from common.training import fit, predict
+from common.prediction import predict
+from common.training import fit
 
 
 def fit_lora(experiment: Experiment, dataset: Dataset, backbone: Backbone, model: LoraViT) -> Outcome:
@@ -41,8 +42,6 @@ def fit_lora(experiment: Experiment, dataset: Dataset, backbone: Backbone, model
         eval_seconds=eval_seconds,
         feature_seconds=None,
         feature_cache_hit=False,
-        model_record=describe_model(
-            backbone, frozen=plain_vit, head=plain_vit.head, counted=(model,), lora=settings
-        ),
+        model_record=describe_model(backbone, frozen=plain_vit, head=plain_vit.head, counted=(model,), lora=settings),
         files=adapter_files(model),
     )

@@ -1,7 +1,7 @@
 """The published training augmentation, drawn for each image by itself.
 
-torchvision's v2 transforms draw once for a whole batch; here the draw is keyed by (seed, epoch, image index), so that an
-image gets the same augmentation whatever its batch, the number of workers, or where a run was resumed.
+torchvision's v2 transforms draw once for a whole batch; here the draw is keyed by (seed, epoch, image index): an image
+gets the same augmentation whatever its batch, the number of workers, or where a run was resumed.
 """
 
 import numpy as np

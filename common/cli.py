@@ -31,9 +31,9 @@ class Plumbing:
     val_fraction: float = 0.1
     """Share of the training split that is set aside for validation."""
     train_limit: int | None = None
-    """Train on this many images: a stratified subset, the same for every method and seed. Validation shrinks with it."""
+    """Train on this many images, a stratified subset, the same for every method and seed; validation shrinks with it."""
     test_limit: int | None = None
-    """Test on this many images: a stratified subset, the same for every method and seed."""
+    """Test on this many images, a stratified subset, the same for every method and seed."""
     split_seed: int = 0
     """Seed of the validation split and of the limits; apart from --seed, so that all seeds see the same images."""
     skip_damaged: bool = False
@@ -51,7 +51,7 @@ class Plumbing:
     results_dir: Path = Path("results")
     """Results go to RESULTS_DIR/DATASET/RUN/seedN/."""
     run_name: str | None = None
-    """Name of the run's folder (default: backbone, method, and every setting that differs from the published recipe)."""
+    """Name of the run's folder (default: backbone, method, and each setting that differs from the published recipe)."""
     overwrite: bool = False
     """Train again and replace a finished run, once the new one is finished."""
     deterministic: bool = False

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import backbones, costs, data, metrics, results, runs, runtime, training
+from common import backbones, costs, data, metrics, remarks, results, runs, runtime
 from common.backbones import Backbone
 from common.checkpoint import Checkpoint
 from common.cli import Plumbing, as_record
@@ -120,7 +120,8 @@ def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
     """Print what is trained on, and return (and print) the notes that belong into the result."""
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
     print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
-    few = training.few_steps_note(len(dataset.train), experiment.loop)
+    loop = experiment.loop
+    few = remarks.few_steps(len(dataset.train), batch_size=loop.batch_size, epochs=loop.epochs)
     notes = [*dataset.notes, *([few] if few else [])]
     if experiment.config.weights == "random":
         notes.append("the backbone has random weights: this run only shows that the code works")

@@ -9,7 +9,8 @@ from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExam
 from common.experiment import Experiment, Outcome, describe_model
 from common.features import Extractor, Features, extract
 from common.heads import Head, head_file
-from common.training import fit, predict
+from common.prediction import predict
+from common.training import fit
 
 
 def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head: Head) -> Outcome:

@@ -59,7 +59,9 @@ def own_activation(backbone: nn.Module) -> nn.Module:
 
 def _is_activation(module: nn.Module) -> bool:
     kind = type(module)
-    elementwise = kind.__module__.endswith(("torch.nn.modules.activation", "layers.activations", "layers.activations_me"))
+    elementwise = kind.__module__.endswith(
+        ("torch.nn.modules.activation", "layers.activations", "layers.activations_me")
+    )
     return elementwise and kind.__name__ not in (*_GATES, "MultiheadAttention")
 
 

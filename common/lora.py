@@ -120,9 +120,13 @@ def require_plain_vit(backbone: Backbone) -> None:
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
             "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py)"
         )
-    strange = {type(block.attn).__name__ for block in module.blocks if type(getattr(block, "attn", None)) is not Attention}
+    strange = {
+        type(block.attn).__name__ for block in module.blocks if type(getattr(block, "attn", None)) is not Attention
+    }
     if strange:
-        raise UserError(f"--backbone {tag!r} has attention of kind {sorted(strange)}; only timm's Attention can be split")
+        raise UserError(
+            f"--backbone {tag!r} has attention of kind {sorted(strange)}; only timm's Attention can be split"
+        )
 
 
 def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:

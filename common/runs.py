@@ -82,13 +82,11 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, list):
         return "+".join(map(_text, value))
-    if isinstance(value, float):
-        sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-        plain = f"{value:g}"
-        mantissa = "".join(map(str, digits))
-        power = exponent + len(digits) - 1
-        short = f"{mantissa[0]}{'.' * (len(digits) > 1)}{mantissa[1:]}e{power}"
-        return plain if 0.01 <= value < 10_000 and float(plain) == value else short
+    if isinstance(value, float):  # the shorter of 0.001 and 1e-3
+        _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+        first, *rest = map(str, digits)
+        scientific = f"{first}{'.' * bool(rest)}{''.join(rest)}e{exponent + len(rest)}"
+        return min(scientific, f"{value:g}", key=len)
     return str(value)
 
 

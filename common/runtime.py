@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; try --device auto")
+        raise UserError(
+            f"--device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; try --device auto"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device 'mps': PyTorch sees no Apple GPU here; try --device auto")
     return device
@@ -100,10 +103,10 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "not enough memory" not in text and "can't allocate memory" not in text:
-                raise
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        # On the CPU PyTorch raises a plain RuntimeError.
+        if not known and not re.search("not enough memory|can't allocate memory", str(error)):
+            raise
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size"
         raise UserError(f"out of memory with batches of {batch_size}: try {smaller}") from error
 

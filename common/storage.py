@@ -30,7 +30,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         flush_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {str(path)!r}: {reason}; nothing was overwritten, make room and try again") from error
+        raise UserError(
+            f"cannot write {str(path)!r}: {reason}; nothing was overwritten, make room and try again"
+        ) from error
 
 
 def flush_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import itertools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,18 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common import interrupts
+from common import interrupts, remarks
 from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.examples import Examples
+from common.prediction import loss_and_accuracy, predict, split_batches
 from common.progress import progress
 from common.randomness import numpy_generator, torch_seed
 from common.runtime import memory_errors, synchronize
 
-PUBLISHED_STEPS = 4_000  # five epochs of 50,000 images in batches of 64
-FEW_STEPS = 1_000
 CHECKPOINT_SECONDS = 600
-LONG_SECONDS = 1_800
 
 
 @dataclass(frozen=True)
@@ -69,34 +66,6 @@ def fit(model: nn.Module, train: Examples, val: Examples, settings: Settings, ch
     return loop.finish()
 
 
-def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], examples: Examples, *, batch_size: int, desc: str
-) -> np.ndarray:
-    """Return the logits of all examples in their order, (N, C) float32; the model must be in eval mode."""
-    positions = _split(np.arange(len(examples.labels)), batch_size)
-    batches = examples.batches(positions, epoch=0)
-    with torch.inference_mode(), memory_errors(batch_size):
-        bar = progress(batches, desc=desc, total=len(positions), unit="batch")
-        return torch.cat([model(batch).float().cpu() for batch in bar]).numpy()
-
-
-def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the mean cross-entropy (in float64) and the share of correct images, of logits (N, C)."""
-    loss = functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
-    return loss.item(), float((logits.argmax(1) == labels).mean())
-
-
-def few_steps_note(images: int, settings: Settings) -> str | None:
-    """Return a sentence for a run of so few optimiser steps that the published rates hardly move, else None."""
-    steps = math.ceil(images / settings.batch_size) * settings.epochs
-    if steps >= FEW_STEPS:
-        return None
-    return (
-        f"{steps:,} optimiser steps; the published recipe makes about {PUBLISHED_STEPS:,}. "
-        "On few images try more --epochs, a smaller --batch-size or a higher --lr"
-    )
-
-
 @dataclass
 class _State:
     """All that the rest of a run depends on, beside the trainable weights, the best weights and the optimiser."""
@@ -138,7 +107,7 @@ class _Loop:
         """Step once over all training images, or over those that the checkpoint left, in the epoch's own order."""
         state, seed, epoch = self.state, self.settings.seed, len(self.state.histories[-1])
         order = numpy_generator(seed, "order", epoch=epoch).permutation(len(self.train.labels))
-        positions = _split(order, self.settings.batch_size)
+        positions = split_batches(order, self.settings.batch_size)
         self.model.train()
         saved_at = time.monotonic()
         bar = progress(desc=f"epoch {epoch + 1}/{self.settings.epochs}", total=len(positions), unit="step")
@@ -152,7 +121,7 @@ class _Loop:
                 state.seconds, started = state.seconds + now - started, now
                 bar.update()
                 if state.step - first == 10:
-                    self._announce_if_long(state.seconds / state.step, len(positions))
+                    self._announce(len(positions))
                 if interruption() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self._save()
                     saved_at = time.monotonic()
@@ -198,7 +167,7 @@ class _Loop:
             self.best_weights = self._copy_weights()
         state.step, state.loss_sum, state.correct, state.seconds = 0, 0.0, 0, 0.0
         self._save()
-        _print_epoch(row, self.settings)
+        print(remarks.epoch_line(row, epochs=self.settings.epochs, several_lrs=len(self.settings.lrs) > 1), flush=True)
 
     def finish(self) -> Fit:
         """Put the best weights into the model and return the record of the whole training."""
@@ -221,9 +190,7 @@ class _Loop:
         return self.settings.lrs[len(self.state.histories) - 1]
 
     def _new_optimizer(self) -> None:
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=self._lr, weight_decay=self.settings.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=self._lr, weight_decay=self.settings.weight_decay)
 
     def _copy_weights(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().cpu().clone() for name, p in self.weights.items()}
@@ -258,22 +225,18 @@ class _Loop:
         rows = sum(map(len, self.state.histories))
         print(f"resuming after {rows} finished epochs and {self.state.step} steps", flush=True)
 
+    def _announce(self, steps_per_epoch: int) -> None:
+        epochs = self.settings.epochs * len(self.settings.lrs) - sum(map(len, self.state.histories))
+        pace = self.state.seconds / self.state.step
+        if estimate := remarks.long_training(pace, epochs * steps_per_epoch - self.state.step):
+            print(estimate, flush=True)
+
     def _not_finite(self, what: str, value: float) -> str:
         epoch = len(self.state.histories[-1]) + 1
         return (
             f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at --lr {self._lr:g}; "
             "try a lower --lr, or --precision fp32; nothing was kept of this step"
         )
-
-    def _announce_if_long(self, seconds_per_step: float, steps_per_epoch: int) -> None:
-        epochs = self.settings.epochs * len(self.settings.lrs) - sum(map(len, self.state.histories))
-        seconds = seconds_per_step * (epochs * steps_per_epoch - self.state.step)
-        if seconds > LONG_SECONDS:
-            print(
-                f"about {seconds / 3600:.1f} h of training to go at {seconds_per_step:.2g} s a step; shorter: "
-                "--train-limit, fewer --epochs, a smaller --backbone, or a GPU. It may be stopped and resumed at any time",
-                flush=True,
-            )
 
 
 def _trial_record(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -284,20 +247,6 @@ def _trial_record(history: list[dict[str, Any]]) -> dict[str, Any]:
         "val_loss": best["val_loss"],
         "val_accuracy": best["val_accuracy"],
     }
-
-
-def _print_epoch(row: dict[str, Any], settings: Settings) -> None:
-    lr = f"lr {row['lr']:g}  " if len(settings.lrs) > 1 else ""
-    print(
-        f"{lr}epoch {row['epoch']}/{settings.epochs}  "
-        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
-        f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s",
-        flush=True,
-    )
-
-
-def _split(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
