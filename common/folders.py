@@ -107,8 +107,8 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
         inside = _visible(root / entry.name)
         if folders := [e.name for e in inside if e.is_dir()]:
             raise UserError(
-                f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their class's "
-                "folder, as <class>/* or train/<class>/* with test/<class>/*"
+                f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their "
+                "class's folder, as <class>/* or train/<class>/* with test/<class>/*"
             )
         classes[entry.name] = [root / entry.name / e.name for e in inside if is_image(e)]
         others += [e for e in inside if not is_image(e)]

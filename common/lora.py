@@ -120,18 +120,10 @@ def require_plain_vit(backbone: Backbone) -> None:
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
             "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py)"
         )
-    strange = {
-        type(block.attn).__name__ for block in module.blocks if type(getattr(block, "attn", None)) is not Attention
-    }
-    if strange:
-        raise UserError(
-            f"--backbone {tag!r} has attention of kind {sorted(strange)}; only timm's Attention can be split"
-        )
-
-
-def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trainable parameters by name, on the CPU, as copies."""
-    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+    kinds = {type(getattr(block, "attn", None)) for block in module.blocks}
+    if kinds != {Attention}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"--backbone {tag!r} has attention of kind {names}; only timm's Attention can be split")
 
 
 def merged(model: LoraViT) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The data sets that have a name: MNIST, Fashion-MNIST and CIFAR-10 as torchvision reads them, digits of scikit-learn."""
+"""The data sets that have a name: MNIST, Fashion-MNIST, CIFAR-10 as torchvision reads them, scikit-learn's digits."""
 
 import socket
 from pathlib import Path
