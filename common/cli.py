@@ -31,9 +31,9 @@ class Plumbing:
     val_fraction: float = 0.1
     """Share of the training split that is set aside for validation."""
     train_limit: int | None = None
-    """Train on this many images, a stratified subset, the same for every method and seed; validation shrinks with it."""
+    """Train on this many images, stratified, the same for every method and seed; validation shrinks with it."""
     test_limit: int | None = None
-    """Test on this many images, a stratified subset, the same for every method and seed."""
+    """Test on this many images, stratified, the same for every method and seed."""
     split_seed: int = 0
     """Seed of the validation split and of the limits; apart from --seed, so that all seeds see the same images."""
     skip_damaged: bool = False
@@ -67,9 +67,8 @@ class Plumbing:
             require(limit is None or limit >= 1, flag.replace("_", "-"), limit, "at least 1")
         require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
-        device = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
-        require(device is not None, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
-        _check_weights(self.weights)
+        check_device(self.device)
+        check_weights(self.weights)
 
 
 def require(condition: bool, flag: str, value: object, allowed: str) -> None:
@@ -110,7 +109,13 @@ def _is_path_component(name: str | None) -> bool:
     return bool(name.strip()) and name[0] not in ".-" and not re.search(r"[/\\\x00-\x1f]", name) and len(name) <= 200
 
 
-def _check_weights(weights: str) -> None:
+def check_device(name: str) -> None:
+    """Refuse what is no device's name; whether the machine has it is asked later."""
+    require(bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name)), "device", name, "auto, cpu, cuda, cuda:N or mps")
+
+
+def check_weights(weights: str) -> None:
+    """Refuse weights that are neither ``pretrained`` nor ``random`` nor an existing .safetensors file."""
     if weights in ("pretrained", "random"):
         return
     path = Path(weights)

@@ -174,3 +174,19 @@ def _copies(train: Images, val: Images, test: Images) -> list[str]:
         f"{len(val):,} validation images are exact copies of training images": splits.count_copies(val, [train]),
     }
     return [f"{count:,} of the {text}" for text, count in counts.items() if count]
+
+
+def load_labelled(dataset: str, data_dir: Path, *, workers: int | None = None) -> tuple[Images, tuple[str, ...]]:
+    """Return labelled images to score a trained model on, and their classes.
+
+    They are the test split of a named data set or of an image folder that has one, and else all of its images.
+
+    Raises:
+        UserError: the data are missing or damaged.
+    """
+    check_request(dataset, data_dir)
+    if dataset in NAMES:
+        source = named_sets.read(dataset, Path(data_dir), workers=workers)
+    else:
+        source = folders.read(Path(dataset), workers=workers)
+    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes

@@ -1,0 +1,254 @@
+"""Score finished runs again, apply them to other images, or export their models.
+
+    python evaluate.py results/cifar10/RUN/seed0                      # is the stored result reproduced?
+    python evaluate.py results/cifar10/RUN --dataset path/to/labelled/images --out scores.json
+    python evaluate.py results/cifar10/RUN/seed0 --predict path/to/images --out labels.csv
+    python evaluate.py results/cifar10/RUN/seed0 --export model.safetensors     # or model.pt2
+
+RUN is a run's folder (all its seeds) or the folder of one seed. Everything is rebuilt from that folder and the
+backbone's weights; without other flags the test split is scored again and compared with the stored predictions.
+"""
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from common import cli
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from common.results import Run
+    from common.trained import Trained
+
+# Largest logit difference that another machine's or library's order of summation explains.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to do with which finished runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs: results/DATASET/RUN, or results/DATASET/RUN/seedN."""
+    dataset: str | None = None
+    """Score these labelled images instead: a data set's name or an image folder, with the classes of the run."""
+    predict: Path | None = None
+    """Label all images below this folder; needs --out FILE.csv."""
+    export: Path | None = None
+    """Write the model: FILE.safetensors (a plain timm checkpoint) or FILE.pt2 (a torch.export program)."""
+    out: Path | None = None
+    """File for the labels of --predict (.csv) or the scores of --dataset (.json)."""
+    weights: str | None = None
+    """The backbone's weights, if they are not where they were in training: a .safetensors file."""
+    data_dir: Path | None = None
+    """Where the named data sets lie (default: where they were in training)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    workers: int | None = None
+    """Processes that decode images (default: chosen from the data and the machine)."""
+
+    def __post_init__(self) -> None:
+        cli.require(len(self.runs) > 0, "runs", self.runs, "at least one run's folder")
+        asked = [name for name in ("dataset", "predict", "export") if getattr(self, name)]
+        if len(asked) > 1:
+            raise UserError(f"--{asked[0]} and --{asked[1]} do not go together: one at a time")
+        suffixes = {"predict": (".csv",), "dataset": (".json",)}.get(asked[0] if asked else "", ())
+        if self.out:
+            cli.require(self.out.suffix in suffixes, "out", str(self.out), _out_rule(suffixes))
+        elif self.predict:
+            raise UserError("--predict needs --out FILE.csv")
+        if self.export:
+            cli.require(
+                self.export.suffix in (".safetensors", ".pt2"),
+                "export",
+                str(self.export),
+                "FILE.safetensors or FILE.pt2",
+            )
+        target = self.out or self.export
+        if target and target.exists():
+            raise UserError(f"{str(target)!r} exists already; name another file or remove it")
+        if self.weights not in (None, "pretrained", "random"):
+            cli.check_weights(self.weights)
+        cli.check_device(self.device)
+        cli.require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+def _out_rule(suffixes: tuple[str, ...]) -> str:
+    return f"a {suffixes[0]} file" if suffixes else "left out without --predict or --dataset"
+
+
+def main(config: Config) -> None:
+    """Rebuild each run and do what was asked with it."""
+    from common import runtime, trained
+
+    runs = [run for folder in config.runs for run in _find(folder)]
+    if len(runs) > 1 and (config.out or config.export):
+        raise UserError(f"{len(runs)} runs, but one output file: name one run's seed folder")
+    device = runtime.resolve_device(config.device)
+    for run in runs:
+        model = trained.load(run, weights=config.weights, device=device, workers=config.workers)
+        if config.predict:
+            label(model, config.predict, config.out)
+        elif config.export:
+            export(model, config.export)
+        elif config.dataset:
+            score_other(model, config)
+        else:
+            score_again(model, config)
+
+
+def _find(folder: Path) -> list["Run"]:
+    """Return the run in a seed's folder, or those of all seeds in a run's folder."""
+    from common import results
+
+    seeds = [folder] if (folder / results.RESULT).exists() else sorted(folder.glob("seed*"))
+    finished = [seed for seed in seeds if (seed / results.RESULT).exists()]
+    if not finished:
+        raise UserError(f"{str(folder)!r} holds no finished run (no {results.RESULT}, no seed*/{results.RESULT})")
+    return [results.Run(seed, results.read(seed / results.RESULT)) for seed in finished]
+
+
+def score_again(model: "Trained", config: Config) -> None:
+    """Score the run's own test split and compare with the stored predictions."""
+    import numpy as np
+
+    from common import data, metrics, results
+
+    stored, settings = model.run.result, model.run.result["config"]
+    dataset = data.load(
+        settings["dataset"],
+        name=settings["dataset_name"],
+        data_dir=config.data_dir or Path(settings["data_dir"]),
+        val_fraction=settings["val_fraction"],
+        split_seed=settings["split_seed"],
+        train_limit=settings["train_limit"],
+        test_limit=settings["test_limit"],
+        skip_damaged=settings["skip_damaged"],
+        workers=config.workers,
+    )
+    if dataset.fingerprint != stored["data"]["fingerprint"]:
+        raise UserError(
+            f"{settings['dataset']!r} does not hold the images that {str(model.run.folder)!r} was made from"
+        )
+    before = results.read_predictions(model.run.folder, stored)
+    logits = model.logits(dataset.test, "test")
+    test, _ = metrics.score(logits, dataset.test.labels, dataset.classes)
+    difference = float(np.abs(logits - before.logits).max())
+    changed = int((logits.argmax(1) != before.logits.argmax(1)).sum())
+    print(f"{model.run.folder}: {_summary(test)}")
+    verdict = "identical" if difference == 0 else f"largest logit difference {difference:.2g}"
+    verdict += f", {changed} of {len(logits):,} predictions changed"
+    if difference > TOLERANCE[settings["precision"]]:
+        raise UserError(f"{str(model.run.folder)!r} is not reproduced: {verdict}")
+    print(f"equals the stored predictions: {verdict}")
+
+
+def score_other(model: "Trained", config: Config) -> None:
+    """Score other labelled images; their classes are matched by name."""
+    import dataclasses
+
+    import numpy as np
+
+    from common import data, metrics
+    from common.storage import write_atomically
+
+    data_dir = config.data_dir or Path(model.run.result["config"]["data_dir"])
+    images, classes = data.load_labelled(config.dataset, data_dir, workers=config.workers)
+    unknown = [name for name in classes if name not in model.classes]
+    if unknown:
+        raise UserError(f"{config.dataset!r} has the class {unknown[0]!r}, the run knows {model.classes!r}")
+    number = np.array([model.classes.index(name) for name in classes])
+    images = dataclasses.replace(images, labels=number[images.labels])
+    test, notes = metrics.score(model.logits(images, "scoring"), images.labels, model.classes)
+    print(f"{model.run.folder} on {len(images):,} images of {config.dataset}: {_summary(test)}")
+    for note in notes:
+        print(f"note: {note}")
+    if config.out:
+        record = {
+            "run": str(model.run.folder),
+            "dataset": config.dataset,
+            "images": len(images),
+            "scores": test,
+            "notes": notes,
+        }
+        write_atomically(
+            config.out, (json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        )
+        print(f"wrote {config.out}")
+
+
+def label(model: "Trained", folder: Path, out: Path) -> None:
+    """Write one row an image: file, class, probability, and the probability of each class."""
+    from common import data, metrics
+    from common.storage import write_atomically
+
+    images = data.load_unlabelled(folder)
+    probabilities = metrics.softmax(model.logits(images, "predicting"))  # (N, C)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", "class", "probability", *(f"p_{name}" for name in model.classes)])
+    for file, row in zip(images.files, probabilities, strict=True):
+        best = int(row.argmax())
+        relative = file.relative_to(folder).as_posix()
+        rows.writerow([relative, model.classes[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
+    write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    print(f"wrote {out} ({len(images):,} images)")
+
+
+def export(model: "Trained", path: Path) -> None:
+    """Write the model as a plain timm checkpoint or as a torch.export program, and say how to load it."""
+    from common.storage import write_atomically
+
+    size, classes = model.backbone.image_size, len(model.classes)
+    if path.suffix == ".pt2":
+        content = _export_program(model)
+        usage = f"torch.export.load({str(path)!r}).module()(images)  # (B, 3, {size}, {size}) -> (B, {classes})"
+    else:
+        from safetensors.torch import save
+
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.timm_state().items()}
+        content = save(state, metadata={"format": "pt"})
+        arguments = f"num_classes={classes}, checkpoint_path={str(path)!r}{_size(model)}"
+        usage = f"timm.create_model({model.backbone.tag!r}, {arguments})"
+    write_atomically(path, content)
+    print(f"wrote {path}\nload it with {usage}")
+    print(
+        f"input: RGB / 255, resized to {size}x{size}, minus mean {model.backbone.mean}, over std {model.backbone.std}"
+    )
+    print(f"classes: {', '.join(model.classes)}")
+
+
+def _size(model: "Trained") -> str:
+    """Return the argument that a ViT at another than its own image size needs."""
+    import timm
+
+    own = timm.get_pretrained_cfg(model.backbone.tag).input_size[-1]
+    needed = hasattr(model.backbone.module, "set_input_size") and own != model.backbone.image_size
+    return f", img_size={model.backbone.image_size}" if needed else ""
+
+
+def _export_program(model: "Trained") -> bytes:
+    import torch
+
+    size = model.backbone.image_size
+    images = torch.zeros(2, 3, size, size)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model.plain().cpu(), (images,), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _summary(test: dict) -> str:
+    auc = "not defined" if test["auc_macro"] is None else f"{test['auc_macro']:.4f}"
+    return f"accuracy {test['accuracy']:.4f}  F1 (macro) {test['f1_macro']:.4f}  AUC (macro) {auc}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, Config))
