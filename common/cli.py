@@ -154,7 +154,7 @@ def _fail(message: str) -> int:
 
 
 def _stopped(word: str, code: int) -> int:
-    print(f"{word}: the same command goes on where this one stopped", file=sys.stderr)
+    print(f"{word}; a training goes on with the same command", file=sys.stderr)
     return code
 
 
