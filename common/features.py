@@ -5,6 +5,7 @@ the cache off, in the run's own folder. Either way a killed extraction goes on w
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from common.runtime import autocast, compiled, compiling_pays, memory_errors
 from common.storage import sha256, write_atomically
 
 PART_IMAGES = 2_048
+CACHE_BYTES = 20 * 2**30
 # Fixed, so that --batch-size, which is the optimiser's, changes neither the features nor their key in the cache.
 BATCH_IMAGES = {"cpu": 32, "cuda": 256, "mps": 64}
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -95,9 +97,22 @@ def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -
         for start, part in zip(missing, _make_parts(extractor, images, missing, f"{split} features"), strict=True):
             parts[start] = part
             _write_part(_part_file(entry, start), digest, key, *part)
-        entry.touch()  # for the cache, the time of last use
+        if entry.exists():
+            entry.touch()  # the time of last use, by which the oldest are removed
     values = torch.cat([parts[start][0] for start in starts])
     return Features(values, sum(parts[start][1] for start in starts), cache_hit=not missing)
+
+
+def prune(folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
+    """Remove the features that were not used for longest, until those in ``folder`` take at most ``limit_bytes``."""
+    entries = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    sizes = [sum(part.stat().st_size for part in entry.iterdir()) for entry in entries]
+    excess = sum(sizes) - limit_bytes
+    for entry, size in zip(entries[:-1], sizes, strict=False):  # the newest is in use
+        if excess <= 0:
+            return
+        shutil.rmtree(entry, ignore_errors=True)
+        excess -= size
 
 
 def _make_parts(

@@ -7,7 +7,7 @@ from common.backbones import Backbone
 from common.data import Dataset, Images
 from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExamples
 from common.experiment import Experiment, Outcome, describe_model
-from common.features import Extractor, Features, extract
+from common.features import Extractor, Features, extract, prune
 from common.heads import Head, head_file
 from common.prediction import predict
 from common.training import fit
@@ -28,6 +28,7 @@ def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head:
 
     def once(images: Images, split: str) -> FeatureExamples:
         made[split] = extract(extractor, images, split, folder=experiment.feature_folder)
+        prune(experiment.feature_folder)
         return FeatureExamples(made[split].values.to(experiment.device), images.labels)
 
     if experiment.config.augment == "none":
