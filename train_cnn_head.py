@@ -55,6 +55,10 @@ def main(config: Config) -> None:
         if run is None:
             return
 
+        # Backbone: first, because missing weights should not be found out after the images were checked
+        backbone = backbones.load(run.settings["backbone"], weights=config.weights, image_size=run.image_size)
+        backbones.require_cnn(backbone)
+
         # Data: train, validation and test images, fixed by the split seed
         dataset = data.load(
             config.dataset,
@@ -69,9 +73,7 @@ def main(config: Config) -> None:
         )
         notes = experiment.announce(dataset, run)
 
-        # Model: a frozen CNN and a new head
-        backbone = backbones.load(run.settings["backbone"], weights=config.weights, image_size=run.image_size)
-        backbones.require_cnn(backbone)
+        # Model: a new head on the frozen CNN
         head = heads.new_head(
             backbone.module,
             backbone.width,

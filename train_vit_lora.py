@@ -58,6 +58,10 @@ def main(config: Config) -> None:
         if run is None:
             return
 
+        # Backbone: first, because missing weights should not be found out after the images were checked
+        backbone = backbones.load(run.settings["backbone"], weights=config.weights, image_size=run.image_size)
+        lora.require_plain_vit(backbone)
+
         # Data: train, validation and test images, fixed by the split seed
         dataset = data.load(
             config.dataset,
@@ -72,12 +76,9 @@ def main(config: Config) -> None:
         )
         notes = experiment.announce(dataset, run)
 
-        # Model: a frozen ViT, with LoRA on query and value or without, and a new classifier
-        backbone = backbones.load(run.settings["backbone"], weights=config.weights, image_size=run.image_size)
-        lora.require_plain_vit(backbone)
-        classes = len(dataset.classes)
-
+        # Model: LoRA on query and value of the frozen ViT, and a new classifier; at rank 0 the classifier alone.
         # Train on validation-selected epochs, then test once
+        classes = len(dataset.classes)
         if config.rank:
             model = lora.attach(
                 backbone,
