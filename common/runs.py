@@ -117,7 +117,7 @@ def _require_same_settings(path: Path, stored: dict[str, Any], asked: dict[str, 
     different = [
         f"{name} {there.get(name)!r} there, {value!r} asked"
         for name, value in identity(asked).items()
-        if there.get(name) != value
+        if there.get(name) != value and (name, value) != ("precision", "auto")  # auto accepts what was resolved there
     ]
     if different:
         raise UserError(
