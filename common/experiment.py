@@ -125,6 +125,8 @@ def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
     notes = [*dataset.notes, *([few] if few else [])]
     if experiment.config.weights == "random":
         notes.append("the backbone has random weights: this run only shows that the code works")
+    if dataset.skipped:
+        notes.append(f"{len(dataset.skipped):,} damaged images were left out (skipped_images)")
     for note in notes:
         print(f"note: {note}", flush=True)
     return notes
