@@ -8,11 +8,17 @@ Expected: for each data set five figures in figures/ as PNG and PDF, three figur
 results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
 """
 
+import multiprocessing
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cli, results
+from common import cli, comparison, results
+from common.comparison import Comparison
 from common.errors import UserError
 
 
@@ -34,7 +40,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common import comparison, style, tables  # matplotlib takes a second to import; --help does not wait for it
+    from common import style, tables  # matplotlib takes a second to import, --help does not wait for it
 
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
@@ -50,38 +56,50 @@ def main(config: Config) -> None:
 
     # Figures
     with style.context():
-        for letters in filter(None, [style.missing_letters(_names(compared))]):
-            print(
-                f"note: the font lacks {letters[:20]!r}, drawn as boxes; name one that has them as font.family in a matplotlibrc file"
-            )
-        for stem, figure in _figures(compared):
-            _report(style.save(figure, config.figures_dir / stem))
+        letters = style.missing_letters(_names(compared))
+    if letters:
+        print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
+    for paths in _in_parallel(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
+        print(*paths, sep="\n", flush=True)
 
     # Table
-    _report(tables.write_summary(compared, config.results_dir))
+    print(*tables.write_summary(compared, config.results_dir), sep="\n")
 
 
-def _figures(compared):
-    """Yield (file stem, figure), one at a time so that one figure is in memory."""
+def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
+    """Yield a file's stem, the function that draws its figure, and the function's argument."""
     from common import dotplots, panels, plots
 
     for one in compared:
         benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
-        yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison(one)
+        yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison, one
         for draw in (plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1):
-            yield f"{one.dataset}_{draw.__name__}", draw(one)
+            yield f"{one.dataset}_{draw.__name__}", draw, one
     for draw in (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time):
-        yield draw.__name__, draw(compared)
+        yield draw.__name__, draw, compared
 
 
-def _names(compared) -> list[str]:
+def _draw(figure: tuple[Path, Callable, object]) -> list[Path]:
+    """Draw and save one figure; return the paths written."""
+    from common import style
+
+    stem, draw, argument = figure
+    with style.context():
+        return style.save(draw(argument), stem)
+
+
+def _in_parallel(function: Callable, items: list) -> Iterator:
+    """Map ``function`` over ``items`` in up to four processes; half of a figure's second is embedding its fonts."""
+    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # main's to report
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), spawn, **ignore_interrupt) as pool:
+        yield from pool.map(function, items)
+
+
+def _names(compared: list[Comparison]) -> list[str]:
     """Return every name that a figure shows."""
     labels = [series.label for one in compared for series in one.series]
     return labels + [name for one in compared for name in (one.dataset, *one.data["classes"])]
-
-
-def _report(paths: list[Path]) -> None:
-    print(*paths, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

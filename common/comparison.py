@@ -36,6 +36,11 @@ class Comparison:
     notes: tuple[str, ...]  # what a reader of its figures must know
 
     @property
+    def title(self) -> str:
+        """The data set's name in figures."""
+        return identity.DATASETS.get(self.dataset, self.dataset)
+
+    @property
     def data(self) -> dict:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
         return self.series[0].runs[0].result["data"]
@@ -80,12 +85,12 @@ def seeds(comparisons: Sequence[Comparison]) -> str:
 
 def notes(comparisons: Sequence[Comparison]) -> str:
     """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
-    lines = [f"{comparison.dataset}: {note}." for comparison in comparisons for note in comparison.notes]
+    lines = [f"{comparison.title}: {note}." for comparison in comparisons for note in comparison.notes]
     return " ".join(lines)
 
 
 def mean_and_sd(values: np.ndarray, digits: int = 3) -> str:
-    """Return "mean ± sd" of the seeds' ``values`` (n - 1 in the sd), the mean alone of one, a dash if one is missing."""
+    """Return "mean ± sd" of the seeds' ``values`` (ddof 1), the mean alone of one seed, a dash if one is NaN."""
     if np.isnan(values).any():
         return "—"
     mean = f"{values.mean():.{digits}f}"

@@ -23,11 +23,13 @@ def per_class_f1(compared: Comparison) -> Figure:
     rows = order[-MOST_CLASSES:]
     names = compared.data["classes"]
     left_out = f"The {len(rows)} classes of lowest mean F1 of {len(names)}. " if len(rows) < len(names) else ""
+    low = max(0.0, min(0.9, np.floor(min(array[:, rows].min() for array in f1) * 10 - 0.2) / 10))
     figure = style.new_figure(
         WIDTH,
-        1.4 + 0.21 * len(rows),
-        title=f"{style.printable(compared.dataset)}: F1 of each class, test images",
-        caption=f"{left_out}{_marks([compared])} {comparison.notes([compared])}",
+        0.75 + 0.2 * len(rows),
+        title=f"{compared.title}: F1 of each class, test images",
+        caption=f"{left_out}{_marks([compared], cut=low > 0)} {comparison.notes([compared])}",
+        legend=_legend([compared]),
     )
     ax = style.plain(figure.subplots(), grid="y")
     positions = np.arange(len(rows))[::-1]
@@ -36,10 +38,8 @@ def per_class_f1(compared: Comparison) -> Figure:
         _draw(ax, series, array[:, rows], np.broadcast_to(positions + offset, (len(array), len(rows))))
     ax.set_yticks(positions, [style.printable(names[index], 32) for index in rows])
     ax.tick_params(axis="y", length=0)
-    low = min(array[:, rows].min() for array in f1)
-    ax.set(xlabel="F1", xlim=(min(np.floor(low * 10 - 0.2) / 10, 0.9), 1.005), ylim=(-0.6, len(rows) - 0.4))
+    ax.set(xlabel="F1", xlim=(low - 0.005, 1.005), ylim=(-0.6, len(rows) - 0.4))
     ax.grid(True, axis="x", linestyle=":")
-    _legend(figure, compared.series)
     return figure
 
 
@@ -49,7 +49,7 @@ def accuracy_vs_parameters(compared: Sequence[Comparison]) -> Figure:
         compared,
         lambda result: result["model"]["trainable_params"],
         title="Accuracy and trained parameters",
-        xlabel="Trained parameters (log scale)",
+        xlabel="Trained parameters (log)",
         formatter=EngFormatter(sep=" "),
     )
 
@@ -62,7 +62,7 @@ def accuracy_vs_time(compared: Sequence[Comparison]) -> Figure:
         compared,
         comparison.training_seconds,
         title="Accuracy and training time",
-        xlabel="Training and feature extraction (seconds, log scale)",
+        xlabel="Training and features (s, log)",
         formatter=FuncFormatter(lambda seconds, _: f"{seconds:,.6g}"),
         remark="Times are from different devices." if len(devices) > 1 else f"Device: {min(devices)}.",
     )
@@ -82,9 +82,10 @@ def _trade_off(
     rows = -(-len(compared) // columns)
     figure = style.new_figure(
         WIDTH,
-        1.1 + 2.2 * rows,
+        0.4 + 2.2 * rows,
         title=f"{title}, test images",
-        caption=f"{_marks(compared)} {remark} {comparison.notes(compared)}",
+        caption=f"{_marks(compared, cut=True)} {remark} {comparison.notes(compared)}",
+        legend=_legend(compared),
     )
     axes = style.used(figure.subplots(rows, columns, sharex=True, squeeze=False), len(compared))
     costs = [series.values(cost) for one in compared for series in one.series]
@@ -95,11 +96,10 @@ def _trade_off(
             _draw(ax, series, np.maximum(series.values(cost), 1e-3)[:, None], accuracy[:, None])
         ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
         ax.xaxis.set(major_locator=LogLocator(), major_formatter=formatter, minor_formatter=NullFormatter())
-        ax.set_title(style.printable(one.dataset))
+        ax.set_title(style.printable(one.title))
         ax.set_ylabel("Accuracy" if index % columns == 0 else "")
-        ax.set_xlabel(xlabel if index == (len(compared) - 1) // columns * columns else "", loc="left")
+        ax.set_xlabel(xlabel if index + columns >= len(compared) else "")
         _widen(ax)
-    _legend(figure, _distinct(compared))
     return figure
 
 
@@ -121,25 +121,18 @@ def _widen(ax: Axes, least: float = 0.05) -> Axes:
     return ax
 
 
-def _legend(figure: Figure, series: Sequence[Series]) -> None:
-    """Put the models' marks and labels under the title, two or three a line."""
-    labels = [style.printable(one.label, 60) for one in series]
-    looks = [one.look for one in series]
-    handles = [Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=5) for look in looks]
-    columns = max(1, min(len(labels), int(WIDTH / (0.35 + 0.066 * max(map(len, labels))))))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.2, columnspacing=1.2)
+def _legend(compared: Sequence[Comparison]) -> dict[str, Line2D]:
+    """Return each model's label with its mark, once where several data sets have it."""
+    looks = {style.printable(series.label, 60): series.look for one in compared for series in one.series}
+    marks = {label: {"marker": look.marker, "color": look.color} for label, look in looks.items()}
+    return {label: Line2D([], [], linestyle="", markersize=5, **mark) for label, mark in marks.items()}
 
 
-def _distinct(compared: Sequence[Comparison]) -> list[Series]:
-    """Return one series for each label of several data sets, in the order of the first that has it."""
-    return list({series.label: series for one in compared for series in one.series}.values())
-
-
-def _marks(compared: Sequence[Comparison]) -> str:
-    """Return the caption's sentences on marks, dots and the cut axis."""
+def _marks(compared: Sequence[Comparison], *, cut: bool) -> str:
+    """Return the caption's sentences on marks and dots, and on the axis where it is ``cut``."""
     seeds = comparison.seeds(compared)
     marks = "One seed." if seeds == "1 seed" else f"Marks: mean of {seeds}; small dots: each seed."
-    return f"{marks} The axis of the metric does not start at 0."
+    return f"{marks} The axis does not start at 0." if cut else marks
 
 
 def _f1(series: Series) -> np.ndarray:

@@ -27,7 +27,8 @@ LOOKS = {
     "efficientnet": Look("#009E73", "^", ":", "...."),
     "other": Look("#CC79A7", "P", (0, (5, 1)), "xxxx"),
 }
-SHADES = (0.0, 0.45, -0.4, 0.65, -0.65)  # towards white, or black where negative, for further runs of one family
+DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
+SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
@@ -62,19 +63,23 @@ def friendly_name(result: dict) -> str:
 
 def _distinction(name: str, alike: set[str]) -> str:
     """Return the settings in a run's folder name that runs of the same label do not all share, in brackets."""
-    shared = set.intersection(*(set(other.split("-")) for other in alike))
-    own = [part for part in name.split("-") if part not in shared]
+    parts = {other: re.split("-(?=[a-zA-Z])", other) for other in alike}  # "lr1e-3" is one part
+    shared = set.intersection(*map(set, parts.values()))
+    own = [part.removeprefix("head_") for part in parts[name] if part not in shared]
     return f" [{', '.join(own)}]" if own else ""
 
 
 def looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """Return each run name's look: its family's, in another shade for the second and further of a family."""
+    """Return each run name's look: its family's, in another shade for the second and further of a family.
+
+    The shortest name, which has the fewest settings of its own, has the family's colour itself.
+    """
     families = defaultdict(set)
     for run in runs:
         families[_family(run)].add(run.name)
     looks = {}
     for family, names in families.items():
-        for index, name in enumerate(sorted(names, key=results.natural)):
+        for index, name in enumerate(sorted(names, key=lambda name: (len(name), results.natural(name)))):
             look = LOOKS[family]
             looks[name] = Look(_shade(look.color, SHADES[index % len(SHADES)]), look.marker, look.linestyle, look.hatch)
     return looks

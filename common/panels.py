@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from common import comparison, metrics, results, style
@@ -14,32 +15,38 @@ from common.style import GREY, WIDTH
 COLUMNS = 3
 # False-positive rates at which curves are averaged and drawn: even on a logarithmic axis, hence dense in the corner.
 RATES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 400)])
+AVERAGES = {
+    "one class against the rest": {"linewidth": 0.5},
+    "macro average": {"linewidth": 1.6},
+    "micro average": {"linewidth": 1.2, "linestyle": "--"},
+}
 ZOOMS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def confusion_matrices(compared: Comparison) -> Figure:
     """Draw the counts, summed over the seeds, coloured by the share of the true class."""
     names = compared.data["classes"]
-    side = 3.1 if len(names) <= 12 else 4.2  # inches
+    side = 2.2 if len(names) <= 4 else 3.1 if len(names) <= 12 else 4.2  # inches
     columns, rows = min(len(compared.series), COLUMNS), -(-len(compared.series) // COLUMNS)
     seeds = comparison.seeds([compared])
-    text = "" if len(names) > 30 else "Numbers: per cent of the true class" + ", and counts. " * (len(names) <= 12)
-    summed = "" if seeds == "1 seed" else f"Summed over {seeds}. "
+    numbers = "Numbers: per cent of the true class" + ", and counts" * (len(names) <= 12)
+    caption = [numbers] * (len(names) <= 30) + [f"Summed over {seeds}"] * (seeds != "1 seed")
+    label_height = 0.06 * min(16, max(map(len, names)))
     figure = style.new_figure(
-        max(WIDTH, columns * side + 1.2),
-        rows * (side + 0.35) + 1.5,
-        title=f"{style.printable(compared.dataset)}: confusion matrices, test images",
-        caption=f"{text.rstrip('. ')}. {summed}{comparison.notes([compared])}",
+        max(WIDTH, columns * side + 0.9 + label_height),
+        rows * (side + 0.2) + 0.3 + label_height,
+        title=f"{compared.title}: confusion matrices, test images",
+        caption="".join(f"{sentence}. " for sentence in caption) + comparison.notes([compared]),
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     axes = style.used(grid, len(compared.series))
     for index, (ax, series) in enumerate(zip(axes, compared.series, strict=True)):
-        image = _confusion(ax, series, names)
-        ax.set_title(style.wrapped(series.label, 40))
+        image = _confusion(ax, series, names, side)
+        ax.set_title(style.wrapped(series.label, int(11 * side)))
         ax.tick_params(labelbottom=index + columns >= len(axes), labelleft=index % columns == 0)
         ax.set_xlabel("Predicted" if index + columns >= len(axes) else "")
         ax.set_ylabel("True" if index % columns == 0 else "")
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.01, format="{x:.0f} %")
+    bar = figure.colorbar(image, ax=axes, panchor=(0.5, 1.0), shrink=0.7, aspect=30, pad=0.01, format="{x:.0f} %")
     bar.set_label("Share of the true class")
     bar.outline.set_visible(False)
     return figure
@@ -53,66 +60,55 @@ def roc_curves(compared: Comparison) -> Figure:
     side = WIDTH / max(columns, 2)
     figure = style.new_figure(
         WIDTH,
-        rows * (side + 0.25) + 1.0,
-        title=f"{style.printable(compared.dataset)}: ROC curves, test images",
+        rows * (0.92 * side + 0.25) + 0.35,
+        title=f"{compared.title}: ROC curves, test images",
         caption=f"{averaged}Inset: the corner, enlarged alike for all models. {comparison.notes([compared])}",
+        legend={label: Line2D([], [], color=GREY, **line) for label, line in AVERAGES.items()},
     )
     axes = style.used(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False), len(compared.series))
     curves = [_mean_curves(series) for series in compared.series]
     zoom = _zoom(curves)
     for index, (ax, series, each) in enumerate(zip(axes, compared.series, curves, strict=True)):
         _roc(ax, series, each, zoom)
-        ax.set_title(_areas(series), fontsize=7.5, fontweight="normal")
+        ax.set_title(style.wrapped(series.label, 26))
         ax.set_xlabel("False-positive rate" if index + columns >= len(axes) else "")
         ax.set_ylabel("True-positive rate" if index % columns == 0 else "")
         ax.tick_params(labelbottom=index + columns >= len(axes))
-    styles = ({"linewidth": 0.5}, {"linewidth": 1.6}, {"linewidth": 1.2, "linestyle": "--"})
-    handles = [Line2D([], [], color=GREY, **line) for line in styles]
-    labels = ["one class against the rest", "macro average", "micro average"]
-    figure.legend(handles, labels, loc="outside upper left", ncols=3)
     return figure
 
 
-def _confusion(ax: Axes, series: Series, names: Sequence[str]):
-    """Draw one matrix and return its mesh; without text above 30 classes, with fewer names above 60."""
-    import seaborn  # a second to import, and needed here alone
-
+def _confusion(ax: Axes, series: Series, names: Sequence[str], side: float) -> AxesImage:
+    """Draw one matrix and return its image; without numbers above 30 classes, with fewer names above 60."""
     counts = np.sum([run.test["confusion_matrix"] for run in series.runs], axis=0)  # (C, C), true x predicted
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)
     few = size <= 12
-    seaborn.heatmap(
-        percent,
-        ax=ax,
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        cbar=False,
-        square=True,
-        annot=_cell_texts(counts, percent, few) if size <= 30 else None,
-        fmt="",
-        annot_kws={"fontsize": 5.5 if few else 4.5, "linespacing": 1.0},
-        rasterized=True,
-    )
+    font = min(9.0, max(4.5, 18 * side / size))  # points: two lines in a cell
+    image = ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), count in np.ndenumerate(counts) if size <= 30 else ():
+        share = percent[row, column]
+        text = _cell_text(count, share, with_count=few)
+        color = "white" if share > 50 else "black"
+        cell = {"ha": "center", "va": "center", "color": color, "fontsize": font, "linespacing": 1.0}
+        if text:
+            ax.text(column, row, text, **cell).set_in_layout(False)  # half the time of the layout
     step = -(-size // 60)
     labels = [style.printable(name, 16) for name in names[::step]]
-    font = 7 if few else 6 if size <= 30 else 4.5
-    ax.set_xticks(np.arange(0, size, step) + 0.5, labels, rotation=90, fontsize=font)
-    ax.set_yticks(np.arange(0, size, step) + 0.5, labels, rotation=0, fontsize=font)
+    fits = 0.07 * max(map(len, labels)) < side / size
+    ax.set_xticks(range(0, size, step), labels, rotation=0 if fits else 90)
+    ax.set_yticks(range(0, size, step), labels)
+    ax.tick_params(labelsize=7 if few else 6 if size <= 30 else 4.5)
     ax.tick_params(length=0)
-    return ax.collections[0]
+    ax.spines[:].set_visible(False)
+    style.plain(ax)
+    return image
 
 
-def _cell_texts(counts: np.ndarray, percent: np.ndarray, with_counts: bool) -> np.ndarray:
-    """Return a text for each cell (C, C): the percentage, below it the count, nothing in empty cells."""
-
-    def text(count: int, share: float) -> str:
-        if not count:
-            return ""
-        number = f"{share:.0f}" if share >= 9.95 or not with_counts else f"{share:.1f}"
-        return f"{number}\n{count:,}" if with_counts else number if share >= 0.5 else ""
-
-    return np.vectorize(text, otypes=[str])(counts, percent)
+def _cell_text(count: int, percent: float, *, with_count: bool) -> str:
+    """Return a cell's percentage and below it its count, or nothing for an empty cell."""
+    if not with_count:
+        return f"{percent:.0f}" if percent >= 0.5 else ""
+    return f"{percent:.{0 if percent >= 9.95 else 1}f}\n{count:,}" if count else ""
 
 
 def _mean_curves(series: Series) -> np.ndarray:
@@ -132,13 +128,15 @@ def _zoom(curves: Sequence[np.ndarray]) -> float | None:
 
 def _roc(ax: Axes, series: Series, curves: np.ndarray, zoom: float | None) -> Axes:
     """Draw one model's curves, and the corner of ``zoom`` x ``zoom`` once more in an inset."""
-    inset = ax.inset_axes([0.42, 0.14, 0.54, 0.54]) if zoom else None
+    alpha = min(0.45, max(0.12, 5 / len(curves)))  # a hundred classes are a cloud, ten are lines
+    inset = ax.inset_axes([0.44, 0.3, 0.5, 0.5]) if zoom else None
     for frame in (ax, inset) if zoom else (ax,):
         x = np.concatenate([[0.0], RATES])
         for curve in curves[:-2][~np.isnan(curves[:-2, 0])]:
-            frame.plot(x, [0.0, *curve], color=series.look.color, linewidth=0.5, alpha=0.45)
+            frame.plot(x, [0.0, *curve], color=series.look.color, linewidth=0.5, alpha=alpha)
         frame.plot(x, [0.0, *curves[-2]], color=series.look.color, linewidth=1.6)
         frame.plot(x, [0.0, *curves[-1]], color="black", linewidth=1.0, linestyle=(0, (3, 1.5)))
+    ax.text(0.98, 0.03, _areas(series), transform=ax.transAxes, ha="right", fontsize=6.5, linespacing=1.3)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -152,16 +150,14 @@ def _roc(ax: Axes, series: Series, curves: np.ndarray, zoom: float | None) -> Ax
 
 
 def _areas(series: Series) -> str:
-    """Return a panel's title: the model, its macro and micro AUC, and the class of the lowest AUC."""
-    macro, micro = (_auc(series, key) for key in ("auc_macro", "auc_micro"))
-    aucs = np.array([[row["auc"] for row in run.test["per_class"]] for run in series.runs], dtype=np.float64).mean(
-        axis=0
-    )
-    lines = [style.wrapped(series.label, 34), f"AUC: macro {macro}, micro {micro}"]
+    """Return a panel's text: macro and micro AUC, and the class of the lowest AUC."""
+    lines = [f"AUC: macro {_auc(series, 'auc_macro')}, micro {_auc(series, 'auc_micro')}"]
+    per_class = [[row["auc"] for row in run.test["per_class"]] for run in series.runs]
+    aucs = np.array(per_class, dtype=np.float64).mean(axis=0)  # (C,), NaN where null
     if len(aucs) > 2 and not np.isnan(aucs).all():
         worst = int(np.nanargmin(aucs))
         name = style.printable(series.runs[0].test["per_class"][worst]["class"], 16)
-        lines.append(f"lowest: {name} {aucs[worst]:.3f}")
+        lines.append(f"lowest: {name} {aucs[worst]:.4f}")
     return "\n".join(lines)
 
 

@@ -13,11 +13,13 @@ from common.comparison import Comparison, Series
 from common.style import GREY, WIDTH
 
 METRICS = {"accuracy": "Accuracy", "f1_macro": "F1 (macro)", "auc_macro": "AUC (macro)"}
+DIGITS = {"accuracy": 3, "f1_macro": 3, "auc_macro": 4}
+SPLITS = {"validation": "-", "training": "--"}
 
 
 def final_benchmark_comparison(compared: Comparison) -> Figure:
     """Draw accuracy, macro F1 and macro AUC on the test split as bars from zero, with every seed as a dot."""
-    return _bars([compared], f"{style.printable(compared.dataset)}: {compared.data['num_test']:,} test images")
+    return _bars([compared], f"{compared.title}: {compared.data['num_test']:,} test images")
 
 
 def overview(compared: Sequence[Comparison]) -> Figure:
@@ -32,9 +34,10 @@ def learning_curves(compared: Comparison) -> Figure:
     lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
     figure = style.new_figure(
         max(WIDTH, 1.75 * count),
-        4.2,
-        title=f"{style.printable(compared.dataset)}: learning curves, {seeds}",
+        3.6,
+        title=f"{compared.title}: learning curves, {seeds}",
         caption=f"{lines}Ring: the epoch kept, best on validation images. {comparison.notes([compared])}",
+        legend={name: Line2D([], [], color=GREY, linestyle=line) for name, line in SPLITS.items()},
     )
     axes = figure.subplots(2, count, sharex="col", sharey="row", squeeze=False)
     for column, series in enumerate(compared.series):
@@ -45,8 +48,6 @@ def learning_curves(compared: Comparison) -> Figure:
         axes[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes[0, 0].set(ylabel="Cross-entropy (nats)", ylim=(0, None))
     axes[1, 0].set_ylabel("Accuracy")
-    solid, dashed = (Line2D([], [], color=GREY, linestyle=linestyle) for linestyle in ("-", "--"))
-    axes[0, 0].legend([solid, dashed], ["validation", "training"], loc="upper right")
     return figure
 
 
@@ -65,7 +66,8 @@ def _history(ax: Axes, series: Series, quantity: str) -> Axes:
     for run, curve in zip(series.runs, curves, strict=True):
         kept = run.result["best_epoch"]
         if kept in curve:
-            ax.plot(kept, curve[kept], "o", color=series.look.color, markerfacecolor="white", markersize=4.5, zorder=3)
+            ring = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "clip_on": False, "zorder": 3}
+            ax.plot(kept, curve[kept], color=series.look.color, **ring)
     return style.plain(ax, grid="y")
 
 
@@ -76,7 +78,7 @@ def _bars(compared: Sequence[Comparison], title: str) -> Figure:
     spread = "no spread is known." if seeds == "1 seed" else "mean ± standard deviation; a dot is a seed."
     figure = style.new_figure(
         WIDTH,
-        0.95 + sum(0.3 * count + 0.35 for count in rows),
+        0.25 + sum(0.3 * count + 0.35 for count in rows),
         title=title,
         caption=f"{seeds.capitalize()}: {spread} Dotted lines: chance. {comparison.notes(compared)}",
     )
@@ -87,7 +89,7 @@ def _bars(compared: Sequence[Comparison], title: str) -> Figure:
             _metric_bars(ax, one, metric).set_title(name)
             ax.tick_params(axis="y", labelleft=ax is line[0])
         if len(rows) > 1:
-            line[0].set_title(f"{style.printable(one.dataset)}: {METRICS['accuracy'].lower()}")
+            line[0].set_title(f"{style.printable(one.title)}: {METRICS['accuracy'].lower()}")
     return figure
 
 
@@ -100,7 +102,7 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
         ax.barh(row, mean, height=0.66, color=look.color, hatch=look.hatch, edgecolor="white", linewidth=0)
         if len(values) > 1:
             ax.scatter(values, row + np.linspace(-0.22, 0.22, len(values)), s=5, color="black", linewidths=0, zorder=3)
-        ax.text(1.05, row, comparison.mean_and_sd(values), va="center", fontsize=7)
+        ax.text(1.05, row, comparison.mean_and_sd(values, DIGITS[metric]), va="center", fontsize=7)
         labels.append(_row_label(series, compared))
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(axis="y", length=0)

@@ -4,11 +4,12 @@ import contextlib
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager, rcParams, style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from common import storage
 WIDTH = 7.2  # inches: two columns of a journal page; a figure is wider only if its panels would not be readable
 GREY = "#595959"
 PNG_DPI = 200
+TITLE_HEIGHT = 0.26  # inches
 _RC = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
@@ -29,14 +31,16 @@ _RC = {
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
     "axes.formatter.useoffset": False,
-    "figure.titlesize": 9.5,
-    "figure.titleweight": "bold",
     "font.size": 8,
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.5,
     "hatch.color": "white",
     "hatch.linewidth": 0.8,
+    "legend.borderaxespad": 0.0,
+    "legend.borderpad": 0.1,
+    "legend.columnspacing": 1.4,
     "legend.fontsize": 7.5,
+    "legend.handletextpad": 0.5,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # TrueType: Type 3 is refused by many publishers, and cannot be edited
     "text.parse_math": False,  # a class may be called "$5_note$"
@@ -64,12 +68,30 @@ def context() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, *, title: str, caption: str, layout: str = "constrained") -> Figure:
-    """Return an empty figure of ``width`` x ``height`` inches with its title above and a caption below."""
-    figure = Figure(figsize=(width, height), layout=layout)
-    figure.suptitle(printable(title, 100), x=0.008, ha="left")
-    text = textwrap.fill(" ".join(caption.split()), int(width * 19))  # 19 letters of 7 points an inch
-    figure.supxlabel(text, x=0.008, ha="left", fontsize=7, color=GREY)
+def new_figure(
+    width: float, height: float, *, title: str, caption: str, legend: Mapping[str, Artist] | None = None
+) -> Figure:
+    """Return an empty figure with ``width`` x ``height`` inches for axes, a title and a legend above, a caption below.
+
+    ``legend`` maps labels to what they explain. All is placed by the inch: matplotlib's own layout of figure titles
+    and legends lets them overlap.
+    """
+    lines = textwrap.wrap(" ".join(caption.split()), int(width * 18))  # 18 letters of 7 points an inch
+    columns = max(1, int(width / (0.42 + 0.064 * max(map(len, legend))))) if legend else 1
+    legend_height = 0.06 + 0.16 * -(-len(legend) // columns) if legend else 0.0
+    below = 0.12 + 0.125 * len(lines)
+    total = below + height + legend_height + TITLE_HEIGHT
+    figure = Figure(figsize=(width, total))
+    figure.set_layout_engine("constrained", rect=(0, below / total, 1, height / total), w_pad=0.03, h_pad=0.03)
+    left = 0.05 / width
+    figure.text(left, 1 - 0.06 / total, printable(title, 90), va="top", fontsize=9.5, fontweight="bold")
+    figure.text(left, 0.04 / total, "\n".join(lines), va="bottom", fontsize=7, color=GREY)
+    if legend:
+        anchor = (left, 1 - TITLE_HEIGHT / total)
+        drawn = figure.legend(
+            list(legend.values()), list(legend), loc="upper left", bbox_to_anchor=anchor, ncols=columns
+        )
+        drawn.set_in_layout(False)
     return figure
 
 
@@ -79,6 +101,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # the layout stays, finding it once more takes as long as drawing
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
         storage.write_atomically(paths[-1], buffer.getvalue())
     return paths

@@ -66,8 +66,8 @@ def _record(series: Series, run: Run) -> dict:
 def _row(dataset: str, series: Series) -> tuple[str, ...]:
     """Return one model's cells in the order of ``HEADER``: mean ± sd over the seeds where more than one."""
 
-    def cell(group: str, name: str, *, scale: float = 1.0, digits: int = 3) -> str:
-        return comparison.mean_and_sd(scale * series.values(lambda result: result[group][name]), digits)
+    def cell(group: str, name: str, *, digits: int = 3) -> str:
+        return comparison.mean_and_sd(series.values(lambda result: result[group][name]), digits)
 
     params = series.values(lambda result: result["model"]["trainable_params"])
     saved = series.values(lambda result: result["efficiency"]["saved_bytes"])
@@ -77,7 +77,9 @@ def _row(dataset: str, series: Series) -> tuple[str, ...]:
         dataset,
         series.label,
         str(len(series.runs)),
-        *(cell("test", name) for name in ("accuracy", "f1_macro", "auc_macro")),
+        cell("test", "accuracy"),
+        cell("test", "f1_macro"),
+        cell("test", "auc_macro", digits=4),
         f"{np.mean(params):,.0f}",
         f"{np.mean(percent):.3f}",
         _mean(series.values(lambda result: result["model"]["forward_flops"]) / 1e9, 2),

@@ -1,0 +1,324 @@
+"""Figures and tables: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_results import MODELS, fake_run
+from matplotlib.figure import Figure
+
+import plot_results
+from common import comparison, dotplots, identity, panels, plots, results, style, tables
+from common.errors import UserError
+
+LORA, RESNET, EFFICIENTNET, VIT_HEAD, RESNET_LINEAR, _ = MODELS
+ROOT = Path(__file__).parents[1]
+STEMS = {
+    *("cifar_10_final_benchmark_comparison", "cifar10_learning_curves", "cifar10_confusion_matrices"),
+    *("cifar10_roc_curves", "cifar10_per_class_f1", "digits_final_benchmark_comparison", "digits_learning_curves"),
+    *("digits_confusion_matrices", "digits_roc_curves", "digits_per_class_f1"),
+    *("overview", "accuracy_vs_parameters", "accuracy_vs_time"),
+}
+PER_DATA_SET = (
+    plots.final_benchmark_comparison,
+    plots.learning_curves,
+    panels.confusion_matrices,
+    panels.roc_curves,
+    dotplots.per_class_f1,
+)
+ACROSS = (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time)
+
+
+def compare(folder: Path, pattern: str = "*", **labels: str):
+    runs, problems = results.find(folder, pattern)
+    assert problems == []
+    return comparison.compare(runs, labels)
+
+
+def texts(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def draw(folder: Path, to: Path) -> None:
+    """Draw all figures of one data set on the screen, and the one with most names into files too."""
+    (compared,), _ = compare(folder)
+    with style.context():
+        for function in PER_DATA_SET[:2] + PER_DATA_SET[3:]:
+            function(compared).canvas.draw()
+        style.save(panels.confusion_matrices(compared), to / "matrices")
+        dotplots.accuracy_vs_time([compared])
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    script = [sys.executable, "-W", "error", str(ROOT / "plot_results.py"), *arguments]
+    return subprocess.run(script, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models of two seeds on one data set, of one seed on another."""
+    path = tmp_path_factory.mktemp("results")
+    for name in (LORA, RESNET):
+        for seed in (0, 1):
+            fake_run(path, name, seed=seed, num_test=60)
+        fake_run(path, name, dataset="digits", num_test=60)
+    return path
+
+
+def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp_path):
+    arguments = ("--results-dir", str(folder), "--figures-dir")
+    finished = command(*arguments, str(tmp_path / "first"), PYTHONHASHSEED="1")  # pytest's own is another
+    assert (finished.returncode, finished.stderr) == (0, "")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert set(files) == {f"{stem}.{suffix}" for stem in STEMS for suffix in ("png", "pdf")}
+    printed = finished.stdout.splitlines()
+    assert sorted(map(Path, printed[:-3])) == sorted((tmp_path / "first").iterdir())
+    assert printed[-3:] == [str(folder / f"summary.{suffix}") for suffix in ("csv", "md", "tex")]
+
+    digits = compare(folder)[0][1]
+    with style.context():
+        again = [
+            path for draw in PER_DATA_SET for path in style.save(draw(digits), tmp_path / f"digits_{draw.__name__}")
+        ]
+    assert [path.name for path in again if path.read_bytes() != files[path.name]] == []
+
+
+def test_pdfs_embed_type_42_fonts_and_carry_no_date(folder, tmp_path):
+    with style.context():
+        png, pdf = style.save(plots.overview(compare(folder)[0]), tmp_path / "overview")
+    assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes() and b"CreationDate" not in pdf.read_bytes()
+    assert b"Software" not in png.read_bytes()
+
+
+def test_neither_torch_nor_its_libraries_are_imported():
+    modules = "plot_results, common.plots, common.panels, common.dotplots, common.tables, sklearn.metrics"
+    heavy = {"torch", "timm", "peft", "torchvision"}
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert printed == "[]\n"
+
+
+def test_help_does_not_wait_for_matplotlib():
+    code = "import sys, plot_results; print('matplotlib' in sys.modules or 'sklearn' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert printed == "False\n"
+
+
+def test_nothing_found_says_what_to_do(tmp_path):
+    finished = command("--results-dir", str(tmp_path / "empty"), "--runs", "resnet*")
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1
+    assert all(word in finished.stderr for word in ("'resnet*'", "empty", "train_cnn_head.py"))
+
+
+@pytest.mark.parametrize("label", ["no equals sign", "=x", "run=", "run= "])
+def test_a_malformed_label_is_refused(label):
+    with pytest.raises(UserError, match="RUN=LABEL"):
+        plot_results.Config(labels=(label,))
+
+
+def test_a_label_of_an_unknown_run_is_refused(folder):
+    with pytest.raises(UserError, match="'missing'"):
+        compare(folder, missing="x")
+
+
+def test_labels_replace_the_automatic_ones(folder):
+    compared, _ = compare(folder, **{RESNET: "All", f"digits/{RESNET}": "One"})
+    assert [[series.label for series in one.series][1] for one in compared] == ["All", "One"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "rank", "label"),
+    [
+        ("vit_base_patch16_224.augreg_in1k", 16, "ViT-B/16 + LoRA (r=16)"),
+        ("vit_small_patch14_dinov2.lvd142m", 0, "ViT-S/14 (head)"),
+        ("deit_tiny_patch16_224.fb_in1k", 4, "DeiT-Ti/16 + LoRA (r=4)"),
+        ("resnet50.tv2_in1k", 0, "ResNet50 (head)"),
+        ("efficientnet_b0.ra_in1k", 0, "EfficientNet-B0 (head)"),
+        ("tf_efficientnet_lite0.demo", 0, "EfficientNet-Lite0 (head)"),
+        ("convnext_tiny.in12k", 0, "convnext_tiny (head)"),
+    ],
+)
+def test_friendly_names(backbone, rank, label):
+    assert identity.friendly_name({"backbone": backbone, "model": {"lora": {"rank": rank} if rank else None}}) == label
+
+
+def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
+    fake_run(tmp_path, LORA, num_test=20)
+    fake_run(tmp_path, LORA, num_test=20, folder_name=f"{LORA}-lr1e-3")
+    fake_run(tmp_path, RESNET, num_test=20)
+    fake_run(tmp_path, RESNET_LINEAR, num_test=20)
+    (compared,), _ = compare(tmp_path)
+    assert [series.label for series in compared.series] == [
+        "ViT-B/16 + LoRA (r=16)",
+        "ViT-B/16 + LoRA (r=16) [lr1e-3]",
+        "ResNet50 (head) [linear]",
+        "ResNet50 (head) [mlp]",
+    ]
+
+
+def test_a_models_colour_does_not_depend_on_the_others(tmp_path):
+    for name in MODELS:
+        fake_run(tmp_path, name, num_test=20)
+    (everything,), _ = compare(tmp_path)
+    looks = {series.name: series.look for series in everything.series}
+    assert len({look.color for look in looks.values()}) == len(MODELS)
+    for name in (LORA, RESNET, EFFICIENTNET, VIT_HEAD):
+        (alone,), _ = compare(tmp_path, name)
+        assert alone.series[0].look == looks[name]
+
+
+def test_runs_on_other_test_images_are_named_and_left_out(folder, tmp_path):
+    for seed in (0, 1):
+        fake_run(tmp_path, RESNET, seed=seed, num_test=20)
+    other = fake_run(tmp_path, EFFICIENTNET, num_test=20, test_set=1, created="2026-01-01T00:00:00+00:00")
+    (compared,), (line,) = compare(tmp_path)
+    assert [series.name for series in compared.series] == [RESNET]
+    assert line.startswith("left out: ") and repr(str(other.folder)) in line
+
+
+def test_of_equally_large_groups_the_latest_is_drawn(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20)
+    fake_run(tmp_path, EFFICIENTNET, num_test=20, test_set=1, created="2026-01-01T00:00:00+00:00")
+    (compared,), lines = compare(tmp_path)
+    assert [series.name for series in compared.series] == [EFFICIENTNET] and len(lines) == 1
+
+
+def test_damaged_predictions_leave_a_run_out(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20)
+    bad = fake_run(tmp_path, LORA, num_test=20)
+    (bad.folder / "predictions.npz").write_bytes(b"")
+    (compared,), (line,) = compare(tmp_path)
+    assert [series.name for series in compared.series] == [RESNET] and repr(str(bad.folder))[1:-1] in line
+
+
+def test_random_weights_are_labelled_everywhere(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20, source="random")
+    fake_run(tmp_path, LORA, num_test=20)
+    compared, lines = compare(tmp_path)
+    assert any("random weights" in line for line in lines)
+    with style.context():
+        figures = [draw(compared[0]) for draw in PER_DATA_SET] + [draw(compared) for draw in ACROSS]
+    for figure in figures:
+        shown = " ".join(texts(figure).split())
+        assert "ResNet50 (head) [random weights]" in shown and "stand beside pretrained" in shown
+    tables.write_summary(compared, tmp_path)
+    assert "[random weights]" in (tmp_path / "summary.md").read_text()
+
+
+def test_other_numbers_of_training_images_are_labelled(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20, num_train=1_000)
+    fake_run(tmp_path, LORA, num_test=20)
+    (compared,), lines = compare(tmp_path)
+    assert [series.label for series in compared.series] == [
+        "ViT-B/16 + LoRA (r=16) (n=45,000)",
+        "ResNet50 (head) (n=1,000)",
+    ]
+    assert any("different numbers" in line for line in lines)
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    run = fake_run(tmp_path, num_test=20)
+    for seed in (0, 1):
+        folder = run.folder.with_name(f"seed{seed}")
+        folder.mkdir(exist_ok=True)
+        (folder / "checkpoint.safetensors").touch()
+    assert comparison.unfinished(tmp_path) == [run.folder.with_name("seed1")]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("no", "yes"),
+        ("$x_1$", "100 %", "a & b", "line\nbreak", "\x00\x1b[31m", "\\frac{", "^~", "a|b", "x" * 300),
+        ("猫", "собака", "كلب", "🐈", "undecodable \udc80"),
+        tuple(f"class {index}" for index in range(65)),
+    ],
+)
+def test_any_class_names_and_numbers_are_drawn(tmp_path, classes):
+    for name in (LORA, RESNET):
+        fake_run(tmp_path, name, dataset="own", classes=classes, num_test=3 * len(classes), epochs=1)
+    draw(tmp_path, tmp_path / "figures")
+    tables.write_summary(compare(tmp_path)[0], tmp_path)
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+
+
+def test_letters_that_the_font_lacks_are_found():
+    with style.context():
+        assert style.missing_letters(["cat $x$ é", "собака"]) == ""
+        assert style.missing_letters(["cat 猫", "🐈"]) == "猫🐈"
+
+
+def test_a_class_without_test_images_leaves_gaps_but_no_error(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=9)  # the tenth class has none
+    (compared,), _ = compare(tmp_path)
+    assert compared.series[0].runs[0].test["auc_macro"] is None
+    draw(tmp_path, tmp_path / "figures")
+    tables.write_summary([compared], tmp_path)
+    assert "| — |" in (tmp_path / "summary.md").read_text() and "---" in (tmp_path / "summary.tex").read_text()
+
+
+def test_figures_show_the_numbers_of_the_records(folder):
+    compared, _ = compare(folder, "cifar10/*")
+    accuracy = np.array([run.test["accuracy"] for run in compared[0].series[0].runs])
+    with style.context():
+        shown = texts(plots.final_benchmark_comparison(compared[0]))
+        matrix = panels.confusion_matrices(compared[0]).axes[0].images[0].get_array()
+    assert f"{accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}" in shown
+    counts = np.sum([run.test["confusion_matrix"] for run in compared[0].series[0].runs], axis=0)
+    assert np.allclose(matrix, 100 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def test_bars_start_at_zero(folder):
+    with style.context():
+        figure = plots.final_benchmark_comparison(compare(folder)[0][0])
+    for ax in figure.axes:
+        assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
+
+
+def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
+    compared, _ = compare(folder)
+    tables.write_summary(compared, tmp_path)
+    with open(tmp_path / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    for row in rows:
+        path = folder / row["dataset"] / row["run"] / f"seed{row['seed']}" / "result.json"
+        result = json.loads(path.read_text())
+        assert float(row["test_accuracy"]) == result["test"]["accuracy"]
+        assert float(row["test_auc_macro"]) == result["test"]["auc_macro"]
+        assert int(row["trainable_params"]) == result["model"]["trainable_params"]
+        assert float(row["train_seconds"]) == result["efficiency"]["train_seconds"]
+    assert len((tmp_path / "summary.md").read_text().splitlines()) == 2 + 4
+
+
+def test_mean_and_sd_by_hand():
+    assert comparison.mean_and_sd(np.array([0.5])) == "0.500"
+    assert comparison.mean_and_sd(np.array([0.4, 0.6])) == "0.500 ± 0.141"  # 0.2 / sqrt(2)
+    assert comparison.mean_and_sd(np.array([0.4, np.nan])) == "—"
+
+
+def test_latex_and_markdown_are_escaped(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20, dataset="50%_a&b")
+    tables.write_summary(compare(tmp_path, **{RESNET: r"\x|{y}^$"})[0], tmp_path)
+    latex = (tmp_path / "summary.tex").read_text()
+    assert r"50\%\_a\&b & \textbackslash{}x|\{y\}\textasciicircum{}\$ & 1 &" in latex
+    assert r"| \x\|{y}^$ |" in (tmp_path / "summary.md").read_text()
+
+
+def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    files = {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}
+    with style.context():
+        style.save(plots.learning_curves(compare(folder)[0][0]), tmp_path / "curves")
+    assert dict(matplotlib.rcParams) == before
+    assert files == {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}
