@@ -36,11 +36,11 @@ class SplitQKV(nn.Module):
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight.data.copy_(weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
     if bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer.requires_grad_(False)
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return layer
 
 
 class LoraViT(nn.Module):

@@ -1,0 +1,226 @@
+"""LoRA is where the study says it is, and computes what an independent implementation computes."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from common import backbones, costs, lora
+from common.errors import UserError
+
+SIZE = 32
+
+
+def _model(backbone: str = "test_vit", *, seed: int = 0, rank: int = 4, dropout: float = 0.0) -> lora.LoraViT:
+    base = backbones.load(backbones.resolve_tag(backbone), weights="random", image_size=SIZE)
+    return lora.attach(base, classes=5, rank=rank, alpha=8.0, dropout=dropout, seed=seed, precision="fp32")
+
+
+def _unloaded(name: str, classifier: object = "head") -> backbones.Backbone:
+    """Return a backbone of which only the shapes exist."""
+    with torch.device("meta"):
+        module = timm.create_model(name, num_classes=0).requires_grad_(False)
+    half = (0.5, 0.5, 0.5)
+    return backbones.Backbone(module, name, "random", "", 224, half, half, "bicubic", 0.9, classifier)
+
+
+def _images(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def _two_steps(model: lora.LoraViT) -> dict[str, torch.Tensor]:
+    """Train two AdamW steps; returns the gradients of the last one."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
+    model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(_images()), torch.tensor([0, 1, 2, 3])).backward()
+        optimizer.step()
+    model.eval()
+    return {name: p.grad for name, p in trainable.items()}
+
+
+def test_before_the_first_step_the_adapted_vit_is_the_base():
+    base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
+    with torch.no_grad():
+        expected = backbones.pooled_features(base.module, _images())
+        actual = backbones.pooled_features(_model().vit, _images())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # one matrix product became three
+
+
+def test_only_query_and_value_of_every_block_are_adapted_and_all_else_is_bitwise_frozen():
+    model = _model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gradients = _two_steps(model)
+    trained = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    head = "peft_model.base_model.model.head.modules_to_save.default"
+    expected = {f"{head}.weight", f"{head}.bias"}
+    for block in range(len(model.vit.blocks)):
+        for projection in ("q_proj", "v_proj"):
+            layer = f"peft_model.base_model.model.blocks.{block}.attn.qkv.{projection}"
+            expected |= {f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight"}
+    assert trained == expected
+    assert set(gradients) == expected
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+def test_the_study_trains_597514_parameters():
+    base = _unloaded("vit_base_patch16_224.augreg_in1k")
+    with torch.device("meta"):
+        model = lora.attach(base, classes=10, rank=16, alpha=32.0, dropout=0.1, seed=0, precision="fp32")
+    counted = costs.count_parameters(model)
+    assert counted["trainable_params"] == 597_514
+    assert counted["total_params"] == 86_396_170
+    assert round(counted["trainable_percent"], 2) == 0.69
+
+
+def test_dropout_is_on_in_the_adapters_and_off_in_the_backbone():
+    module = timm.create_model("test_vit", num_classes=0, proj_drop_rate=0.5, drop_path_rate=0.5, img_size=SIZE)
+    base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
+    base = backbones.Backbone(**{**vars(base), "module": module.requires_grad_(False)})
+    model = lora.attach(base, classes=5, rank=4, alpha=8.0, dropout=0.5, seed=0, precision="fp32").train()
+    active = [name for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.training]
+    assert len(active) == 2 * len(model.vit.blocks)
+    assert all("lora_dropout" in name for name in active)
+    assert not any(m.training for m in model.modules() if type(m).__name__ == "DropPath")
+
+
+def test_merged_equals_unmerged():
+    model = _model()
+    _two_steps(model)
+    with torch.no_grad():
+        torch.testing.assert_close(lora.merged(model)(_images()), model(_images()), rtol=0, atol=1e-4)
+
+
+def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path):
+    model, other = _model(seed=0), _model(seed=1)
+    _two_steps(model)
+    for name, content in lora.adapter_files(model).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    lora.load_adapter(other, tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(other(_images()), model(_images()))
+
+
+def test_an_adapter_of_another_base_or_rank_is_refused(tmp_path):
+    for name, content in lora.adapter_files(_model()).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="adapts 'test_vit"):
+        lora.load_adapter(_model("test_vit2"), tmp_path / "adapter")
+    with pytest.raises(UserError, match="does not fit"):
+        lora.load_adapter(_model(rank=2), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "swin_tiny_patch4_window7_224", "test_resnet"])
+def test_what_is_no_plain_vit_is_refused_by_name(name):
+    base = _unloaded(name)
+    with pytest.raises(UserError, match=name):
+        lora.require_plain_vit(base)
+
+
+def test_a_distilled_deit_with_its_second_head_is_refused():
+    base = _unloaded("deit_tiny_distilled_patch16_224", ("head", "head_dist"))
+    with pytest.raises(UserError, match="VisionTransformerDistilled"):
+        lora.require_plain_vit(base)
+
+
+def _hugging_face_twin(model: lora.LoraViT) -> tuple[nn.Module, dict[str, str]]:
+    """Return transformers' ViT + PEFT with the weights of ``model``, and {its trainable name: ours}."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import ViTConfig, ViTForImageClassification
+
+    vit = model.vit
+    width, patch = vit.embed_dim, vit.patch_embed.patch_size[0]
+    twin = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=len(vit.blocks),
+            num_attention_heads=vit.blocks[0].attn.num_heads,
+            intermediate_size=vit.blocks[0].mlp.fc1.out_features,
+            image_size=SIZE,
+            patch_size=patch,
+            layer_norm_eps=1e-6,
+            num_labels=5,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    names = {name for name, _ in twin.named_modules()}
+    targets = ["q_proj", "v_proj"] if any(name.endswith("q_proj") for name in names) else ["query", "value"]
+    config = LoraConfig(r=4, lora_alpha=8.0, target_modules=targets, modules_to_save=["classifier"])
+    twin = get_peft_model(twin, config)
+    pairs = _pairs(twin, model)
+    source = dict(model.named_parameters())
+    with torch.no_grad():
+        for theirs, parameter in twin.named_parameters():
+            if theirs in pairs:
+                parameter.copy_(source[pairs[theirs]].reshape(parameter.shape))
+    missed = {name for name, _ in twin.named_parameters()} - set(pairs)
+    assert all("original_module" in name for name in missed), missed
+    return twin, {theirs: ours for theirs, ours in pairs.items() if "lora" in theirs or "modules_to_save" in theirs}
+
+
+# transformers' name of a piece -> timm's; both generations of transformers' ViT.
+_RENAMED = [
+    ("base_model.model.vit.embeddings.cls_token", "cls_token"),
+    ("base_model.model.vit.embeddings.position_embeddings", "pos_embed"),
+    ("base_model.model.vit.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("base_model.model.vit.encoder.layer.", "blocks."),
+    ("base_model.model.vit.layers.", "blocks."),
+    ("base_model.model.vit.layernorm.", "norm."),
+    ("base_model.model.classifier.", "head."),
+    ("attention.attention.", "attn.qkv."),
+    ("attention.output.dense.", "attn.proj."),
+    ("attention.o_proj.", "attn.proj."),
+    ("attention.q_proj", "attn.qkv.q_proj"),
+    ("attention.k_proj", "attn.qkv.k_proj"),
+    ("attention.v_proj", "attn.qkv.v_proj"),
+    ("qkv.query", "qkv.q_proj"),
+    ("qkv.key", "qkv.k_proj"),
+    ("qkv.value", "qkv.v_proj"),
+    ("intermediate.dense.", "mlp.fc1."),
+    ("output.dense.", "mlp.fc2."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+]
+
+
+def _pairs(twin: nn.Module, model: lora.LoraViT) -> dict[str, str]:
+    ours = {name for name, _ in model.named_parameters()}
+    pairs = {}
+    for theirs, _ in twin.named_parameters():
+        name = theirs
+        for old, new in _RENAMED:
+            name = name.replace(old, new)
+        name = f"peft_model.base_model.model.{name}"
+        if "original_module" not in theirs:
+            assert name in ours, (theirs, name)
+            pairs[theirs] = name
+    return pairs
+
+
+# PEFT asks transformers for a property that transformers 5 has renamed.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_transformers_and_peft_give_the_same_logits_and_gradients():
+    model = _model()
+    _two_steps(model)  # B is no longer zero: every LoRA matrix now has a gradient
+    twin, trained = _hugging_face_twin(model)
+    model.eval(), twin.eval()
+    labels = torch.tensor([0, 1, 2, 3])
+    ours, theirs = model(_images()), twin(_images()).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    model.zero_grad(), twin.zero_grad()
+    functional.cross_entropy(ours, labels).backward()
+    functional.cross_entropy(theirs, labels).backward()
+    own = dict(model.named_parameters())
+    compared = 0
+    for name, parameter in twin.named_parameters():
+        if name in trained:
+            scale = parameter.grad.abs().max()
+            torch.testing.assert_close(own[trained[name]].grad / scale, parameter.grad / scale, rtol=1e-4, atol=1e-4)
+            compared += 1
+    assert compared == 4 * len(model.vit.blocks) + 2
