@@ -237,7 +237,7 @@ def test_an_unfinished_run_is_named(tmp_path):
     "classes",
     [
         ("no", "yes"),
-        ("$x_1$", "100 %", "a & b", "line\nbreak", "\x00\x1b[31m", "\\frac{", "^~", "a|b", "x" * 300),
+        ("$x_1$", "100 %", "a & b", "line\nbreak", "\x00\x1b[31m", "$\\frac{$", "^~", "a|b", "x" * 300),
         ("猫", "собака", "كلب", "🐈", "undecodable \udc80"),
         tuple(f"class {index}" for index in range(65)),
     ],
@@ -261,6 +261,9 @@ def test_a_class_without_test_images_leaves_gaps_but_no_error(tmp_path):
     (compared,), _ = compare(tmp_path)
     assert compared.series[0].runs[0].test["auc_macro"] is None
     draw(tmp_path, tmp_path / "figures")
+    with style.context():
+        rows = [label.get_text() for label in dotplots.per_class_f1(compared).axes[0].get_yticklabels()]
+    assert len(rows) == 9 and "truck" not in rows
     tables.write_summary([compared], tmp_path)
     assert "| — |" in (tmp_path / "summary.md").read_text() and "---" in (tmp_path / "summary.tex").read_text()
 

@@ -90,6 +90,14 @@ def test_foreign_files_are_refused(path, content):
         results.read(path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1.5000001"])
+def test_a_number_that_was_edited_is_refused(run, path, number):
+    results.write(path.parent, {**run.result, "config": {"lr": 1.5}})
+    path.write_text(path.read_text().replace('{"lr": 1.5}', f'{{"lr": {number}}}'))
+    with pytest.raises(UserError, match="was changed"):
+        results.read(path)
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         results.read(tmp_path / "result.json")
