@@ -1,0 +1,213 @@
+"""One loop for both arms: reproducible, resumable to the bit, selected on validation."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train_cnn_head
+import train_vit_lora
+from common import cli, results, training
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+from common.examples import FeatureExamples
+from common.heads import Head
+
+SETTINGS = training.Settings(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
+TINY = ["--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"]
+ARMS = {
+    "head": (train_cnn_head, ["--backbone=test_resnet", "--no-feature-cache", "--epochs=3"]),
+    "lora": (train_vit_lora, ["--backbone=test_vit", "--rank=2", "--epochs=2", "--train-limit=100"]),
+}
+
+
+def _examples(count: int, seed: int) -> FeatureExamples:
+    labels = np.arange(count) % 4
+    noise = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+    return FeatureExamples(noise + 1.5 * nn.functional.one_hot(torch.from_numpy(labels), 8), labels)
+
+
+def _head() -> Head:
+    torch.manual_seed(0)
+    return Head(8, 4, hidden=6, dropout=0.3, activation=nn.ReLU())
+
+
+def _fit(folder, settings=SETTINGS, identity=None) -> tuple[training.Fit, Head]:
+    head = _head()
+    checkpoint = Checkpoint(folder / "checkpoint", identity or {"run": 1})
+    return training.fit(head, _examples(100, 0), _examples(40, 1), settings, checkpoint), head
+
+
+def _timeless(fit: training.Fit) -> tuple:
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in fit.history]
+    return rows, fit.trials, fit.best_epoch
+
+
+class _Killed(Exception):
+    """Stands for a kill: nothing in the code under test catches it."""
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 6, 7, 8, 20, 21, 25, 41])
+def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, monkeypatch):
+    whole, expected = _fit(tmp_path / "whole")
+    steps = iter(range(10_000))
+    step = training._Loop._step
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "stopped")
+    monkeypatch.setattr(training._Loop, "_step", step)
+    resumed, head = _fit(tmp_path / "stopped")
+    assert _timeless(resumed) == _timeless(whole)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_run_that_was_killed_goes_on_from_the_last_epoch(tmp_path, epochs, monkeypatch):
+    whole, expected = _fit(tmp_path / "whole")
+    saves = iter(range(100))
+    save = Checkpoint.save
+
+    def killed(self, state, tensors):
+        save(self, state, tensors)
+        if next(saves) == epochs:
+            raise _Killed
+
+    monkeypatch.setattr(Checkpoint, "save", killed)
+    with pytest.raises(_Killed):
+        _fit(tmp_path / "killed")
+    monkeypatch.setattr(Checkpoint, "save", save)
+    resumed, head = _fit(tmp_path / "killed")
+    assert _timeless(resumed) == _timeless(whole)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("part", ["weights/", "optimizer/exp_avg/", "optimizer/step/", "step", "loss_sum", "correct"])
+def test_no_part_of_the_state_is_there_in_vain(tmp_path, part, monkeypatch):
+    """Leave one part out of the checkpoint: the resumed run must come out different, or fail."""
+    whole, expected = _fit(tmp_path / "whole")
+    step, steps = training._Loop._step, iter(range(10_000))
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "stopped")
+    monkeypatch.setattr(training._Loop, "_step", step)
+    load = Checkpoint.load
+
+    def partial(self):
+        state, tensors = load(self)
+        blank = dataclasses.asdict(training._State())
+        if part in blank:
+            state[part] = blank[part]
+        lost = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name.startswith(part)}
+        return state, tensors | lost
+
+    monkeypatch.setattr(Checkpoint, "load", partial)
+    resumed, head = _fit(tmp_path / "stopped")
+    same_weights = all(torch.equal(head.state_dict()[n], t) for n, t in expected.state_dict().items())
+    assert not (same_weights and _timeless(resumed) == _timeless(whole))
+
+
+def test_a_damaged_checkpoint_is_not_used_and_anothers_is_refused(tmp_path, capsys):
+    whole, _ = _fit(tmp_path)
+    path = tmp_path / "checkpoint"
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:100], b"", content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]):
+        path.write_bytes(damaged)
+        again, _ = _fit(tmp_path)
+        assert "damaged and not used" in capsys.readouterr().out
+        assert _timeless(again) == _timeless(whole)
+    with pytest.raises(UserError, match="run 1 there, 2 now"):
+        _fit(tmp_path, identity={"run": 2})
+
+
+def test_of_several_learning_rates_each_is_trained_as_if_alone_and_the_best_is_kept(tmp_path):
+    both, head = _fit(tmp_path / "both")
+    alone = [_fit(tmp_path / str(lr), training.Settings((lr,), 3, 16, 0.01, 0)) for lr in SETTINGS.lrs]
+    assert both.trials == [fit.trials[0] for fit, _ in alone]
+    best = max(range(2), key=lambda trial: both.trials[trial]["val_accuracy"])
+    assert _timeless(both)[0] == _timeless(alone[best][0])[0]
+    assert all(torch.equal(head.state_dict()[n], t) for n, t in alone[best][1].state_dict().items())
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch_and_of_the_earlier_on_a_tie(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.7])
+    monkeypatch.setattr(training, "loss_and_accuracy", lambda logits, labels: (1.0, next(accuracies)))
+    fit, head = _fit(tmp_path / "a", training.Settings((1e-2,), 3, 16, 0.01, 0))
+    assert (fit.best_epoch, len(fit.history)) == (2, 3)
+    accuracies = iter([0.5, 0.7])
+    _, two_epochs = _fit(tmp_path / "b", training.Settings((1e-2,), 2, 16, 0.01, 0))
+    assert all(torch.equal(head.state_dict()[n], t) for n, t in two_epochs.state_dict().items())
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
+    train = _examples(100, 0)
+    train.features[50] = math.inf
+    checkpoint = Checkpoint(tmp_path / "checkpoint", {})
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at --lr 0.01"):
+        training.fit(_head(), train, _examples(40, 1), SETTINGS, checkpoint)
+
+
+def _run(arm: str, folder, *flags: str):
+    script, own = ARMS[arm]
+    assert cli.run(script.main, script.Config, [*TINY, *own, "--results-dir", str(folder), *flags]) == 0
+    (seed,) = folder.glob("digits/*/seed*")
+    return seed
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_result(arm, tmp_path):
+    first, again, other = (_run(arm, tmp_path / str(n), f"--seed={seed}") for n, seed in enumerate((1, 1, 2)))
+    one, two = (results.read(run / "result.json") for run in (first, again))
+    assert one["seed"] == one["config"]["seed"] == 1
+    assert {n: f["sha256"] for n, f in one["files"].items() if not n.endswith("config.json")} == {
+        n: f["sha256"] for n, f in two["files"].items() if not n.endswith("config.json")
+    }
+    assert one["test"] == two["test"]
+    third = results.read(other / "result.json")
+    assert third["files"]["predictions.npz"] != one["files"]["predictions.npz"]
+    logits = [results.read_predictions(run, results.read(run / "result.json")) for run in (first, other)]
+    assert (logits[0].indices == logits[1].indices).all()  # other seeds see the same images
+    assert (logits[0].val_indices == logits[1].val_indices).all()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code, tmp_path, monkeypatch, capsys):
+    whole = _run(arm, tmp_path / "whole")
+    script, own = ARMS[arm]
+    argv = [*TINY, *own, "--results-dir", str(tmp_path / "stopped")]
+    step, steps = training._Loop._step, iter(range(10_000))
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == 3:
+            os.kill(os.getpid(), number)
+        step(self, inputs, labels)
+
+    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    assert cli.run(script.main, script.Config, argv) == code
+    assert [path.name for path in (tmp_path / "stopped").rglob("checkpoint")] == ["checkpoint"]
+    monkeypatch.setattr(training._Loop, "_step", step)
+    resumed = _run(arm, tmp_path / "stopped")
+    assert "resuming after" in capsys.readouterr().out
+    assert (resumed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
+    assert not (resumed / "checkpoint").exists()
+    json.loads((resumed / "result.json").read_text())
