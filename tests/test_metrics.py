@@ -147,3 +147,10 @@ def test_roc_curves_enclose_the_reported_areas():
 def test_roc_macro_average_leaves_out_an_absent_class():
     curves = metrics.roc_curves(LOGITS[:3], LABELS[:3], np.linspace(0, 1, 5))
     assert np.isnan(curves[2]).all() and np.isfinite(curves[[0, 1, 3, 4]]).all()
+
+
+def test_roc_curve_by_hand():
+    # Ranked by the score of "a": a, b (tied with the next), a, b. The tie is one diagonal step.
+    logits = np.array([[3, 0], [1, 0], [1, 0], [0, 0]], dtype=np.float32)
+    curves = metrics.roc_curves(logits, np.array([0, 1, 0, 1]), np.array([0, 0.25, 0.5, 1]))
+    assert curves[0] == pytest.approx([0.5, 0.75, 1, 1])
