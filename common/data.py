@@ -125,14 +125,14 @@ def _split(source: Source, val_fraction: float, split_seed: int) -> tuple[Images
 
 def _draw(images: Images, fraction: float, classes: tuple, split_seed: int, purpose: int) -> tuple[Images, Images]:
     """Set aside a stratified ``fraction``: returns (rest, drawn)."""
-    what = "test" if purpose == _TEST else "validation"
+    what, advice = ("test", " or a test folder") if purpose == _TEST else ("validation", ", or change --val-fraction")
     try:
         rest, drawn = splits.stratified_split(images.labels, fraction, _generator(split_seed, purpose))
     except ValueError as error:
         fewest = classes[np.argmin(np.bincount(images.labels, minlength=len(classes)))]
         raise UserError(
             f"a {what} split of {fraction:g} of {len(images):,} images leaves a class with none on one side ({error}; "
-            f"the smallest class is {fewest!r}): add images, or change --val-fraction"
+            f"the smallest class is {fewest!r}): add images{advice}"
         ) from error
     return images.subset(rest), images.subset(drawn)
 

@@ -73,7 +73,7 @@ def _visible(folder: Path) -> list[os.DirEntry]:
 
 def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the root folder of each part and the notes on how the layout was understood."""
-    names = [entry.name for entry in _visible(folder) if entry.is_dir()]
+    names = [entry.name for entry in _visible(folder) if _is_folder(entry)]
     found: dict[str, Path] = {}
     for name in names:
         part = SPLIT_NAMES.get(name.lower())
@@ -101,11 +101,11 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     others = []
     for entry in _visible(root):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             others.append(entry)
             continue
         inside = _visible(root / entry.name)
-        if folders := [e.name for e in inside if e.is_dir()]:
+        if folders := [e.name for e in inside if _is_folder(e)]:
             raise UserError(
                 f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their "
                 "class's folder, as <class>/* or train/<class>/* with test/<class>/*"
@@ -119,7 +119,12 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
 
 def is_image(entry: os.DirEntry | Path) -> bool:
     """Tell whether a folder's entry is a regular file (opening a pipe would hang) with an image's extension."""
-    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+    return entry.name.lower().endswith(EXTENSIONS) and Path(entry).is_file()
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Tell whether an entry is a folder; ``os.DirEntry.is_dir`` itself raises OSError on a link to itself."""
+    return Path(entry).is_dir()
 
 
 def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> tuple[str, ...]:

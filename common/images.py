@@ -85,9 +85,11 @@ def decode_bytes(content: bytes) -> np.ndarray:
     """
     if not content:
         raise ValueError("it has 0 bytes")
-    _refuse_bombs()
+    _quiet_pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
             return _to_uint8(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise ValueError(f"its content is none of {', '.join(FORMATS)}") from None
@@ -98,9 +100,13 @@ def decode_bytes(content: bytes) -> np.ndarray:
 
 
 @functools.cache
-def _refuse_bombs() -> None:
-    """Let Pillow's decompression-bomb warning (above 89 million pixels) be an error in this process."""
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
+def _quiet_pillow() -> None:
+    """Silence Pillow's warnings in this process: on damaged metadata, and on the large images refused above.
+
+    Once for the process: ``warnings.catch_warnings`` would not be safe in threads.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def _to_uint8(image: Image.Image) -> np.ndarray:

@@ -56,7 +56,7 @@ def image_batches(
         augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
 
     Raises:
-        UserError: a file can no longer be read.
+        UserError: a file can no longer be read, or a worker process was killed.
     """
     workers = default_workers(images, device) if workers is None else workers
     dataset = _Batches(images, list(batches), transform, augment_key)
@@ -66,10 +66,23 @@ def image_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    for item in loader if workers else map(dataset.__getitem__, range(len(dataset))):
+    for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
         if isinstance(item, str):
             raise UserError(item)
         yield normalise(item.to(device, non_blocking=True), transform)
+
+
+def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
+    """Yield what worker processes prepare; one that was killed (mostly for memory) is a UserError."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that prepares images was killed, mostly because memory or /dev/shm is full: "
+            "give a smaller --workers, or --workers 0"
+        ) from error
 
 
 def default_workers(images: Images, device: torch.device) -> int:
@@ -94,19 +107,19 @@ def resize(pixels: torch.Tensor, transform: Transform) -> torch.Tensor:
         return _interpolate(pixels, (size, size), transform.interpolation)
     pixels = _trim_panorama(pixels)
     height, width = pixels.shape[-2:]
-    scale = math.floor(size / transform.crop_pct) / min(height, width)
-    enlarged = _interpolate(pixels, (round(height * scale), round(width * scale)), transform.interpolation)
-    top, left = ((side - size) // 2 for side in enlarged.shape[-2:])
+    shorter, target = min(height, width), math.floor(size / transform.crop_pct)
+    enlarged = _interpolate(pixels, (height * target // shorter, width * target // shorter), transform.interpolation)
+    top, left = (round((side - size) / 2) for side in enlarged.shape[-2:])  # as torchvision's CenterCrop rounds
     return enlarged[..., top : top + size, left : left + size]
 
 
 def _trim_panorama(pixels: torch.Tensor) -> torch.Tensor:
-    """Cut the longer side to about twice the shorter, around the centre; the crop that follows needs no more.
+    """Cut the longer side to about 16 times the shorter, around the centre; the crop that follows needs less.
 
     Without it a 20,000 x 1 image would be enlarged to gigabytes before its centre is cut out.
     """
     height, width = pixels.shape[-2:]
-    margin = max(height, width) - 2 * min(height, width)
+    margin = max(height, width) - 16 * min(height, width)
     cut = max(0, margin // 2)  # the same on both ends, so that the centre stays the centre
     return pixels[..., cut : height - cut, :] if height > width else pixels[..., cut : width - cut]
 
