@@ -85,8 +85,8 @@ def seeds(comparisons: Sequence[Comparison]) -> str:
 
 def notes(comparisons: Sequence[Comparison]) -> str:
     """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
-    lines = [f"{comparison.title}: {note}." for comparison in comparisons for note in comparison.notes]
-    return " ".join(lines)
+    lines = [(one.title, note) for one in comparisons for note in one.notes]
+    return " ".join(f"{title}: {note}." if len(comparisons) > 1 else f"{note.capitalize()}." for title, note in lines)
 
 
 def mean_and_sd(values: np.ndarray, digits: int = 3) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
 from common import comparison, style
 from common.comparison import Comparison, Series
@@ -99,7 +99,7 @@ def _trade_off(
         ax.set_title(style.printable(one.title))
         ax.set_ylabel("Accuracy" if index % columns == 0 else "")
         ax.set_xlabel(xlabel if index + columns >= len(compared) else "")
-        _widen(ax)
+        style.widen([ax])
     return figure
 
 
@@ -109,15 +109,6 @@ def _draw(ax: Axes, series: Series, x: np.ndarray, y: np.ndarray) -> Axes:
     if len(x) > 1:
         ax.scatter(x.ravel(), y.ravel(), s=5, color=look.color, alpha=0.55, linewidths=0, zorder=2)
     ax.scatter(x.mean(axis=0), y.mean(axis=0), s=24, marker=look.marker, color=look.color, linewidths=0, zorder=3)
-    return ax
-
-
-def _widen(ax: Axes, least: float = 0.05) -> Axes:
-    """Give an accuracy axis a margin and a span of at least ``least``, so that it does not blow noise up."""
-    low, high = ax.dataLim.intervaly
-    margin = max(0.08 * (high - low), (least - (high - low)) / 2)
-    ax.set_ylim(low - margin, high + margin)
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return ax
 
 

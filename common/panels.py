@@ -32,9 +32,10 @@ def confusion_matrices(compared: Comparison) -> Figure:
     numbers = "Numbers: per cent of the true class" + ", and counts" * (len(names) <= 12)
     caption = [numbers] * (len(names) <= 30) + [f"Summed over {seeds}"] * (seeds != "1 seed")
     label_height = 0.06 * min(16, max(map(len, names)))
+    titles, title_height = _titles(compared, side)
     figure = style.new_figure(
-        max(WIDTH, columns * side + 0.9 + label_height),
-        rows * (side + 0.2) + 0.3 + label_height,
+        max(4.2, columns * side + 0.9 + label_height),
+        rows * (side + 0.1 + title_height) + 0.3 + label_height,
         title=f"{compared.title}: confusion matrices, test images",
         caption="".join(f"{sentence}. " for sentence in caption) + comparison.notes([compared]),
     )
@@ -42,10 +43,8 @@ def confusion_matrices(compared: Comparison) -> Figure:
     axes = style.used(grid, len(compared.series))
     for index, (ax, series) in enumerate(zip(axes, compared.series, strict=True)):
         image = _confusion(ax, series, names, side)
-        ax.set_title(style.wrapped(series.label, int(11 * side)))
-        ax.tick_params(labelbottom=index + columns >= len(axes), labelleft=index % columns == 0)
-        ax.set_xlabel("Predicted" if index + columns >= len(axes) else "")
-        ax.set_ylabel("True" if index % columns == 0 else "")
+        ax.set_title(titles[index])
+        _label_outside(ax, "Predicted" * (index + columns >= len(axes)), "True" * (index % columns == 0))
     bar = figure.colorbar(image, ax=axes, panchor=(0.5, 1.0), shrink=0.7, aspect=30, pad=0.01, format="{x:.0f} %")
     bar.set_label("Share of the true class")
     bar.outline.set_visible(False)
@@ -55,26 +54,39 @@ def confusion_matrices(compared: Comparison) -> Figure:
 def roc_curves(compared: Comparison) -> Figure:
     """Draw ROC curves one class against the rest (thin), their macro average and the micro average (thick)."""
     columns, rows = min(len(compared.series), COLUMNS), -(-len(compared.series) // COLUMNS)
+    side = WIDTH / max(columns, 2)  # inches
     seeds = comparison.seeds([compared])
+    curves = [_mean_curves(series) for series in compared.series]
+    zoom = _zoom(curves)
     averaged = "" if seeds == "1 seed" else f"Curves and areas are means of {seeds}. "
-    side = WIDTH / max(columns, 2)
+    enlarged = "Inset: the corner, enlarged alike for all models. " if zoom else ""
+    titles, title_height = _titles(compared, side)
     figure = style.new_figure(
-        WIDTH,
-        rows * (0.92 * side + 0.25) + 0.35,
+        columns * side,
+        rows * (0.92 * side + 0.1 + title_height) + 0.35,
         title=f"{compared.title}: ROC curves, test images",
-        caption=f"{averaged}Inset: the corner, enlarged alike for all models. {comparison.notes([compared])}",
+        caption=averaged + enlarged + comparison.notes([compared]),
         legend={label: Line2D([], [], color=GREY, **line) for label, line in AVERAGES.items()},
     )
     axes = style.used(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False), len(compared.series))
-    curves = [_mean_curves(series) for series in compared.series]
-    zoom = _zoom(curves)
     for index, (ax, series, each) in enumerate(zip(axes, compared.series, curves, strict=True)):
         _roc(ax, series, each, zoom)
-        ax.set_title(style.wrapped(series.label, 26))
-        ax.set_xlabel("False-positive rate" if index + columns >= len(axes) else "")
-        ax.set_ylabel("True-positive rate" if index % columns == 0 else "")
-        ax.tick_params(labelbottom=index + columns >= len(axes))
+        ax.set_title(titles[index])
+        xlabel = "False-positive rate" * (index + columns >= len(axes))
+        _label_outside(ax, xlabel, "True-positive rate" * (index % columns == 0))
     return figure
+
+
+def _titles(compared: Comparison, side: float) -> tuple[list[str], float]:
+    """Return the models' labels, wrapped to panels of ``side`` inches, and the height that they need in inches."""
+    titles = [style.wrapped(series.label, int(10.5 * side)) for series in compared.series]
+    return titles, 0.14 * max(title.count("\n") + 1 for title in titles)
+
+
+def _label_outside(ax: Axes, xlabel: str, ylabel: str) -> None:
+    """Label a panel's axes and ticks only where it has no neighbour, which is where a text is given."""
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.tick_params(labelbottom=bool(xlabel), labelleft=bool(ylabel))
 
 
 def _confusion(ax: Axes, series: Series, names: Sequence[str], side: float) -> AxesImage:
@@ -157,7 +169,7 @@ def _areas(series: Series) -> str:
     if len(aucs) > 2 and not np.isnan(aucs).all():
         worst = int(np.nanargmin(aucs))
         name = style.printable(series.runs[0].test["per_class"][worst]["class"], 16)
-        lines.append(f"lowest: {name} {aucs[worst]:.4f}")
+        lines.append(f"lowest: {name} ({aucs[worst]:.4f})")
     return "\n".join(lines)
 
 

@@ -30,10 +30,11 @@ def overview(compared: Sequence[Comparison]) -> Figure:
 def learning_curves(compared: Comparison) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
     count = len(compared.series)
+    width = max(WIDTH, 1.75 * count)
     seeds = comparison.seeds([compared])
     lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
     figure = style.new_figure(
-        max(WIDTH, 1.75 * count),
+        width,
         3.6,
         title=f"{compared.title}: learning curves, {seeds}",
         caption=f"{lines}Ring: the epoch kept, best on validation images. {comparison.notes([compared])}",
@@ -41,13 +42,14 @@ def learning_curves(compared: Comparison) -> Figure:
     )
     axes = figure.subplots(2, count, sharex="col", sharey="row", squeeze=False)
     for column, series in enumerate(compared.series):
-        axes[0, column].set_title(style.wrapped(series.label, 24))
+        axes[0, column].set_title(style.wrapped(series.label, int(10 * (width - 0.4) / count)))
         for row, quantity in enumerate(("loss", "accuracy")):
             _history(axes[row, column], series, quantity)
         axes[1, column].set_xlabel("Epoch")
         axes[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes[0, 0].set(ylabel="Cross-entropy (nats)", ylim=(0, None))
     axes[1, 0].set_ylabel("Accuracy")
+    style.widen(axes[1])
     return figure
 
 
@@ -118,6 +120,8 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
 
 def _row_label(series: Series, compared: Comparison) -> str:
     """Return a model's label, with its number of seeds where that differs between the models."""
-    several = len({len(other.runs) for other in compared.series}) > 1
-    count = len(series.runs)
-    return style.wrapped(series.label + (f", {count} seed{'s' * (count > 1)}" if several else ""), 30)
+    label = style.wrapped(series.label, 30)
+    if len({len(other.runs) for other in compared.series}) == 1:
+        return label
+    seeds = "1 seed" if len(series.runs) == 1 else f"{len(series.runs)} seeds"
+    return f"{label}, {seeds}" if len(label.splitlines()[-1]) < 20 else f"{label}\n{seeds}"

@@ -12,6 +12,7 @@ from matplotlib import font_manager, rcParams, style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from common import storage
 
@@ -84,7 +85,7 @@ def new_figure(
     figure = Figure(figsize=(width, total))
     figure.set_layout_engine("constrained", rect=(0, below / total, 1, height / total), w_pad=0.03, h_pad=0.03)
     left = 0.05 / width
-    figure.text(left, 1 - 0.06 / total, printable(title, 90), va="top", fontsize=9.5, fontweight="bold")
+    figure.text(left, 1 - 0.06 / total, printable(title, int(11 * width)), va="top", fontsize=9.5, fontweight="bold")
     figure.text(left, 0.04 / total, "\n".join(lines), va="bottom", fontsize=7, color=GREY)
     if legend:
         anchor = (left, 1 - TITLE_HEIGHT / total)
@@ -131,6 +132,16 @@ def plain(ax: Axes, *, grid: str = "") -> Axes:
     if grid:
         ax.grid(True, axis=grid)
     return ax
+
+
+def widen(axes: Iterable[Axes], least: float = 0.05) -> None:
+    """Give ``axes`` one range of y with a margin, at least ``least`` in all, so that no axis blows noise up."""
+    axes = list(axes)
+    low, high = min(ax.dataLim.y0 for ax in axes), max(ax.dataLim.y1 for ax in axes)
+    margin = max(0.08 * (high - low), (least - (high - low)) / 2)
+    for ax in axes:
+        ax.set_ylim(low - margin, high + margin)
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def used(axes: np.ndarray, count: int) -> list[Axes]:

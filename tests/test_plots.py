@@ -208,7 +208,7 @@ def test_random_weights_are_labelled_everywhere(tmp_path):
         figures = [draw(compared[0]) for draw in PER_DATA_SET] + [draw(compared) for draw in ACROSS]
     for figure in figures:
         shown = " ".join(texts(figure).split())
-        assert "ResNet50 (head) [random weights]" in shown and "stand beside pretrained" in shown
+        assert "ResNet50 (head) [random weights]" in shown and "beside pretrained" in shown
     tables.write_summary(compared, tmp_path)
     assert "[random weights]" in (tmp_path / "summary.md").read_text()
 
