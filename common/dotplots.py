@@ -106,9 +106,10 @@ def _trade_off(
 def _draw(ax: Axes, series: Series, x: np.ndarray, y: np.ndarray) -> Axes:
     """Draw one mark for each column of ``x`` and ``y`` (seeds, K) at the seeds' mean, and a dot for each seed."""
     look = series.look
-    if len(x) > 1:
-        ax.scatter(x.ravel(), y.ravel(), s=5, color=look.color, alpha=0.55, linewidths=0, zorder=2)
-    ax.scatter(x.mean(axis=0), y.mean(axis=0), s=24, marker=look.marker, color=look.color, linewidths=0, zorder=3)
+    if len(x) > 1:  # in front of the mean and ringed in white: seeds that agree lie inside its mark
+        dots = {"color": look.color, "edgecolors": "white", "linewidths": 0.35, "zorder": 4}
+        ax.scatter(x.ravel(), y.ravel(), s=5, **dots)
+    ax.scatter(x.mean(axis=0), y.mean(axis=0), s=40, marker=look.marker, color=look.color, linewidths=0, zorder=3)
     return ax
 
 
@@ -116,7 +117,7 @@ def _legend(compared: Sequence[Comparison]) -> dict[str, Line2D]:
     """Return each model's label with its mark, once where several data sets have it."""
     looks = {style.printable(series.label, 60): series.look for one in compared for series in one.series}
     marks = {label: {"marker": look.marker, "color": look.color} for label, look in looks.items()}
-    return {label: Line2D([], [], linestyle="", markersize=5, **mark) for label, mark in marks.items()}
+    return {label: Line2D([], [], linestyle="", markersize=6, **mark) for label, mark in marks.items()}
 
 
 def _marks(compared: Sequence[Comparison], *, cut: bool) -> str:

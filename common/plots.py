@@ -103,7 +103,8 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
         mean = 0.0 if np.isnan(values).any() else values.mean()
         ax.barh(row, mean, height=0.66, color=look.color, hatch=look.hatch, edgecolor="white", linewidth=0)
         if len(values) > 1:
-            ax.scatter(values, row + np.linspace(-0.22, 0.22, len(values)), s=5, color="black", linewidths=0, zorder=3)
+            heights = row + np.linspace(-0.22, 0.22, len(values))
+            ax.scatter(values, heights, s=8, color="black", edgecolors="white", linewidths=0.4, zorder=3)
         ax.text(1.05, row, comparison.mean_and_sd(values, DIGITS[metric]), va="center", fontsize=7)
         labels.append(_row_label(series, compared))
     ax.set_yticks(range(len(labels)), labels)

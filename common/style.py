@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -115,8 +116,16 @@ def printable(name: str, width: int = 24) -> str:
 
 
 def wrapped(label: str, width: int) -> str:
-    """Return ``label`` printable, on as many lines of ``width`` letters as it needs."""
-    return textwrap.fill(printable(label, 3 * width), width, break_on_hyphens=False)
+    """Return ``label`` printable, on as many lines of ``width`` letters as it needs.
+
+    What stands in brackets, such as "[random weights]", stays on one line where it fits on one.
+    """
+
+    def joined(match: re.Match) -> str:
+        return match[0].replace(" ", "\xa0") if len(match[0]) <= width else match[0]  # textwrap breaks at ASCII only
+
+    text = re.sub(r"\[[^]]*\]|\([^)]*\)", joined, printable(label, max(72, 3 * width)))
+    return textwrap.fill(text, width, break_on_hyphens=False).replace("\xa0", " ")
 
 
 def missing_letters(names: Iterable[str]) -> str:

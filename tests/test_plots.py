@@ -279,6 +279,22 @@ def test_figures_show_the_numbers_of_the_records(folder):
     assert np.allclose(matrix, 100 * counts / counts.sum(axis=1, keepdims=True))
 
 
+def test_every_seed_is_a_dot_in_front_of_its_mean(folder):
+    compared = compare(folder, "cifar10/*")[0]
+    with style.context():
+        (ax,) = dotplots.accuracy_vs_parameters(compared).axes
+    for series, (dots, mean) in zip(compared[0].series, zip(*[iter(ax.collections)] * 2, strict=True), strict=True):
+        assert dots.get_offsets()[:, 1].tolist() == [run.test["accuracy"] for run in series.runs]
+        assert dots.get_zorder() > mean.get_zorder()
+
+
+def test_wrapping_keeps_brackets_together_where_they_fit():
+    assert style.wrapped("ResNet50 (head) [mlp] [random weights]", 30) == "ResNet50 (head) [mlp]\n[random weights]"
+    label = "ResNet50 (head) [mlp] [random weights] (n=45,000)"
+    assert " ".join(style.wrapped(label, 16).split()) == label  # a number that is cut is another number
+    assert max(map(len, style.wrapped("x [many words in one pair of brackets]", 12).splitlines())) <= 12
+
+
 def test_bars_start_at_zero(folder):
     with style.context():
         figure = plots.final_benchmark_comparison(compare(folder)[0][0])
