@@ -121,17 +121,7 @@ def score_again(model: "Trained", config: Config) -> None:
     from common import data, metrics, results
 
     stored, settings = model.run.result, model.run.result["config"]
-    dataset = data.load(
-        settings["dataset"],
-        name=settings["dataset_name"],
-        data_dir=config.data_dir or Path(settings["data_dir"]),
-        val_fraction=settings["val_fraction"],
-        split_seed=settings["split_seed"],
-        train_limit=settings["train_limit"],
-        test_limit=settings["test_limit"],
-        skip_damaged=settings["skip_damaged"],
-        workers=config.workers,
-    )
+    dataset = data.load_for(settings, data_dir=config.data_dir, workers=config.workers)
     if dataset.fingerprint != stored["data"]["fingerprint"]:
         raise UserError(
             f"{settings['dataset']!r} does not hold the images that {str(model.run.folder)!r} was made from"

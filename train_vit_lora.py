@@ -63,17 +63,7 @@ def main(config: Config) -> None:
         lora.require_plain_vit(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
-        dataset = data.load(
-            config.dataset,
-            name=config.dataset_name,
-            data_dir=config.data_dir,
-            val_fraction=config.val_fraction,
-            split_seed=config.split_seed,
-            train_limit=config.train_limit,
-            test_limit=config.test_limit,
-            skip_damaged=config.skip_damaged,
-            workers=config.workers,
-        )
+        dataset = data.load_for(run.settings)
         notes = experiment.announce(dataset, run)
 
         # Model: LoRA on query and value of the frozen ViT, and a new classifier; at rank 0 the classifier alone.

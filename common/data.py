@@ -2,8 +2,10 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +96,23 @@ def load(
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
     return Dataset(result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped)
+
+
+def load_for(settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None) -> Dataset:
+    """Load and split the data of a run, from its settings: those of a script, or those in a ``result.json``.
+
+    Args:
+        data_dir: where the named data sets lie now, if not where the settings say.
+        workers: threads that check an image folder (default: as the settings say).
+    """
+    choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    return load(
+        settings["dataset"],
+        name=settings["dataset_name"],
+        data_dir=data_dir or Path(settings["data_dir"]),
+        workers=settings["workers"] if workers is None else workers,
+        **{choice: settings[choice] for choice in choices},
+    )
 
 
 def load_unlabelled(folder: Path) -> Images:

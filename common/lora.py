@@ -61,6 +61,7 @@ class LoraViT(nn.Module):
         return self.peft_model.get_base_model()
 
     def train(self, mode: bool = True) -> "LoraViT":
+        """Switch the dropout of the adapters on or off; all else stays in eval mode."""
         super().train(False)
         for name, module in self.named_modules():
             if "lora_dropout" in name:

@@ -10,10 +10,12 @@ class _Lines(tqdm):
     """tqdm for logs: a plain line every ten seconds instead of a bar that redraws itself."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print the bar's text as a line of its own."""
         print(self if msg is None else msg, file=self.fp, flush=True)
         return True
 
     def close(self) -> None:
+        """End quietly."""
         self.disable = True  # tqdm would print the erased bar as one more line
         super().close()
 

@@ -1,6 +1,5 @@
 """The training loop of both methods: AdamW at a constant rate; the epoch with the best validation accuracy is kept."""
 
-import itertools
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -175,7 +174,7 @@ class _Loop:
         self.model.eval()
         histories = self.state.histories
         trial, epoch = self.state.best()
-        rows = list(itertools.chain.from_iterable(histories))
+        rows = [row for history in histories for row in history]
         seconds = sum(row["seconds"] for row in rows)
         return Fit(
             history=histories[trial],
