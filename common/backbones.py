@@ -100,10 +100,15 @@ def load(tag: str, *, weights: str, image_size: int) -> Backbone:
         image_size=image_size,
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
-        interpolation=data_config["interpolation"],
+        interpolation=_supported(data_config["interpolation"]),
         crop_pct=data_config["crop_pct"],
         classifier=cfg.classifier,
     )
+
+
+def _supported(interpolation: str) -> str:
+    """Return the interpolation that is used, and recorded: PyTorch has no uint8 kernel for lanczos and the like."""
+    return interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
 
 
 def pooled_features(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
