@@ -115,7 +115,7 @@ def _draw(ax: Axes, series: Series, x: np.ndarray, y: np.ndarray) -> Axes:
 
 def _legend(compared: Sequence[Comparison]) -> dict[str, Line2D]:
     """Return each model's label with its mark, once where several data sets have it."""
-    looks = {style.printable(series.label, 60): series.look for one in compared for series in one.series}
+    looks = {style.printable(series.label, 90): series.look for one in compared for series in one.series}
     marks = {label: {"marker": look.marker, "color": look.color} for label, look in looks.items()}
     return {label: Line2D([], [], linestyle="", markersize=6, **mark) for label, mark in marks.items()}
 

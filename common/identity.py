@@ -1,7 +1,7 @@
 """How a model is named and drawn, the same in every figure and table."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +44,11 @@ def names(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[tuple[str, str
         chosen = labels.get(f"{run.dataset}/{run.name}") or labels.get(run.name)
         label = chosen or label + _distinction(run.name, alike[label])
         names[run.dataset, run.name] = label + (" [random weights]" if has_random_weights(run) else "")
-    return names
+    shown = Counter((dataset, label) for (dataset, _), label in names.items())
+    return {  # a legend has one entry a label: what is still alike, also by the user's choice, shows its folder
+        (dataset, name): label if shown[dataset, label] == 1 else f"{label} [{name}]"
+        for (dataset, name), label in names.items()
+    }
 
 
 def friendly_name(result: dict) -> str:

@@ -164,6 +164,17 @@ def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("folders", [("a", "b"), ("a-b", "b-a")])
+def test_every_run_has_its_own_entry_in_the_legend(tmp_path, folders):
+    for folder_name in folders:
+        fake_run(tmp_path, RESNET, num_test=20, folder_name=folder_name)
+    for labels in ({}, dict.fromkeys(folders, "Same")):
+        compared, _ = compare(tmp_path, **labels)
+        with style.context():
+            (legend,) = dotplots.accuracy_vs_parameters(compared).legends
+        assert len({text.get_text() for text in legend.get_texts()}) == 2
+
+
 def test_a_models_colour_does_not_depend_on_the_others(tmp_path):
     for name in MODELS:
         fake_run(tmp_path, name, num_test=20)
