@@ -37,8 +37,9 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The data set's name in figures."""
-        return identity.DATASETS.get(self.dataset, self.dataset)
+        """The data set's name in figures, short enough to leave room for what the figure shows."""
+        name = identity.DATASETS.get(self.dataset, self.dataset)
+        return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property
     def data(self) -> dict:

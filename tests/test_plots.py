@@ -261,6 +261,14 @@ def test_any_class_names_and_numbers_are_drawn(tmp_path, classes):
     assert len(list((tmp_path / "figures").iterdir())) == 2
 
 
+def test_a_long_data_set_name_leaves_room_in_the_title(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20, dataset="d" * 200)
+    (compared,), _ = compare(tmp_path)
+    with style.context():
+        title = panels.roc_curves(compared).texts[0].get_text()
+    assert title.startswith("d" * 23 + "…: ROC")
+
+
 def test_letters_that_the_font_lacks_are_found():
     with style.context():
         assert style.missing_letters(["cat $x$ é", "собака"]) == ""
