@@ -9,7 +9,7 @@ from torch import nn
 
 import train_cnn_head
 import train_vit_lora
-from common import backbones, cli, data, features, frozen, prediction, results, training
+from common import backbones, cli, data, experiment, features, frozen, prediction, results, training
 from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExamples
@@ -124,11 +124,33 @@ def test_features_are_found_again_with_their_cost_and_damage_is_mended(tmp_path)
     assert first.seconds == again.seconds
     (part,) = tmp_path.glob("*/features-*.safetensors")
     content = part.read_bytes()
-    for damaged in (content[:-1], b"", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+    features.extract(_extractor(_backbone(), "other data"), images, "train", folder=tmp_path / "foreign")
+    (foreign,) = (tmp_path / "foreign").glob("*/features-*.safetensors")
+    longer = content.replace(b'"seconds":"', b'"seconds":"9', 1)  # a cost that was edited, at an equal length
+    longer = longer[:8] + longer[8:].replace(b" ", b"", 1)
+    for damaged in (
+        content[:-1],
+        b"",
+        foreign.read_bytes(),
+        longer,
+        content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    ):
         part.write_bytes(damaged)
         mended = features.extract(extractor, images, "train", folder=tmp_path)
         assert not mended.cache_hit
         assert torch.equal(mended.values, first.values)
+
+
+def test_the_second_run_finds_the_features_of_the_first_and_records_their_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FEATURE_CACHE", tmp_path / "cache")
+    records = []
+    for flags in (["--seed=0"], ["--seed=1", "--head=linear", "--lr=1e-2", "--batch-size=16"], ["--train-limit=90"]):
+        argv = [*TINY, "--backbone=test_resnet", "--results-dir", str(tmp_path / "r"), f"--run-name={len(records)}"]
+        assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, *flags]) == 0
+        (path,) = tmp_path.glob(f"r/digits/{len(records)}/seed*/result.json")
+        records.append(results.read(path)["efficiency"])
+    assert [record["feature_cache_hit"] for record in records] == [False, True, False]
+    assert records[0]["feature_seconds"] == records[1]["feature_seconds"] > 0
 
 
 def test_features_of_other_data_weights_or_splits_are_other_entries(tmp_path):

@@ -94,6 +94,19 @@ def test_merged_equals_unmerged():
         torch.testing.assert_close(lora.merged(model)(_images()), model(_images()), rtol=0, atol=1e-4)
 
 
+def test_in_bfloat16_the_backbone_alone_is_rounded():
+    exact, rounded = _model(), _model()
+    rounded.precision = "bf16"
+    seen = []
+    rounded.vit.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.no_grad():
+        expected, logits = exact(_images()), rounded(_images())
+    assert logits.dtype == torch.float32 and seen == [torch.float32]
+    assert not torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0.05)
+    assert {p.dtype for p in rounded.parameters()} == {torch.float32}
+
+
 def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path):
     model, other = _model(seed=0), _model(seed=1)
     _two_steps(model)

@@ -96,14 +96,17 @@ def test_an_exchange_of_folders_that_was_cut_in_two_is_completed(renames, tmp_pa
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", killed)
-    assert _train(*here, "--overwrite") == 130
+    assert _train(*here, "--overwrite", "--lr=1e-2") == 130
     monkeypatch.setattr(Path, "rename", rename)
-    assert _train(*here) == 0
+    old, new = [], ["--lr=1e-2"]
+    kept, lost = (new, old) if renames else (old, new)  # the new result counts from the first rename on
+    assert _train(*here, *kept) == 0
+    assert _train(*here, *lost) == 2
     assert sorted(path.name for path in (tmp_path / "digits" / "run").iterdir()) == ["seed0"]
     assert (tmp_path / "digits" / "run" / "seed0" / "result.json").exists()
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path, capsys):
     code = (
         "import sys, time; from pathlib import Path; from common.locks import locked\n"
         "with locked(Path(sys.argv[1]), what='it', wait=False): print('held', flush=True); time.sleep(60)"
@@ -117,6 +120,8 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
             runs.opened(tmp_path / "digits" / "run" / "seed0", {}, overwrite=False),
         ):
             pass
+        assert _train("--results-dir", str(tmp_path), "--run-name=run") == 2
+        assert "another --run-name" in capsys.readouterr().err
     finally:
         holder.kill()
         holder.communicate()

@@ -13,7 +13,10 @@ from common import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ["train_vit_lora.py", "train_cnn_head.py", "evaluate.py", "plot_results.py"]
-TINY = ["--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1", "--train-limit=60", "--test-limit=20"]
+TINY = [
+    *("--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1"),
+    *("--train-limit=60", "--test-limit=20", "--no-feature-cache"),
+]
 
 
 def _shell(*words: object) -> subprocess.CompletedProcess:
@@ -106,6 +109,40 @@ def test_a_wrong_lora_setting_is_one_line(flag, tmp_path, capsys):
     argv = ["--dataset=digits", "--weights=random", "--backbone=test_vit", "--results-dir", str(tmp_path), flag]
     assert cli.run(train_vit_lora.main, train_vit_lora.Config, argv) == 2
     assert capsys.readouterr().err.startswith(f"error: {flag.split('=')[0]}")
+
+
+@pytest.mark.parametrize(
+    ("script", "backbone", "said"),
+    [
+        (train_vit_lora, "test_resnet", "use train_cnn_head.py"),
+        (train_vit_lora, "deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
+        (train_cnn_head, "test_vit", "use train_vit_lora.py"),
+    ],
+)
+def test_each_script_refuses_the_others_backbones(script, backbone, said, tmp_path, capsys):
+    argv = [*TINY, f"--backbone={backbone}", "--results-dir", str(tmp_path)]
+    assert cli.run(script.main, script.Config, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --backbone '{backbone}") and error.count("\n") == 1
+    assert said in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("script", [train_cnn_head, train_vit_lora])
+def test_without_weights_and_network_nothing_is_left_but_one_line(script, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    argv = ["--dataset=digits", "--results-dir", str(tmp_path / "results")]
+    assert cli.run(script.main, script.Config, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no pretrained weights for") and error.count("\n") == 1
+    assert "--weights FILE.safetensors" in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("flags", [["--epochs=five"], ["--nonsense"], ["--precision=fp8"], ["--resize=pad"]])

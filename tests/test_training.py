@@ -25,6 +25,7 @@ ARMS = {
     "head": (train_cnn_head, ["--backbone=test_resnet", "--no-feature-cache", "--epochs=3"]),
     "lora": (train_vit_lora, ["--backbone=test_vit", "--rank=2", "--epochs=2", "--train-limit=100"]),
 }
+AUGMENTED = ["--backbone=test_resnet", "--no-feature-cache", "--epochs=2", "--train-limit=100", "--augment=light"]
 
 
 def _examples(count: int, seed: int) -> FeatureExamples:
@@ -90,6 +91,33 @@ def test_a_run_that_was_killed_goes_on_from_the_last_epoch(tmp_path, epochs, mon
         _fit(tmp_path / "killed")
     monkeypatch.setattr(Checkpoint, "save", save)
     resumed, head = _fit(tmp_path / "killed")
+    assert _timeless(resumed) == _timeless(whole)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("stop", [5, 12, 30])
+def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_regular_checkpoint(tmp_path, stop, monkeypatch):
+    whole, expected = _fit(tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    steps, done = iter(range(10_000)), []
+    step = training._Loop._step
+
+    def killed(self, inputs, labels):
+        if next(steps) == stop:
+            raise _Killed
+        step(self, inputs, labels)
+
+    def counted(self, inputs, labels):
+        done.append(1)
+        step(self, inputs, labels)
+
+    monkeypatch.setattr(training._Loop, "_step", killed)
+    with pytest.raises(_Killed):
+        _fit(tmp_path / "killed")
+    monkeypatch.setattr(training._Loop, "_step", counted)
+    resumed, head = _fit(tmp_path / "killed")
+    assert len(done) == 2 * 3 * 7 - stop  # no step is made twice
     assert _timeless(resumed) == _timeless(whole)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(head.state_dict()[name], tensor), name
@@ -166,6 +194,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
         training.fit(_head(), train, _examples(40, 1), SETTINGS, checkpoint)
 
 
+def test_a_validation_loss_that_is_not_a_number_is_no_epoch(tmp_path):
+    val = _examples(40, 1)
+    val.features[3] = math.nan
+    with pytest.raises(UserError, match=r"the validation loss became nan in epoch 1, step 7, at --lr 0.01"):
+        training.fit(_head(), _examples(100, 0), val, SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def _run(arm: str, folder, *flags: str):
     script, own = ARMS[arm]
     assert cli.run(script.main, script.Config, [*TINY, *own, "--results-dir", str(folder), *flags]) == 0
@@ -189,9 +225,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_result(arm, 
     assert (logits[0].val_indices == logits[1].val_indices).all()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("arm", "number", "code"),
+    [("head", signal.SIGTERM, 143), ("lora", signal.SIGINT, 130), ("augmented", signal.SIGINT, 130)],
+)
 def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ARMS, "augmented", (train_cnn_head, AUGMENTED))
     whole = _run(arm, tmp_path / "whole")
     script, own = ARMS[arm]
     argv = [*TINY, *own, "--results-dir", str(tmp_path / "stopped")]
@@ -206,6 +245,9 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     assert cli.run(script.main, script.Config, argv) == code
     assert [path.name for path in (tmp_path / "stopped").rglob("checkpoint")] == ["checkpoint"]
     monkeypatch.setattr(training._Loop, "_step", step)
+    (stopped,) = (tmp_path / "stopped").glob("digits/*")
+    assert cli.run(script.main, script.Config, [*argv, f"--run-name={stopped.name}", "--weight-decay=0.5"]) == 2
+    assert "unfinished run with other settings (weight_decay 0.01 there, 0.5 now)" in capsys.readouterr().err
     resumed = _run(arm, tmp_path / "stopped")
     assert "resuming after" in capsys.readouterr().out
     assert (resumed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
