@@ -94,7 +94,7 @@ def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags
 def test_features_made_once_train_the_same_head_as_the_backbone_run_every_epoch(tmp_path):
     backbone, digits = _backbone(), _digits()
     extractor = _extractor(backbone)
-    settings = training.Settings((1e-2,), 3, 16, 0.01, 0)
+    settings = training.Settings((1e-3,), 3, 16, 0.01, 0)
     once = features.extract(extractor, digits.train, "train", folder=tmp_path / "f")
     val = FeatureExamples(
         features.extract(extractor, digits.val, "val", folder=tmp_path / "f").values, digits.val.labels
