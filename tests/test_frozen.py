@@ -24,6 +24,7 @@ TINY = [
     "--image-size=32",
     "--precision=fp32",
     "--train-limit=100",
+    "--test-limit=40",
     "--epochs=1",
 ]
 
@@ -68,9 +69,9 @@ def test_weights_and_batchnorm_statistics_are_bitwise_unchanged_by_a_run(name, a
 def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags, tmp_path, monkeypatch):
     from common import adapted, preprocessing
 
-    test_images = data.load("digits", data_dir=NOWHERE, train_limit=100).test
-    forbidden = {image.tobytes() for image in test_images.pixels}
-    allowed_copies = {image.tobytes() for image in data.load("digits", data_dir=NOWHERE, train_limit=100).train.pixels}
+    digits = _digits()
+    forbidden = {image.tobytes() for image in digits.test.pixels}
+    allowed_copies = {image.tobytes() for image in digits.train.pixels}
     log = []
     channels_first, fit = preprocessing._channels_first, training.fit
 

@@ -128,10 +128,44 @@ def test_an_adapter_of_another_base_or_rank_is_refused(tmp_path):
         lora.load_adapter(_model(rank=2), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("name", ["beit_base_patch16_224", "swin_tiny_patch4_window7_224", "test_resnet"])
+@pytest.mark.parametrize("fault", ["missing", "left over"])
+def test_an_adapter_must_fit_tensor_for_tensor(fault, tmp_path):
+    from safetensors.torch import load, save
+
+    files = lora.adapter_files(_model())
+    (name,) = (name for name in files if name.endswith(".safetensors"))
+    tensors = load(files[name])
+    first = next(key for key in sorted(tensors) if "lora_B" in key)
+    if fault == "missing":
+        del tensors[first]
+    else:
+        tensors[first.replace("blocks.0", "blocks.99")] = tensors[first].clone()
+    for path, content in (files | {name: save(tensors)}).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    with pytest.raises(UserError, match=r"does not fit 'test_vit.*lora_B"):
+        lora.load_adapter(_model(), tmp_path / "adapter")
+
+
+# The last one is a VisionTransformer, but its blocks hold two attentions side by side.
+@pytest.mark.parametrize(
+    "name",
+    ["beit_base_patch16_224", "swin_tiny_patch4_window7_224", "test_resnet", "vit_small_patch16_18x2_224"],
+)
 def test_what_is_no_plain_vit_is_refused_by_name(name):
     base = _unloaded(name)
     with pytest.raises(UserError, match=name):
+        lora.require_plain_vit(base)
+
+
+def test_a_subclass_of_the_vit_is_refused_since_it_may_compute_something_else():
+    class OtherViT(timm.models.VisionTransformer):
+        pass
+
+    base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
+    lora.require_plain_vit(base)
+    base.module.__class__ = OtherViT
+    with pytest.raises(UserError, match="is a OtherViT"):
         lora.require_plain_vit(base)
 
 

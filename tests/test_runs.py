@@ -15,7 +15,10 @@ from common.errors import UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 VIT, RESNET = "vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k"
 LITE = "tf_efficientnet_lite0.in1k"
-TINY = ["--dataset=digits", "--backbone=test_resnet", "--weights=random", "--image-size=32", "--epochs=1"]
+TINY = [
+    *("--dataset=digits", "--backbone=test_resnet", "--weights=random", "--image-size=32", "--epochs=1"),
+    *("--train-limit=60", "--test-limit=20"),
+]
 
 
 def _name(script, method: str, backbone: str, **changed) -> str:

@@ -13,19 +13,22 @@ from torch import nn
 
 import train_cnn_head
 import train_vit_lora
-from common import cli, results, training
+from common import cli, prediction, results, training
 from common.checkpoint import Checkpoint
 from common.errors import UserError
 from common.examples import FeatureExamples
 from common.heads import Head
 
 SETTINGS = training.Settings(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
-TINY = ["--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"]
+TINY = [
+    *("--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"),
+    *("--train-limit=100", "--test-limit=40", "--batch-size=32", "--epochs=2"),
+]
 ARMS = {
-    "head": (train_cnn_head, ["--backbone=test_resnet", "--no-feature-cache", "--epochs=3"]),
-    "lora": (train_vit_lora, ["--backbone=test_vit", "--rank=2", "--epochs=2", "--train-limit=100"]),
+    "head": (train_cnn_head, ["--backbone=test_resnet", "--no-feature-cache"]),
+    "lora": (train_vit_lora, ["--backbone=test_vit", "--rank=2"]),
 }
-AUGMENTED = ["--backbone=test_resnet", "--no-feature-cache", "--epochs=2", "--train-limit=100", "--augment=light"]
+AUGMENTED = ["--backbone=test_resnet", "--no-feature-cache", "--augment=light"]
 
 
 def _examples(count: int, seed: int) -> FeatureExamples:
@@ -181,9 +184,53 @@ def test_the_weights_kept_are_those_of_the_best_epoch_and_of_the_earlier_on_a_ti
     monkeypatch.setattr(training, "loss_and_accuracy", lambda logits, labels: (1.0, next(accuracies)))
     fit, head = _fit(tmp_path / "a", training.Settings((1e-2,), 3, 16, 0.01, 0))
     assert (fit.best_epoch, len(fit.history)) == (2, 3)
+    assert fit.trials == [{"lr": 1e-2, "best_epoch": 2, "val_loss": 1.0, "val_accuracy": 0.7}]
     accuracies = iter([0.5, 0.7])
     _, two_epochs = _fit(tmp_path / "b", training.Settings((1e-2,), 2, 16, 0.01, 0))
     assert all(torch.equal(head.state_dict()[n], t) for n, t in two_epochs.state_dict().items())
+
+
+def test_each_epoch_visits_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
+    orders, batches = [], FeatureExamples.batches
+
+    def recorded(self, positions, *, epoch):
+        if len(self.labels) == 100:
+            orders.append(tuple(np.concatenate(positions).tolist()))
+        return batches(self, positions, epoch=epoch)
+
+    monkeypatch.setattr(FeatureExamples, "batches", recorded)
+    _fit(tmp_path / "0")
+    _fit(tmp_path / "1", dataclasses.replace(SETTINGS, seed=1))
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert orders[0:3] == orders[3:6]  # both learning rates see the same orders
+    assert len(set(orders[0:3] + orders[6:9])) == 6
+
+
+def test_the_recorded_loss_and_accuracy_are_those_of_all_training_images(tmp_path):
+    train, val = _examples(100, 0), _examples(40, 1)
+    head = Head(8, 4, hidden=6, dropout=0.0, activation=nn.ReLU())
+    with torch.no_grad():
+        before = {split: prediction.loss_and_accuracy(head(x.features).numpy(), x.labels)
+                  for split, x in (("train", train), ("val", val))}  # fmt: skip
+    settings = training.Settings((1e-30,), 3, 16, 0.0, 0)  # so small a rate that nothing moves
+    fit = training.fit(head, train, val, settings, Checkpoint(tmp_path / "checkpoint", {}))
+    assert [row["epoch"] for row in fit.history] == [1, 2, 3]
+    for row in fit.history:
+        for split, (loss, accuracy) in before.items():
+            assert row[f"{split}_loss"] == pytest.approx(loss, rel=1e-6)
+            assert row[f"{split}_accuracy"] == accuracy
+        assert row["lr"] == 1e-30
+    assert fit.train_seconds == sum(row["seconds"] for row in fit.history) > 0
+    assert fit.images_per_second == pytest.approx(300 / fit.train_seconds)
+
+
+def test_dropout_is_on_in_every_step_and_off_whenever_the_model_is_judged(tmp_path):
+    modes = []
+    head = _head()
+    head.register_forward_pre_hook(lambda module, _: modes.append((torch.is_grad_enabled(), module.dropout.training)))
+    training.fit(head, _examples(100, 0), _examples(40, 1), SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
+    assert set(modes) == {(True, True), (False, False)}
+    assert not head.training
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
@@ -237,7 +284,7 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     step, steps = training._Loop._step, iter(range(10_000))
 
     def interrupted(self, inputs, labels):
-        if next(steps) == 3:
+        if next(steps) == 5:  # the second step of the second epoch
             os.kill(os.getpid(), number)
         step(self, inputs, labels)
 
