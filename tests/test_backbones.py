@@ -178,7 +178,8 @@ def test_the_hidden_layer_is_the_largest_power_of_two_not_above_half(width):
     ("name", "kind"),
     [
         ("resnet50", nn.ReLU),
-        ("efficientnet_b0", nn.SiLU),  # not the sigmoid that gates its squeeze-and-excite blocks
+        ("efficientnet_b0", nn.SiLU),
+        ("ese_vovnet19b_dw", nn.ReLU),  # its last module of this sort is the gate of a squeeze-and-excite block
         ("tf_efficientnet_lite0", nn.ReLU6),
         ("mobilenetv3_small_050", nn.Hardswish),
         ("convnext_atto", nn.GELU),

@@ -1,5 +1,6 @@
 """Frozen means frozen, the test images are seen last, and features made once train the same head."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -160,10 +161,12 @@ def test_features_of_other_data_weights_or_splits_are_other_entries(tmp_path):
         (_extractor(_backbone()), "train"),
         (_extractor(_backbone()), "val"),
         (_extractor(_backbone(), "other data"), "train"),
+        (_extractor(dataclasses.replace(_backbone(), sha256="other weights")), "train"),
         (_extractor(_backbone("test_efficientnet")), "train"),
     ]:
         assert not features.extract(extractor, images, split, folder=tmp_path).cache_hit
-    assert not features.extract(extractor, images.subset(np.arange(50)), "train", folder=tmp_path).cache_hit
+    for half in (np.arange(50), np.arange(50, 100)):
+        assert not features.extract(extractor, images.subset(half), "train", folder=tmp_path).cache_hit
 
 
 def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
@@ -176,6 +179,8 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
         os.utime(entry, (number, number))
     features.prune(tmp_path, limit_bytes=250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    features.prune(tmp_path, limit_bytes=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]  # the newest is in use
 
 
 def test_the_heads_of_the_study():
