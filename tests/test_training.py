@@ -71,8 +71,10 @@ def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, monk
     monkeypatch.setattr(training._Loop, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
-    monkeypatch.setattr(training._Loop, "_step", step)
+    again = []
+    monkeypatch.setattr(training._Loop, "_step", lambda *given: again.append(1) or step(*given))
     resumed, head = _fit(tmp_path / "stopped")
+    assert len(again) == 2 * 3 * 7 - (stop + 1)  # the step under way was finished and saved
     assert _timeless(resumed) == _timeless(whole)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(head.state_dict()[name], tensor), name
