@@ -143,6 +143,18 @@ def test_features_are_found_again_with_their_cost_and_damage_is_mended(tmp_path)
         assert torch.equal(mended.values, first.values)
 
 
+def test_augmentation_is_drawn_from_the_seed_of_the_run(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(frozen, "ImageExamples", lambda *a, **k: made.append(ImageExamples(*a, **k)) or made[-1])
+    argv = [*TINY, "--backbone=test_resnet", "--no-feature-cache", "--augment=light", "--seed=3"]
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--results-dir", str(tmp_path)]) == 0
+    (examples,) = made
+    first = [next(dataclasses.replace(examples, seed=seed).batches([np.arange(8)], epoch=0)) for seed in (3, 3, 4)]
+    assert examples.seed == 3
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], next(examples.batches([np.arange(8)], epoch=1)))
+
+
 def test_the_second_run_finds_the_features_of_the_first_and_records_their_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "FEATURE_CACHE", tmp_path / "cache")
     records = []
