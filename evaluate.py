@@ -13,13 +13,13 @@ import csv
 import io
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from common import cli
+from common import cli, remarks
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def score_again(model: "Trained", config: Config) -> None:
     test, _ = metrics.score(logits, dataset.test.labels, dataset.classes)
     difference = float(np.abs(logits - before.logits).max())
     changed = int((logits.argmax(1) != before.logits.argmax(1)).sum())
-    print(f"{model.run.folder}: {_summary(test)}")
+    print(f"{model.run.folder}: {remarks.scores(test)}")
     verdict = "identical" if difference == 0 else f"largest logit difference {difference:.2g}"
     verdict += f", {changed} of {len(logits):,} predictions changed"
     if difference > TOLERANCE[settings["precision"]]:
@@ -141,8 +141,6 @@ def score_again(model: "Trained", config: Config) -> None:
 
 def score_other(model: "Trained", config: Config) -> None:
     """Score other labelled images; their classes are matched by name."""
-    import dataclasses
-
     import numpy as np
 
     from common import data, metrics
@@ -154,9 +152,9 @@ def score_other(model: "Trained", config: Config) -> None:
     if unknown:
         raise UserError(f"{config.dataset!r} has the class {unknown[0]!r}, the run knows {model.classes!r}")
     number = np.array([model.classes.index(name) for name in classes])
-    images = dataclasses.replace(images, labels=number[images.labels])
+    images = replace(images, labels=number[images.labels])
     test, notes = metrics.score(model.logits(images, "scoring"), images.labels, model.classes)
-    print(f"{model.run.folder} on {len(images):,} images of {config.dataset}: {_summary(test)}")
+    print(f"{model.run.folder} on {len(images):,} images of {config.dataset}: {remarks.scores(test)}")
     for note in notes:
         print(f"note: {note}")
     if config.out:
@@ -233,11 +231,6 @@ def _export_program(model: "Trained") -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
-
-
-def _summary(test: dict) -> str:
-    auc = "not defined" if test["auc_macro"] is None else f"{test['auc_macro']:.4f}"
-    return f"accuracy {test['accuracy']:.4f}  F1 (macro) {test['f1_macro']:.4f}  AUC (macro) {auc}"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def main(config: Config) -> None:
             return
 
         # Backbone: first, because missing weights should not be found out after the images were checked
-        backbone = backbones.load(run.settings["backbone"], weights=config.weights, image_size=run.image_size)
+        backbone = backbones.load(
+            run.settings["backbone"], weights=config.weights, image_size=run.settings["image_size"]
+        )
         backbones.require_cnn(backbone)
 
         # Data: train, validation and test images, fixed by the split seed

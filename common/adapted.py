@@ -20,7 +20,7 @@ def fit_lora(experiment: Experiment, dataset: Dataset, backbone: Backbone, model
     """
     config = experiment.config
     model = model.to(experiment.device)
-    plain = experiment.transform(backbone)
+    plain = backbone.transform(config.resize)
 
     def examples(images: Images, augment: str = "none") -> ImageExamples:
         transform = replace(plain, augment=augment)

@@ -4,11 +4,10 @@ torchvision's v2 transforms draw once for a whole batch; here the draw is keyed 
 gets the same augmentation whatever its batch, the number of workers, or where a run was resumed.
 """
 
-import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
-from common.randomness import PURPOSES
+from common.randomness import numpy_generator
 
 
 def light(image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Tensor:
@@ -18,7 +17,7 @@ def light(image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Te
     scale 0.9 to 1.1); brightness and contrast 0.5 (factors 0.8 to 1.2); Gaussian blur 0.3 (kernel 3, 5 or 7,
     sigma 0.1 to 2).
     """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, PURPOSES["augment"], epoch, index]))
+    rng = numpy_generator(seed, "augment", epoch=epoch, step=index)
     # Everything is drawn, used or not, so that no draw moves the ones after it.
     flip, affine, colour, blur = rng.random(4) < (0.5, 0.5, 0.5, 0.3)
     angle, (shift_x, shift_y), scale = rng.uniform(-10, 10), rng.uniform(-0.05, 0.05, 2), rng.uniform(0.9, 1.1)

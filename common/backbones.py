@@ -1,6 +1,5 @@
 """Frozen timm backbones: found by name, loaded strictly, identified by a hash, without a classifier."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from torch import nn
 
 from common.cli import suggestion
 from common.errors import UserError
+from common.preprocessing import Transform
 from common.randomness import torch_seed
+from common.storage import sha256_of_tensors
 
 STUDY_IMAGE_SIZE = 224
 # One seed for all: the same random backbone serves every run, whatever its --seed.
@@ -38,6 +39,17 @@ class Backbone:
     def width(self) -> int:
         """Number of pooled features."""
         return self.module.head_hidden_size
+
+    def transform(self, resize: str) -> Transform:
+        """Return how images are prepared for it, without augmentation; ``resize`` is ``squash`` or ``crop``."""
+        return Transform(
+            size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            resize=resize,
+            crop_pct=self.crop_pct,
+        )
 
 
 def resolve_tag(name: str) -> str:
@@ -135,11 +147,7 @@ def require_cnn(backbone: Backbone) -> None:
 
 def hash_weights(module: nn.Module) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return sha256_of_tensors(module.state_dict())
 
 
 def _build_random(tag: str) -> nn.Module:

@@ -1,6 +1,5 @@
 """An unfinished run's state in one file that is either whole or recognised as damaged."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.errors import UserError
-from common.storage import write_atomically
+from common.storage import sha256_of_tensors, write_atomically
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Checkpoint:
         """Write JSON-able ``state`` and CPU ``tensors``, atomically, with a digest over both."""
         text = json.dumps({"identity": self.identity, "state": state}, allow_nan=False)
         content = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-        metadata = {"record": text, "sha256": _digest(text, content)}
+        metadata = {"record": text, "sha256": sha256_of_tensors(content, text=text)}
         write_atomically(self.path, save(content, metadata=metadata))
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -43,7 +42,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            whole = metadata.get("sha256") == _digest(metadata.get("record", ""), tensors)
+            whole = metadata.get("sha256") == sha256_of_tensors(tensors, text=metadata.get("record", ""))
             record = json.loads(metadata["record"]) if whole else None
         except (SafetensorError, OSError, ValueError):
             record = None
@@ -62,11 +61,3 @@ class Checkpoint:
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
                 "use another --run-name, or remove that folder"
             )
-
-
-def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

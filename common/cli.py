@@ -5,7 +5,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,7 @@ def check_recipe(config: Any) -> None:
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more")
 
 
-def suggestion(name: str, known: list[str]) -> str:
+def suggestion(name: str, known: Sequence[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest of the ``known`` names, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,6 +1,5 @@
 """A data set ready for training: train, validation and test images, fixed by the split seed."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import folders, named_sets, splits
+from common.cli import suggestion
 from common.errors import UserError
 from common.folders import Source
 from common.images import Images
@@ -36,13 +36,12 @@ class Dataset:
     skipped: tuple[str, ...] = ()
 
 
-def check_request(dataset: str, data_dir: Path) -> None:
+def check_request(dataset: str) -> None:
     """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError)."""
     if dataset in NAMES or Path(dataset).is_dir():
         return
-    close = difflib.get_close_matches(dataset.lower().replace("-", "_"), NAMES, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"no data set {dataset!r}: {guess}use one of {', '.join(NAMES)}, or the path of an image folder")
+    guess = suggestion(dataset.lower().replace("-", "_"), NAMES)
+    raise UserError(f"no data set {dataset!r}{guess}: use one of {', '.join(NAMES)}, or the path of an image folder")
 
 
 def result_name(dataset: str, name: str | None = None) -> str:
@@ -87,11 +86,7 @@ def load(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction} must lie between 0 and 1, both excluded")
-    check_request(dataset, data_dir)
-    if dataset in NAMES:
-        source = named_sets.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers)
-    else:
-        source = folders.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers)
     train, val, test = _limit(*_split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
@@ -115,6 +110,18 @@ def load_for(settings: Mapping[str, Any], *, data_dir: Path | None = None, worke
     )
 
 
+def load_labelled(dataset: str, data_dir: Path, *, workers: int | None = None) -> tuple[Images, tuple[str, ...]]:
+    """Return labelled images to score a trained model on, and their classes.
+
+    They are the test split of a named data set or of an image folder that has one, and else all of its images.
+
+    Raises:
+        UserError: the data are missing or damaged.
+    """
+    source = _read(dataset, data_dir, workers=workers)
+    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes
+
+
 def load_unlabelled(folder: Path) -> Images:
     """Return all images below ``folder`` (any depth), sorted by path, with labels -1; nothing is decoded yet.
 
@@ -126,6 +133,13 @@ def load_unlabelled(folder: Path) -> Images:
     if not files:
         raise UserError(f"{str(folder)!r} is no folder with images")
     return Images(np.full(len(files), -1), np.arange(len(files)), files=files)
+
+
+def _read(dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None) -> Source:
+    check_request(dataset)
+    if dataset in NAMES:
+        return named_sets.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers)
+    return folders.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
 
 
 def _generator(split_seed: int, purpose: int) -> np.random.Generator:
@@ -193,19 +207,3 @@ def _copies(train: Images, val: Images, test: Images) -> list[str]:
         f"{len(val):,} validation images are exact copies of training images": splits.count_copies(val, [train]),
     }
     return [f"{count:,} of the {text}" for text, count in counts.items() if count]
-
-
-def load_labelled(dataset: str, data_dir: Path, *, workers: int | None = None) -> tuple[Images, tuple[str, ...]]:
-    """Return labelled images to score a trained model on, and their classes.
-
-    They are the test split of a named data set or of an image folder that has one, and else all of its images.
-
-    Raises:
-        UserError: the data are missing or damaged.
-    """
-    check_request(dataset, data_dir)
-    if dataset in NAMES:
-        source = named_sets.read(dataset, Path(data_dir), workers=workers)
-    else:
-        source = folders.read(Path(dataset), workers=workers)
-    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes

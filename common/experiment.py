@@ -17,7 +17,6 @@ from common.backbones import Backbone
 from common.checkpoint import Checkpoint
 from common.cli import Plumbing, as_record
 from common.data import Dataset
-from common.preprocessing import Transform
 from common.runs import RunFolder
 from common.training import Fit, Settings
 
@@ -31,7 +30,6 @@ class Experiment:
     config: Plumbing
     settings: dict[str, Any]
     method: str
-    image_size: int
     device: torch.device
     precision: str
     run: RunFolder
@@ -57,17 +55,6 @@ class Experiment:
         }
         return Checkpoint(self.run.checkpoint, owner)
 
-    def transform(self, backbone: Backbone) -> Transform:
-        """How this run prepares its images for the backbone, without augmentation."""
-        return Transform(
-            size=backbone.image_size,
-            mean=backbone.mean,
-            std=backbone.std,
-            interpolation=backbone.interpolation,
-            resize=self.config.resize,
-            crop_pct=backbone.crop_pct,
-        )
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -90,7 +77,7 @@ def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
     Raises:
         UserError: a name or a device that does not exist, or a folder that belongs to another run.
     """
-    data.check_request(config.dataset, config.data_dir)
+    data.check_request(config.dataset)
     tag = backbones.resolve_tag(config.backbone)
     image_size = backbones.resolve_image_size(tag, config.image_size)
     device = runtime.resolve_device(config.device)
@@ -113,7 +100,7 @@ def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
             yield None
             return
         print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
-        yield Experiment(config, settings, method, image_size, device, precision, run)
+        yield Experiment(config, settings, method, device, precision, run)
 
 
 def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
@@ -132,8 +119,9 @@ def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
     return notes
 
 
-def describe_model(backbone: Backbone, *, frozen: nn.Module, head: nn.Module, counted: tuple[nn.Module, ...],
-                   lora: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+def describe_model(
+    backbone: Backbone, *, frozen: nn.Module, head: nn.Module, counted: tuple[nn.Module, ...], lora: dict | None
+) -> dict[str, Any]:
     """Return the ``model`` block of a result.
 
     Args:
@@ -218,8 +206,7 @@ def _describe_data(dataset: Dataset, backbone: Backbone) -> dict[str, Any]:
 
 def _print_summary(experiment: Experiment, result: dict[str, Any], files: list[str]) -> None:
     test, cost, model = result["test"], result["efficiency"], result["model"]
-    auc = "not defined" if test["auc_macro"] is None else f"{test['auc_macro']:.4f}"
-    print(f"test accuracy {test['accuracy']:.4f}  F1 (macro) {test['f1_macro']:.4f}  AUC (macro) {auc}")
+    print(f"test {remarks.scores(test)}")
     features = cost["feature_seconds"]
     spent = f"training {cost['train_seconds']:.1f} s"
     if features is not None:

@@ -28,7 +28,6 @@ def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head:
 
     def once(images: Images, split: str) -> FeatureExamples:
         made[split] = extract(extractor, images, split, folder=experiment.feature_folder)
-        prune(experiment.feature_folder)
         return FeatureExamples(made[split].values.to(experiment.device), images.labels)
 
     if experiment.config.augment == "none":
@@ -41,6 +40,8 @@ def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head:
     val_logits = predict(head, val, batch_size=experiment.config.batch_size, desc="validation")
 
     test = once(dataset.test, "test")
+    if experiment.config.feature_cache:
+        prune(experiment.feature_folder)
     started = time.perf_counter()
     test_logits = predict(head, test, batch_size=experiment.config.batch_size, desc="test")
     return Outcome(
@@ -60,7 +61,7 @@ def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head:
 def _extractor(experiment: Experiment, dataset: Dataset, backbone: Backbone) -> Extractor:
     return Extractor(
         backbone=backbone,
-        transform=experiment.transform(backbone),
+        transform=backbone.transform(experiment.config.resize),
         device=experiment.device,
         precision=experiment.precision,
         compile=experiment.config.compile,
@@ -71,6 +72,6 @@ def _extractor(experiment: Experiment, dataset: Dataset, backbone: Backbone) -> 
 
 def _augmented(experiment: Experiment, images: Images, backbone: Backbone) -> AugmentedFeatureExamples:
     config = experiment.config
-    transform = replace(experiment.transform(backbone), augment=config.augment)
+    transform = replace(backbone.transform(config.resize), augment=config.augment)
     source = ImageExamples(images, transform, experiment.device, config.workers, seed=config.seed)
     return AugmentedFeatureExamples(source, backbone.module.to(experiment.device), experiment.precision)

@@ -1,4 +1,4 @@
-"""What the training loop tells the person who waits for it."""
+"""What the scripts tell the person who waits for them."""
 
 import math
 from typing import Any
@@ -37,3 +37,9 @@ def epoch_line(row: dict[str, Any], *, epochs: int, several_lrs: bool) -> str:
         f"{lr}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
         f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
     )
+
+
+def scores(metrics: dict[str, Any]) -> str:
+    """Return accuracy, macro F1 and macro AUC of a ``metrics`` block in words."""
+    auc = "not defined" if metrics["auc_macro"] is None else f"{metrics['auc_macro']:.4f}"
+    return f"accuracy {metrics['accuracy']:.4f}  F1 (macro) {metrics['f1_macro']:.4f}  AUC (macro) {auc}"

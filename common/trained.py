@@ -129,16 +129,8 @@ def load(run: Run, *, weights: str | None, device: torch.device, workers: int | 
             f"(SHA-256 {record['weights']['sha256'][:12]}... there, {backbone.sha256[:12]}... here); "
             "name the right file with --weights"
         )
-    transform = Transform(
-        size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        interpolation=backbone.interpolation,
-        resize=config["resize"],
-        crop_pct=backbone.crop_pct,
-    )
     model = _lora_model(run, backbone) if record["lora"] else _head_model(run, backbone)
-    return Trained(run, backbone, model.to(device).eval(), device, transform, workers)
+    return Trained(run, backbone, model.to(device).eval(), device, backbone.transform(config["resize"]), workers)
 
 
 def _lora_model(run: Run, backbone: Backbone) -> nn.Module:

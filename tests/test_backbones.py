@@ -161,7 +161,8 @@ def test_what_does_not_convolve_is_refused_as_a_cnn(name):
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "convnext_atto", "mobilenetv3_small_050"])
 def test_convolutional_networks_are_taken(name):
     half = (0.5, 0.5, 0.5)
-    backbones.require_cnn(backbones.Backbone(_meta(name), name, "random", "", 224, half, half, "bicubic", 0.9, "fc"))
+    backbone = backbones.Backbone(_meta(name), name, "random", "", 224, half, half, "bicubic", 0.9, "fc")
+    assert backbones.require_cnn(backbone) is None
 
 
 # Heads
