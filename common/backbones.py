@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import common.demo_backbones  # noqa: F401, registers them with timm
 from common.cli import suggestion
 from common.errors import UserError
 from common.preprocessing import Transform
@@ -206,6 +207,8 @@ def download(tag: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     cfg = timm.get_pretrained_cfg(tag)
+    if cfg.file:
+        return Path(cfg.file)
     if not cfg.hf_hub_id:
         raise UserError(f"timm publishes no weights for {tag!r}; give a file: --weights FILE.safetensors")
     repository, name = cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"

@@ -1,6 +1,7 @@
 """An unfinished run's state in one file that is either whole or recognised as damaged."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,28 @@ class Checkpoint:
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
                 "use another --run-name, or remove that folder"
             )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> dict:
+    """Return the optimiser's state of the named ``parameters`` as CPU tensors, each under ``<what>/<parameter>``."""
+    return {
+        f"{what}/{name}": value.detach().cpu()
+        for name, parameter in parameters.items()
+        for what, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put what ``optimizer_tensors`` returned back into a new AdamW of the same ``parameters``."""
+    for path, value in tensors.items():
+        what, name = path.split("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step count on the CPU, its moments beside the weights.
+        optimizer.state[parameter][what] = value if what == "step" else value.to(parameter.device)
+
+
+def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

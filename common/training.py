@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from common import interrupts, remarks
-from common.checkpoint import Checkpoint
+from common.checkpoint import Checkpoint, below, optimizer_tensors, restore_optimizer
 from common.errors import UserError
 from common.examples import Examples
 from common.prediction import loss_and_accuracy, predict, split_batches
@@ -202,9 +202,8 @@ class _Loop:
     def _save(self) -> None:
         tensors = {f"weights/{name}": value for name, value in self._copy_weights().items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
-        for name, parameter in self.weights.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu()
+        optimizer = optimizer_tensors(self.optimizer, self.weights)
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer.items()}
         self.checkpoint.save(asdict(self.state), tensors)
 
     def _resume(self) -> None:
@@ -213,14 +212,10 @@ class _Loop:
             return
         record, tensors = found
         self.state = _State(**record)
-        self._set_weights(_below("weights/", tensors))
-        self.best_weights = _below("best/", tensors)
+        self._set_weights(below("weights/", tensors))
+        self.best_weights = below("best/", tensors)
         self._new_optimizer()
-        for path, value in _below("optimizer/", tensors).items():
-            key, name = path.split("/", 1)
-            parameter = self.weights[name]
-            # AdamW keeps its step count on the CPU, its moments beside the weights.
-            self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        restore_optimizer(self.optimizer, self.weights, below("optimizer/", tensors))
         rows = sum(map(len, self.state.histories))
         print(f"resuming after {rows} finished epochs and {self.state.step} steps", flush=True)
 
@@ -246,7 +241,3 @@ def _trial_record(history: list[dict[str, Any]]) -> dict[str, Any]:
         "val_loss": best["val_loss"],
         "val_accuracy": best["val_accuracy"],
     }
-
-
-def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
