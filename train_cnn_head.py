@@ -46,12 +46,17 @@ class Config(cli.Plumbing):
         cli.check_recipe(self)
         cli.require(0 <= self.head_dropout < 1, "head-dropout", self.head_dropout, "0 or more and below 1")
 
+    @property
+    def method(self) -> str:
+        """What is trained, as results and run names call it."""
+        return f"head_{self.head}"
+
 
 def main(config: Config) -> None:
     """Train, test and save one run; a finished one is only pointed at."""
     from common import backbones, data, experiment, frozen, heads
 
-    with experiment.begin(config, method=f"head_{config.head}") as run:
+    with experiment.begin(config) as run:
         if run is None:
             return
 

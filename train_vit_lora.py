@@ -49,12 +49,17 @@ class Config(cli.Plumbing):
         cli.require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         cli.require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
+    @property
+    def method(self) -> str:
+        """What is trained, as results and run names call it."""
+        return "lora" if self.rank else "head_linear"
+
 
 def main(config: Config) -> None:
     """Train, test and save one run; a finished one is only pointed at."""
     from common import adapted, backbones, data, experiment, frozen, heads, lora
 
-    with experiment.begin(config, method="lora" if config.rank else "head_linear") as run:
+    with experiment.begin(config) as run:
         if run is None:
             return
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from common import interrupts
 from common.errors import UserError
@@ -16,8 +16,12 @@ from common.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Plumbing:
-    """What both training scripts take beside their hyper-parameters: data, weights, machine, folders."""
+    """What both training scripts take beside their hyper-parameters: data, weights, machine, folders.
 
+    Each script's own Config says what its ``method`` is called: ``lora``, ``head_mlp`` or ``head_linear``.
+    """
+
+    method: ClassVar[str]
     dataset_name: str | None = None
     """Name under which an image folder's results are kept (default: the folder's own name)."""
     data_dir: Path = Path("data")
@@ -156,6 +160,25 @@ def _fail(message: str) -> int:
 def _stopped(word: str, code: int) -> int:
     print(f"{word}; a training goes on with the same command", file=sys.stderr)
     return code
+
+
+def as_flags(config: Any) -> list[str]:
+    """Return the command line that gives ``config``: every field of its own class, and what differs from a default.
+
+    A field that is None is left out: no flag stands for it, and None is its default.
+    """
+    own = type(config).__annotations__
+    flags = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None or (field.name not in own and value == field.default):
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
 
 
 def as_record(config: Any) -> dict[str, Any]:

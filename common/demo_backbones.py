@@ -5,6 +5,7 @@ Importing this module registers them with timm, so that ``timm.create_model("dem
 training step within a factor of 1.5 of one another on a CPU. Their weight tag is the data they were pretrained on.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.models import (
@@ -18,6 +19,9 @@ from timm.models import (
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.resnet import BasicBlock
 from torch import nn
+
+from common.errors import UserError
+from common.named_sets import CLASSES
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 PRETRAINED_ON = "cifar10"
@@ -58,6 +62,20 @@ class _SmallImageResNet(ResNet):
         self.conv1 = nn.Conv2d(self.conv1.in_channels, self.conv1.out_channels, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
+
+
+def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> None:
+    """Refuse a demo backbone on the data it was pretrained on, known by name or by the names of its classes.
+
+    Raises:
+        UserError: with the reason; any other backbone or data set passes.
+    """
+    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(CLASSES[PRETRAINED_ON])
+    if tag.partition(".")[0] in NAMES and is_same:
+        raise UserError(
+            f"--backbone {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
+            "there would say nothing about transfer; take another --dataset, or an ImageNet backbone"
+        )
 
 
 @register_model

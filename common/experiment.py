@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import backbones, costs, data, metrics, remarks, results, runs, runtime
+from common import backbones, costs, data, demo_backbones, metrics, remarks, results, runs, runtime
 from common.backbones import Backbone
 from common.checkpoint import Checkpoint
 from common.cli import Plumbing, as_record
@@ -29,7 +29,6 @@ class Experiment:
 
     config: Plumbing
     settings: dict[str, Any]
-    method: str
     device: torch.device
     precision: str
     run: RunFolder
@@ -71,7 +70,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
+def begin(config: Plumbing) -> Iterator[Experiment | None]:
     """Resolve every setting, and hold the run's folder; yields None, and says where it is, for a finished run.
 
     Raises:
@@ -79,6 +78,8 @@ def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
     """
     data.check_request(config.dataset)
     tag = backbones.resolve_tag(config.backbone)
+    if config.weights == "pretrained":
+        demo_backbones.require_other_data(tag, config.dataset)
     image_size = backbones.resolve_image_size(tag, config.image_size)
     device = runtime.resolve_device(config.device)
     precision = runtime.resolve_precision(config.precision, device)
@@ -89,7 +90,7 @@ def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
         settings["weights"] = str(Path(config.weights).resolve())
     is_default_size = image_size == backbones.resolve_image_size(tag, None)
     named = settings | ({"image_size": None} if is_default_size else {})
-    name = config.run_name or runs.run_name(named, method=method, backbone=tag)
+    name = config.run_name or runs.run_name(named, method=config.method, backbone=tag)
     dataset = data.result_name(config.dataset, config.dataset_name)
     path = config.results_dir / dataset / name / f"seed{config.seed}"
     runtime.prepare(device, deterministic=config.deterministic)
@@ -100,11 +101,17 @@ def begin(config: Plumbing, method: str) -> Iterator[Experiment | None]:
             yield None
             return
         print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
-        yield Experiment(config, settings, method, device, precision, run)
+        yield Experiment(config, settings, device, precision, run)
 
 
 def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
-    """Print what is trained on, and return (and print) the notes that belong into the result."""
+    """Print what is trained on, and return (and print) the notes that belong into the result.
+
+    Raises:
+        UserError: the backbone was pretrained on these data.
+    """
+    if experiment.config.weights == "pretrained":
+        demo_backbones.require_other_data(experiment.settings["backbone"], dataset.name, dataset.classes)
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
     print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
     loop = experiment.loop
@@ -159,7 +166,7 @@ def save(experiment: Experiment, dataset: Dataset, backbone: Backbone, outcome: 
     fit = outcome.fit
     result = {
         "schema_version": results.SCHEMA_VERSION,
-        "method": experiment.method,
+        "method": experiment.config.method,
         "dataset": dataset.name,
         "backbone": backbone.tag,
         "seed": experiment.config.seed,

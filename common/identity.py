@@ -61,6 +61,9 @@ def friendly_name(result: dict) -> str:
         backbone = f"EfficientNet{(match[1] or '').upper()}-{match[2].capitalize()}"
     elif match := re.match(r"resnet(\w+)$", backbone):
         backbone = f"ResNet{match[1]}"
+    elif backbone.startswith("demo_"):
+        kinds = {"demo_vit": "ViT", "demo_resnet": "ResNet", "demo_efficientnet": "EfficientNet"}
+        backbone = f"Demo {kinds.get(backbone, backbone)}"
     lora = result["model"]["lora"]
     return f"{backbone} + LoRA (r={lora.get('rank')})" if lora else f"{backbone} (head)"
 
@@ -100,7 +103,11 @@ def _family(run: Run) -> str:
     backbone = run.result["backbone"]
     if run.result["model"]["lora"]:
         return "lora"
-    families = (("vit", r"vit_|deit"), ("resnet", "resnet"), ("efficientnet", "(tf_)?efficientnet"))
+    families = (
+        ("vit", r"vit_|deit|demo_vit"),
+        ("resnet", "(demo_)?resnet"),
+        ("efficientnet", "(tf_|demo_)?efficientnet"),
+    )
     return next((family for family, pattern in families if re.match(pattern, backbone)), "other")
 
 

@@ -40,6 +40,23 @@ def locked(path: Path, *, what: str, wait: bool) -> Iterator[None]:
                 path.parent.rmdir()  # where nothing came of it, nothing is left behind
 
 
+def holder(path: Path) -> str | None:
+    """Return who holds the lock file ``path`` (process, host, since when), or None; on Windows always None."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        with open(path, "r+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+    except OSError:
+        return None  # no such file: nobody
+    return None
+
+
 def _open_and_lock(path: Path, what: str, wait: bool, fcntl: object) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,16 @@ def long_training(seconds_per_step: float, steps: int) -> str | None:
     if seconds <= LONG_SECONDS:
         return None
     return (
-        f"about {seconds / 3600:.1f} h of training to go at {seconds_per_step:.2g} s a step; shorter: --train-limit, "
+        f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: --train-limit, "
         "fewer --epochs, a smaller --backbone, or a GPU. It may be stopped and resumed at any time"
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a rough duration in words: "40 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
 
 
 def epoch_line(row: dict[str, Any], *, epochs: int, several_lrs: bool) -> str:

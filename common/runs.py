@@ -90,6 +90,11 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def lock_file(path: Path) -> Path:
+    """Return the file that a process locks while it works on the run's folder ``path``."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextlib.contextmanager
 def opened(path: Path, config: dict[str, Any], *, overwrite: bool) -> Iterator[RunFolder]:
     """Hold a run's folder ``<results-dir>/<dataset>/<run>/seed<k>`` for this process alone.
@@ -97,7 +102,7 @@ def opened(path: Path, config: dict[str, Any], *, overwrite: bool) -> Iterator[R
     Raises:
         UserError: another process works on it, its result is damaged, or was made with other settings.
     """
-    with locked(path.with_name(f".{path.name}.lock"), what=repr(str(path)), wait=False):
+    with locked(lock_file(path), what=repr(str(path)), wait=False):
         _settle(path)
         finished = None
         if (path / results.RESULT).exists() and not overwrite:

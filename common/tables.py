@@ -115,3 +115,24 @@ def _latex(rows: Sequence[Sequence[str]]) -> str:
     columns = "".join("l" if name in ("Data set", "Model", "Weights") else "r" for name in HEADER)
     start = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
     return "\n".join([*start, *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
+
+
+def terminal(compared: Sequence[Comparison]) -> str:
+    """Return the scores as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
+    blocks = []
+    for one in compared:
+        images = one.data["num_test"]
+        lines = [("", "accuracy", "F1 (macro)", "AUC (macro)", "trained", "seconds")]
+        for series in one.series:
+            scores = [
+                comparison.mean_and_sd(series.values(lambda result, name=name: result["test"][name]), digits)
+                for name, digits in (("accuracy", 4), ("f1_macro", 4), ("auc_macro", 5))
+            ]
+            params = series.values(lambda result: result["model"]["trainable_params"]).mean()
+            seconds = series.values(comparison.training_seconds).mean()
+            lines.append((series.label, *scores, f"{params:,.0f}", f"{seconds:,.0f}"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
+        head = f"{one.title}: {images:,} test images, one is {100 / images:.2g} points; {comparison.seeds([one])}"
+        blocks.append("\n".join([head, *(f"  {row}".rstrip() for row in rows)]))
+    return "\n\n".join(blocks)

@@ -1,0 +1,236 @@
+"""The grid of runs: what is planned, run, resumed, and said of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+from fake_results import fake_run
+
+import reproduce
+import train_cnn_head
+import train_vit_lora
+from common import cli, comparison, jobs, locks, results, runs, storage, tables
+from common.errors import UserError
+from common.jobs import Job
+from reproduce import Arm, Config, Grid
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = {"train_limit": 60, "test_limit": 20, "image_size": 32}
+FEW = {"epochs": 1, "batch_size": 32, "lr": (1e-3,)}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Make the demo a grid of two arms on 60 digits, with timm's smallest models and random weights."""
+    arms = (
+        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW | {"weights": "random"}),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | FEW | {"weights": "random"}),
+    )
+    monkeypatch.setitem(reproduce.GRIDS, "demo", Grid(arms, {"digits": TINY}, seeds=(0, 1)))
+
+
+def _jobs(profile: str, **changed) -> list[Job]:
+    config = Config(profile=profile, **changed)
+    return [reproduce._job(one, config) for one in reproduce._configs(config)]
+
+
+def _job(folder: Path, code: str, name: str = "job") -> Job:
+    return Job(name, ("python", "-c", code), folder / name, folder / "logs" / f"{name}.log")
+
+
+@pytest.mark.parametrize(("profile", "count"), [("demo", 9), ("mini", 27), ("paper", 27)])
+def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profile, count):
+    planned = _jobs(profile)
+    assert len({job.folder for job in planned}) == len({job.log for job in planned}) == len(planned) == count
+    for job, config in zip(planned, reproduce._configs(Config(profile=profile)), strict=True):
+        own = {f"--{field.replace('_', '-')}" for field in type(config).__annotations__}
+        assert own <= set(job.command)
+        assert tyro.cli(type(config), args=job.command[2:]) == config
+        assert job.command[1] == f"{type(config).__module__}.py"
+
+
+def test_a_run_lies_where_the_script_itself_would_put_it(tiny, tmp_path):
+    config = Config(results_dir=tmp_path, seeds=(1,))
+    for one in reproduce._configs(config):
+        script = sys.modules[type(one).__module__]
+        script.main(one)
+        assert (reproduce._job(one, config).folder / results.RESULT).exists()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_flags_give_the_same_configuration_back(value):
+    config = train_cnn_head.Config(lr=(1e-4, 0.5), skip_damaged=value, feature_cache=value, train_limit=7)
+    assert tyro.cli(train_cnn_head.Config, args=cli.as_flags(config)) == config
+
+
+def test_a_run_is_missing_then_running_unfinished_or_finished(tmp_path):
+    job = _job(tmp_path / "digits" / "run", "", "seed0")
+    assert jobs.state(job) == "missing"
+    with locks.locked(runs.lock_file(job.folder), what="it", wait=False):
+        # The lock belongs to the process: another one has to ask.
+        code = "from common import locks; import sys; print(locks.holder(__import__('pathlib').Path(sys.argv[1])))"
+        asked = subprocess.run(
+            [sys.executable, "-c", code, runs.lock_file(job.folder)], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert f"process {os.getpid()} on" in asked.stdout
+    storage.write_atomically(job.folder / runs.CHECKPOINT, b"state")
+    assert jobs.state(job) == "unfinished"
+    storage.write_atomically(job.folder / results.RESULT, b"{}")
+    assert jobs.state(job) == "finished"
+
+
+def test_the_list_and_the_commands_are_printed_and_nothing_is_run(tiny, tmp_path, capsys):
+    reproduce.main(Config(show_list=True, results_dir=tmp_path))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["missing"] * 4
+    reproduce.main(Config(print_commands=True, results_dir=tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("python train_") for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_is_run_once_drawn_and_summed_up(tiny, tmp_path, capsys):
+    config = Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures")
+    reproduce.main(config)
+    said = capsys.readouterr().out
+    assert "demo: 4 runs: 0 finished, 0 running, 0 unfinished, 4 missing" in said
+    assert "digits/test_vit.random-lora_r16" in said
+    assert "one run by itself, to edit and run again:\n  python train_vit_lora.py" in said
+    assert (tmp_path / "figures" / "demo" / "digits_final_benchmark_comparison.png").exists()
+    assert (tmp_path / "results" / "demo" / "summary.csv").exists()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(before) == 4
+    reproduce.main(config)
+    assert "4 finished, 0 running, 0 unfinished, 0 missing" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, capsys, monkeypatch):
+    good = reproduce.GRIDS["demo"].arms[1]
+    bad = Arm(train_cnn_head, "test_vit.r160_in1k", good.recipe)
+    monkeypatch.setitem(reproduce.GRIDS, "demo", Grid((bad, good), {"digits": TINY}, seeds=(0,)))
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures"))
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert "failed: digits/test_vit.random-head_mlp" in printed.err
+    assert "not a convolutional network" in printed.err
+    assert "1 failed; the same command tries them again" in printed.err
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+
+
+def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def fetch(name: str, data_dir: Path) -> None:
+        asked.append(name)
+        if name.startswith("resnet50"):
+            raise UserError("no pretrained weights: bring the file")
+
+    monkeypatch.setattr(reproduce, "_fetch_one", fetch)
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
+    assert stopped.value.code == 1
+    assert sorted(asked) == sorted(reproduce.DOWNLOADS)
+    assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in capsys.readouterr().err
+    reproduce.main(Config(profile="demo", download_only=True, results_dir=tmp_path))
+    assert "all data and weights are in place" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
+    code = "import os, time; time.sleep(0.3); print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    planned = [_job(tmp_path, code, f"job{number}") for number in range(4)]
+    assert jobs.run_all(planned, ["2", "5"], lambda job: "done") == {}
+    seen = [job.log.read_text().strip() for job in planned]
+    assert sorted(seen) == ["2", "2", "5", "5"]
+
+
+def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert reproduce._devices(None) == ["3", "1"]
+    assert reproduce._devices(3) == ["3", "1", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert reproduce._devices(None) == [None]
+    assert reproduce._devices(2) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; print('error: no room', file=sys.stderr); sys.exit(2)", "no room"),
+        ("raise ValueError('odd')", "exit 1: ValueError: odd"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL, mostly for memory"),
+    ],
+)
+def test_the_reason_of_a_failure_is_the_childs_own_word(code, reason, tmp_path):
+    jobs_planned = [_job(tmp_path, code, "bad"), _job(tmp_path, "print('fine')", "good")]
+    failures = jobs.run_all(jobs_planned, [None], lambda job: "done")
+    assert [job.name for job in failures] == ["bad"]
+    assert reason in failures[jobs_planned[0]]
+    assert jobs_planned[1].log.read_text() == "fine\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_children_once_and_waits_for_them(number, code, tmp_path):
+    child = """
+import pathlib, signal, sys, time
+count = 0
+def note(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, note)
+pathlib.Path(sys.argv[1], "started").touch()
+while not count:
+    time.sleep(0.05)
+time.sleep(1)
+pathlib.Path(sys.argv[1], "stopped").write_text(str(count))
+"""
+    parent = f"""
+import pathlib, sys
+from common import cli, jobs
+folder = pathlib.Path(sys.argv[1])
+def main(config):
+    job = jobs.Job("job", ("python", "-c", {child!r}, str(folder)), folder / "job", folder / "log")
+    jobs.run_all([job], [None], str)
+class Config: pass
+import tyro
+tyro.cli = lambda *a, **k: None
+sys.exit(cli.run(main, Config))
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert (tmp_path / "stopped").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"datasets": ("cifar10",)}, "among digits"),
+        ({"seeds": (-1,)}, "0 or more"),
+        ({"jobs": 0}, "1 to 256"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(flags, words):
+    with pytest.raises(UserError, match=words):
+        Config(**flags)
+
+
+def test_the_summary_shows_each_model_with_its_spread(tmp_path):
+    for seed in range(3):
+        fake_run(tmp_path, seed=seed)
+    compared, _ = comparison.compare(results.find(tmp_path)[0], {})
+    text = tables.terminal(compared)
+    assert text.splitlines()[0] == "CIFAR-10: 400 test images, one is 0.25 points; 3 seeds"
+    assert "ResNet50 (head)" in text
+    assert "±" in text
