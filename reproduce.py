@@ -9,40 +9,20 @@ Finished runs are kept and unfinished ones resumed, so the same command goes on 
 minutes and mini within an hour on two CPU cores, with the numbers in README.md; paper not yet measured here.
 """
 
-import os
+import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 import plot_results
 import train_cnn_head
 import train_vit_lora
-from common import cli, comparison, data, jobs, remarks, results, runs, tables
-from common.errors import UserError
+from common import cli, comparison, data, downloads, grids, jobs, remarks, results, tables
+from common.grids import Arm, Grid
 from common.jobs import Job
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One method: the script that trains it, the backbone with its weight tag, and every hyper-parameter."""
-
-    script: Any
-    backbone: str
-    recipe: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Every arm on every data set with every seed; ``datasets`` maps names to what is special about them."""
-
-    arms: tuple[Arm, ...]
-    datasets: dict[str, dict[str, Any]]
-    seeds: tuple[int, ...] = (0, 1, 2)
-
 
 SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
@@ -72,25 +52,28 @@ PAPER = Grid(
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
+    images={"mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)},
 )
+# compare, and paper --tune: as many rates for each arm, the published one among them, chosen on validation images.
+RATES = {train_vit_lora: (3e-5, 3e-4, 1e-3), train_cnn_head: (1e-4, 1e-3, 3e-3)}
+COMPARE = {"batch_size": 32}
+COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
+STUDY = tuple(arm.backbone for arm in PAPER.arms)
 GRIDS = {"demo": DEMO, "mini": MINI, "paper": PAPER}
-# What comes from the internet, in bytes; what is not named here comes with the packages or with this repository.
-DOWNLOADS = {
-    "mnist": 11_600_000,
-    "fashion_mnist": 30_900_000,
-    "cifar10": 170_500_000,
-    "vit_base_patch16_224.augreg_in1k": 346_000_000,
-    "resnet50.tv2_in1k": 102_000_000,
-    "efficientnet_b0.ra_in1k": 21_400_000,
-}
 
 
 @dataclass(frozen=True)
 class Config:
     """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
 
-    profile: Annotated[Literal["demo", "mini", "paper"], tyro.conf.Positional] = "demo"
-    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study itself."""
+    profile: Annotated[Literal["demo", "mini", "paper", "compare"], tyro.conf.Positional] = "demo"
+    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images."""
+    dataset: str | None = None
+    """compare: an image folder, or the name of a data set."""
+    backbones: tuple[str, ...] = STUDY
+    """compare: which backbones; of a ViT LoRA and the head alone are trained, of a CNN the head."""
+    tune: bool = False
+    """paper: try three learning rates for each arm and keep the best on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Only show each run as finished, running, unfinished or missing."""
     print_commands: bool = False
@@ -111,18 +94,26 @@ class Config:
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:
-        known = tuple(GRIDS[self.profile].datasets)
+        is_comparison = self.profile == "compare"
+        cli.require(
+            is_comparison == (self.dataset is not None), "dataset", self.dataset, "given for compare, only there"
+        )
+        cli.require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
+        cli.require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
+        cli.require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
+        known = tuple(GRIDS[self.profile].datasets) if not is_comparison else ()
         for name in self.datasets:
-            cli.require(name in known, "datasets", name, f"among {', '.join(known)} (of the profile {self.profile})")
+            cli.require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
             cli.require(0 <= seed < 2**63, "seeds", seed, "0 or more")
         cli.require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
 
 
 def main(config: Config) -> None:
-    # The grid, as one training configuration a run
-    configs = list(_configs(config))
-    planned = [_job(one, config) for one in configs]
+    # The grid, as one child process a run
+    folder = config.results_dir / config.profile
+    grid = _grid(config)
+    planned = [grids.job(one) for one in grids.configs(grid, data_dir=config.data_dir, results_dir=folder)]
     if config.show_list:
         print(*(f"{jobs.state(job):<10} {job.name}" for job in planned), sep="\n")
         return
@@ -131,16 +122,17 @@ def main(config: Config) -> None:
         return
 
     # What the runs read: fetched here, one after the other, never by runs side by side
-    absent = _fetch(config, configs)
+    remote = downloads.wanted(grid.datasets, [arm.backbone for arm in grid.arms])
+    if config.profile in ("paper", "compare"):
+        _announce_needs(config, grid, planned, remote)
+    absent = downloads.fetch(remote, config.data_dir)
     if config.download_only:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
         return
 
     # Train, each run in a process of its own
-    if any(one.backbone in DOWNLOADS for one in configs) and not absent:
-        _announce_needs(config, configs, planned)
-    failures = _train(config, configs, planned, absent)
+    failures = _train(config, planned, absent)
 
     # Figures, tables, summary
     if any(jobs.state(job) == "finished" for job in planned):
@@ -148,94 +140,68 @@ def main(config: Config) -> None:
     _exit_with_failures({job.name: reason for job, reason in failures.items()})
 
 
-def _configs(config: Config) -> Iterator[Any]:
-    """Yield the training script's configuration of each run, seed by seed, so that an early stop leaves whole sets."""
+def _grid(config: Config) -> Grid:
+    """Return the profile's grid, reduced to the seeds and data sets that were asked for."""
+    if config.profile == "compare":
+        return replace(_comparison_grid(config), seeds=config.seeds or (0, 1, 2))
     grid = GRIDS[config.profile]
-    for seed in config.seeds or grid.seeds:
-        for dataset in config.datasets or grid.datasets:
-            for arm in grid.arms:
-                yield arm.script.Config(
-                    dataset=dataset,
-                    backbone=arm.backbone,
-                    seed=seed,
-                    data_dir=config.data_dir,
-                    results_dir=config.results_dir / config.profile,
-                    **arm.recipe,
-                    **grid.datasets[dataset],
-                )
+    if config.tune:
+        grid = replace(grid, arms=tuple(arm.with_recipe(lr=RATES[arm.script]) for arm in grid.arms))
+    return grids.narrowed(grid, seeds=config.seeds, datasets=config.datasets)
 
 
-def _job(one: Any, config: Config) -> Job:
-    """Return the child process that makes one run, and where its result and its output will lie."""
-    script = sys.modules[type(one).__module__].__file__
-    name = runs.run_name(cli.as_record(one), method=one.method, backbone=one.backbone)
-    dataset = data.result_name(one.dataset, one.dataset_name)
-    return Job(
-        name=f"{dataset}/{name}/seed{one.seed}",
-        command=("python", os.path.relpath(script), *cli.as_flags(one)),
-        folder=one.results_dir / dataset / name / f"seed{one.seed}",
-        log=one.results_dir / "logs" / f"{dataset}-{name}-seed{one.seed}.log",
+def _comparison_grid(config: Config) -> Grid:
+    """Return a grid on the user's own images: of a ViT LoRA and its head alone, of a CNN its head."""
+    from common import backbones, demo_backbones
+
+    loaded = data.load(config.dataset, data_dir=config.data_dir)
+    steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
+    epochs = min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))
+    arms = []
+    for tag in map(backbones.resolve_tag, config.backbones):
+        demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
+        if backbones.is_vit(tag):
+            lora = Arm(train_vit_lora, tag, LORA | COMPARE | {"epochs": epochs, "lr": RATES[train_vit_lora]})
+            arms += [lora, lora.with_recipe(rank=0, lr=RATES[train_cnn_head])]
+        else:
+            arms.append(Arm(train_cnn_head, tag, HEAD | COMPARE | {"epochs": epochs, "lr": RATES[train_cnn_head]}))
+    images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
+    return Grid(tuple(arms), {config.dataset: {}}, images=images)
+
+
+def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list[str]) -> None:
+    """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
+    from common import estimate
+
+    known = sum(downloads.SIZES.get(name, 0) for name in remote)
+    print(f"{config.profile} reads {', '.join(remote) or 'nothing'} from the internet where it is not here yet"
+          f" ({known / 1e6:,.0f} MB)")  # fmt: skip
+    todo = [job.config for job in planned if jobs.state(job) != "finished"]
+    if config.download_only or not todo:
+        return
+    print("measuring this machine for an estimate of the time", flush=True)
+    seconds, feature_bytes = estimate.grid(todo, grid.images)
+    at_once = len(jobs.devices(config.jobs))
+    print(
+        f"{len(todo)} runs take about {remarks.duration(seconds / at_once)} here, {at_once} at a time, and "
+        f"{feature_bytes / 1e9:.1f} GB of disk for features (.cache/features, to be deleted at will); "
+        "they may be stopped and resumed at any time",
+        flush=True,
     )
 
 
-def _fetch(config: Config, configs: list[Any]) -> dict[str, str]:
-    """Find or download every data set and backbone among ``DOWNLOADS``; return why each that is absent is."""
-    wanted = {name: None for one in configs for name in (one.dataset, one.backbone) if name in DOWNLOADS}
-    absent = {}
-    for name in wanted:
-        print(f"looking for {name} ({DOWNLOADS[name] / 1e6:,.0f} MB where it must be downloaded)", flush=True)
-        try:
-            _fetch_one(name, config.data_dir)
-        except UserError as error:
-            absent[name] = str(error)
-    return absent
-
-
-def _fetch_one(name: str, data_dir: Path) -> None:
-    from common import backbones, named_sets  # these load PyTorch, which the demo's parent process does without
-
-    if name in data.NAMES:
-        named_sets.read(name, data_dir)
-    else:
-        backbones.download(name)
-
-
-def _train(config: Config, configs: list[Any], planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
+def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
     """Make the runs that are not finished; return why each that is still not is not."""
     states = {job: jobs.state(job) for job in planned}
     counts = [f"{sum(found == state for found in states.values())} {state}" for state in jobs.STATES]
     print(f"{config.profile}: {len(planned)} runs: {', '.join(counts)}", flush=True)
     failures = {job: f"in use by {jobs.holder(job)}" for job in planned if states[job] == "running"}
-    for one, job in zip(configs, planned, strict=True):
-        missing = next((absent[name] for name in (one.dataset, one.backbone) if name in absent), None)
+    for job in planned:
+        missing = [absent[name] for name in (job.config.dataset, job.config.backbone) if name in absent]
         if missing and states[job] != "finished":
-            failures[job] = missing
-    devices = _devices(config.jobs)
+            failures[job] = missing[0]
     to_do = [job for job in planned if states[job] != "finished" and job not in failures]
-    return failures | jobs.run_all(to_do, devices, _outcome)
-
-
-def _devices(at_once: int | None) -> list[str | None]:
-    """Return the GPU of each run of those made at a time; None where there are no several to choose from."""
-    gpus = jobs.visible_gpus()
-    at_once = at_once or max(1, len(gpus))
-    return [gpus[slot % len(gpus)] if len(gpus) > 1 else None for slot in range(at_once)]
-
-
-def _announce_needs(config: Config, configs: list[Any], planned: list[Job]) -> None:
-    """Print what the unfinished runs will take of this machine, from a measurement of some seconds."""
-    from common import estimate
-
-    todo = [one for one, job in zip(configs, planned, strict=True) if jobs.state(job) != "finished"]
-    print("measuring this machine for an estimate", flush=True)
-    seconds, feature_bytes = estimate.grid(todo)
-    side_by_side = len(_devices(config.jobs))
-    print(
-        f"about {remarks.duration(seconds / side_by_side)} for {len(todo)} runs, {side_by_side} at a time, and "
-        f"{feature_bytes / 1e9:.1f} GB of disk for features (.cache/features, may be removed afterwards); "
-        "it may be stopped and resumed at any time",
-        flush=True,
-    )
+    return failures | jobs.run_all(to_do, jobs.devices(config.jobs), _outcome)
 
 
 def _outcome(job: Job) -> str:
@@ -253,9 +219,10 @@ def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
 
 
 def _exit_with_failures(failures: dict[str, str]) -> None:
-    """Say what failed and why, and exit with 1; do nothing where nothing failed."""
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    """Say what failed and why, each reason once, and exit with 1; do nothing where nothing failed."""
+    for reason in dict.fromkeys(failures.values()):
+        names = [name for name, its in failures.items() if its == reason]
+        print(f"failed: {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {reason}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} failed; the same command tries them again", file=sys.stderr)
         sys.exit(1)

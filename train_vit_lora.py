@@ -85,6 +85,7 @@ def main(config: Config) -> None:
                 dropout=config.dropout,
                 seed=config.seed,
                 precision=run.precision,
+                device=run.device,
             )
             outcome = adapted.fit_lora(run, dataset, backbone, model)
         else:

@@ -19,7 +19,6 @@ def fit_lora(experiment: Experiment, dataset: Dataset, backbone: Backbone, model
         UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
     """
     config = experiment.config
-    model = model.to(experiment.device)
     plain = backbone.transform(config.resize)
 
     def examples(images: Images, augment: str = "none") -> ImageExamples:

@@ -129,6 +129,27 @@ def pooled_features(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return module.forward_head(module.forward_features(images), pre_logits=True)
 
 
+def is_vit(tag: str) -> bool:
+    """Whether timm builds a VisionTransformer under this name; no weights are made or read for the answer."""
+    import timm
+    from timm.models import VisionTransformer
+
+    with torch.device("meta"):
+        return isinstance(timm.create_model(tag, pretrained=False), VisionTransformer)
+
+
+def unfuse_attention(module: nn.Module) -> list[nn.Module]:
+    """Let timm's attention compute by plain matrix products; return the layers that used the fused kernel until now.
+
+    The same values within rounding. On the CPU the fused kernel's backward pass in bfloat16 takes half of a training
+    step; on a GPU it is the faster one. FLOP counters see only the plain form.
+    """
+    fused = [layer for layer in module.modules() if getattr(layer, "fused_attn", False)]
+    for layer in fused:
+        layer.fused_attn = False
+    return fused
+
+
 def require_cnn(backbone: Backbone) -> None:
     """Refuse a transformer or an MLP where a convolutional network is meant.
 

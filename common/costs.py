@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from common.backbones import pooled_features
+from common.backbones import pooled_features, unfuse_attention
 
 
 def count_parameters(*modules: nn.Module) -> dict[str, float]:
@@ -34,11 +34,9 @@ def forward_flops(backbone: nn.Module, head: nn.Module, image_size: int) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    fused = [module for module in backbone.modules() if getattr(module, "fused_attn", False)]
     device = next(backbone.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    for module in fused:
-        module.fused_attn = False
+    fused = unfuse_attention(backbone)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             head(pooled_features(backbone, image).float())

@@ -1,7 +1,7 @@
 """How long a grid of runs will take on this machine, from a few steps of each backbone with random weights."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,14 @@ from torch.nn import functional
 from common import backbones, lora, runtime
 from common.backbones import pooled_features
 
-IMAGES = {"mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)}  # train, test
 BATCH_IMAGES = {"cpu": 4, "cuda": 64, "mps": 16}
 STEPS = 3
 
 
-def grid(configs: Sequence[Any]) -> tuple[float, int]:
+def grid(configs: Sequence[Any], images: Mapping[str, tuple[int, int]]) -> tuple[float, int]:
     """Return (seconds, bytes of features on disk) for training ``configs`` one after the other.
 
+    ``images`` has the number of training (with validation) and test images of each data set.
     Decoding images and the steps of a head, which take a small part of the time, are left out. Runs that share the
     features of a frozen backbone (all seeds of a data set) are counted as making them once.
     """
@@ -28,7 +28,7 @@ def grid(configs: Sequence[Any]) -> tuple[float, int]:
         if config.backbone not in costs:
             costs[config.backbone] = _measure(config)
         train_seconds, forward_seconds, width = costs[config.backbone]
-        train, test = IMAGES[config.dataset]
+        train, test = images[config.dataset]
         val = round(train * config.val_fraction)
         if config.method == "lora":
             epochs = config.epochs * len(config.lr)
@@ -59,7 +59,7 @@ def _measure(config: Any) -> tuple[float, float, int]:
 
         return 0.0, _seconds(forward, device) / len(images), backbone.width
     recipe = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
-    model = lora.attach(backbone, classes=10, seed=0, precision=precision, **recipe).to(device).train()
+    model = lora.attach(backbone, classes=10, seed=0, precision=precision, device=device, **recipe).train()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)

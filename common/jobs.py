@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import locks, results, runs
 from common.errors import UserError
@@ -22,12 +23,16 @@ STATES = ("finished", "running", "unfinished", "missing")
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints."""
+    """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
+
+    ``config`` is the training script's configuration behind the command, None for a command of another kind.
+    """
 
     name: str
     command: tuple[str, ...]
     folder: Path
     log: Path
+    config: Any = None
 
     @property
     def shell_line(self) -> str:
@@ -129,6 +134,16 @@ def _last_line(job: Job) -> str:
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def devices(at_once: int | None) -> list[str | None]:
+    """Return the GPU of each of ``at_once`` runs (default: a run a GPU, one where there is none).
+
+    None stands for whatever a child finds by itself: there is one GPU at most.
+    """
+    gpus = visible_gpus()
+    at_once = at_once or max(1, len(gpus))
+    return [gpus[slot % len(gpus)] if len(gpus) > 1 else None for slot in range(at_once)]
 
 
 def visible_gpus() -> list[str]:

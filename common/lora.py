@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.backbones import Backbone, pooled_features
+from common.backbones import Backbone, pooled_features, unfuse_attention
 from common.errors import UserError
 from common.randomness import torch_seed
 from common.runtime import autocast
@@ -76,12 +76,20 @@ class LoraViT(nn.Module):
 
 
 def attach(
-    backbone: Backbone, *, classes: int, rank: int, alpha: float, dropout: float, seed: int, precision: str
+    backbone: Backbone,
+    *,
+    classes: int,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    precision: str,
+    device: torch.device | str = "cpu",
 ) -> LoraViT:
     """Adapt query and value of every block with LoRA of the given rank, and add a new classifier.
 
     Matrix A and the classifier are drawn from ``seed``; B is zero, so the adapted backbone starts as the base.
-    The backbone's module is changed in place.
+    The backbone's module is changed in place, and goes to ``device``.
 
     Raises:
         UserError: the backbone is not a plain timm VisionTransformer.
@@ -101,7 +109,9 @@ def attach(
         peft_model = get_peft_model(vit, config)
     # PEFT would write no base model for a timm model, and then load onto any other without a word (peft#1337).
     peft_model.peft_config["default"].base_model_name_or_path = backbone.tag
-    return LoraViT(peft_model, precision).train(False)
+    if torch.device(device).type == "cpu":
+        unfuse_attention(vit)
+    return LoraViT(peft_model, precision).to(device).train(False)
 
 
 def require_plain_vit(backbone: Backbone) -> None:

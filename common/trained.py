@@ -129,11 +129,11 @@ def load(run: Run, *, weights: str | None, device: torch.device, workers: int | 
             f"(SHA-256 {record['weights']['sha256'][:12]}... there, {backbone.sha256[:12]}... here); "
             "name the right file with --weights"
         )
-    model = _lora_model(run, backbone) if record["lora"] else _head_model(run, backbone)
+    model = _lora_model(run, backbone, device) if record["lora"] else _head_model(run, backbone)
     return Trained(run, backbone, model.to(device).eval(), device, backbone.transform(config["resize"]), workers)
 
 
-def _lora_model(run: Run, backbone: Backbone) -> nn.Module:
+def _lora_model(run: Run, backbone: Backbone, device: torch.device) -> nn.Module:
     settings = run.result["model"]["lora"]
     model = lora.attach(
         backbone,
@@ -143,6 +143,7 @@ def _lora_model(run: Run, backbone: Backbone) -> nn.Module:
         dropout=settings["dropout"],
         seed=run.seed,
         precision=run.result["config"]["precision"],
+        device=device,
     )
     lora.load_adapter(model, run.folder / "adapter")
     return model

@@ -44,6 +44,7 @@ def _two_steps(model: lora.LoraViT) -> dict[str, torch.Tensor]:
 
 def test_before_the_first_step_the_adapted_vit_is_the_base():
     base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
+    backbones.unfuse_attention(base.module)  # as the adapted one on the CPU
     with torch.no_grad():
         expected = backbones.pooled_features(base.module, _images())
         actual = backbones.pooled_features(_model().vit, _images())
@@ -69,7 +70,7 @@ def test_only_query_and_value_of_every_block_are_adapted_and_all_else_is_bitwise
 def test_the_study_trains_597514_parameters():
     base = _unloaded("vit_base_patch16_224.augreg_in1k")
     with torch.device("meta"):
-        model = lora.attach(base, classes=10, rank=16, alpha=32.0, dropout=0.1, seed=0, precision="fp32")
+        model = lora.attach(base, classes=10, rank=16, alpha=32.0, dropout=0.1, seed=0, precision="fp32", device="meta")
     counted = costs.count_parameters(model)
     assert counted["trainable_params"] == 597_514
     assert counted["total_params"] == 86_396_170
@@ -92,6 +93,21 @@ def test_merged_equals_unmerged():
     _two_steps(model)
     with torch.no_grad():
         torch.testing.assert_close(lora.merged(model)(_images()), model(_images()), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 3e-2)])
+def test_plain_attention_gives_the_logits_and_the_gradients_of_the_fused_kernel(precision, tolerance):
+    fused, plain = _model(), _model()
+    fused.precision = plain.precision = precision
+    for block in fused.vit.blocks:
+        assert not block.attn.fused_attn
+        block.attn.fused_attn = True
+    with torch.no_grad():
+        torch.testing.assert_close(plain(_images()), fused(_images()), rtol=0, atol=tolerance)
+    gradients = {name: gradient for name, gradient in _two_steps(fused).items() if "lora_" in name}
+    for name, gradient in _two_steps(plain).items():
+        if name in gradients:
+            torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=tolerance * gradient.abs().max().item())
 
 
 def test_in_bfloat16_the_backbone_alone_is_rounded():

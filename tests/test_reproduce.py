@@ -14,10 +14,11 @@ from fake_results import fake_run
 import reproduce
 import train_cnn_head
 import train_vit_lora
-from common import cli, comparison, jobs, locks, results, runs, storage, tables
+from common import cli, comparison, downloads, grids, jobs, locks, results, runs, storage, tables
 from common.errors import UserError
+from common.grids import Arm, Grid
 from common.jobs import Job
-from reproduce import Arm, Config, Grid
+from reproduce import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {"train_limit": 60, "test_limit": 20, "image_size": 32}
@@ -35,8 +36,8 @@ def tiny(monkeypatch):
 
 
 def _jobs(profile: str, **changed) -> list[Job]:
-    config = Config(profile=profile, **changed)
-    return [reproduce._job(one, config) for one in reproduce._configs(config)]
+    grid = reproduce._grid(Config(profile=profile, **changed))
+    return [grids.job(one) for one in grids.configs(grid, data_dir=Path("data"), results_dir=Path("results") / profile)]
 
 
 def _job(folder: Path, code: str, name: str = "job") -> Job:
@@ -47,7 +48,8 @@ def _job(folder: Path, code: str, name: str = "job") -> Job:
 def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profile, count):
     planned = _jobs(profile)
     assert len({job.folder for job in planned}) == len({job.log for job in planned}) == len(planned) == count
-    for job, config in zip(planned, reproduce._configs(Config(profile=profile)), strict=True):
+    for job in planned:
+        config = job.config
         own = {f"--{field.replace('_', '-')}" for field in type(config).__annotations__}
         assert own <= set(job.command)
         assert tyro.cli(type(config), args=job.command[2:]) == config
@@ -55,11 +57,10 @@ def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profi
 
 
 def test_a_run_lies_where_the_script_itself_would_put_it(tiny, tmp_path):
-    config = Config(results_dir=tmp_path, seeds=(1,))
-    for one in reproduce._configs(config):
-        script = sys.modules[type(one).__module__]
-        script.main(one)
-        assert (reproduce._job(one, config).folder / results.RESULT).exists()
+    for one in grids.configs(reproduce.GRIDS["demo"], data_dir=Path("data"), results_dir=tmp_path):
+        if one.seed == 1:
+            sys.modules[type(one).__module__].main(one)
+            assert (grids.job(one).folder / results.RESULT).exists()
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -132,15 +133,32 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
         if name.startswith("resnet50"):
             raise UserError("no pretrained weights: bring the file")
 
-    monkeypatch.setattr(reproduce, "_fetch_one", fetch)
+    monkeypatch.setattr(downloads, "_fetch", fetch)
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
     assert stopped.value.code == 1
-    assert sorted(asked) == sorted(reproduce.DOWNLOADS)
+    assert sorted(asked) == sorted(downloads.SIZES)
     assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in capsys.readouterr().err
     reproduce.main(Config(profile="demo", download_only=True, results_dir=tmp_path))
     assert "all data and weights are in place" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tuned_paper_gives_each_arm_as_many_rates_and_the_published_one_among_them():
+    for job, plain in zip(_jobs("paper", tune=True), _jobs("paper"), strict=True):
+        assert len(job.config.lr) == 3
+        assert set(plain.config.lr) <= set(job.config.lr)
+
+
+def test_a_comparison_trains_each_vit_twice_and_gives_small_data_enough_steps():
+    planned = _jobs("compare", dataset="digits", backbones=("demo_vit", "demo_resnet"), seeds=(0,))
+    configs = [job.config for job in planned]
+    assert [config.method for config in configs] == ["lora", "head_linear", "head_mlp"]
+    assert {len(config.lr) for config in configs} == {3}
+    assert {(config.epochs, config.batch_size) for config in configs} == {(25, 32)}  # 41 steps an epoch, 1,000 in all
+    with pytest.raises(UserError, match="was pretrained on the training images"):
+        images = Path("cifar10")
+        reproduce._grid(Config(profile="compare", dataset=str(images), backbones=("demo_vit",)))
 
 
 def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
@@ -153,11 +171,11 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
 
 def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert reproduce._devices(None) == ["3", "1"]
-    assert reproduce._devices(3) == ["3", "1", "3"]
+    assert jobs.devices(None) == ["3", "1"]
+    assert jobs.devices(3) == ["3", "1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert reproduce._devices(None) == [None]
-    assert reproduce._devices(2) == [None, None]
+    assert jobs.devices(None) == [None]
+    assert jobs.devices(2) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +237,11 @@ sys.exit(cli.run(main, Config))
         ({"datasets": ("cifar10",)}, "among digits"),
         ({"seeds": (-1,)}, "0 or more"),
         ({"jobs": 0}, "1 to 256"),
+        ({"profile": "compare"}, "given for compare, only there"),
+        ({"dataset": "digits"}, "given for compare, only there"),
+        ({"profile": "mini", "backbones": ("demo_vit",)}, "given for compare only"),
+        ({"profile": "mini", "tune": True}, "given for paper only"),
+        ({"profile": "compare", "dataset": "digits", "backbones": ()}, "one or more timm model names"),
     ],
 )
 def test_wrong_values_are_refused_by_name(flags, words):

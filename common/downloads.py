@@ -1,0 +1,48 @@
+"""What a grid of runs reads from the internet: how large it is, and fetching it before any run needs it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.errors import UserError
+from common.named_sets import CLASSES
+
+# Bytes of what the study reads, to say before it starts.
+SIZES = {
+    "mnist": 11_600_000,
+    "fashion_mnist": 30_900_000,
+    "cifar10": 170_500_000,
+    "vit_base_patch16_224.augreg_in1k": 346_000_000,
+    "resnet50.tv2_in1k": 102_000_000,
+    "efficientnet_b0.ra_in1k": 21_400_000,
+}
+
+
+def wanted(datasets: Iterable[str], tags: Iterable[str]) -> list[str]:
+    """Return those of the data sets and backbones (timm tags) that do not come with the packages or this repository."""
+    remote = [name for name in datasets if name in CLASSES and name != "digits"]
+    return list(dict.fromkeys([*remote, *(tag for tag in tags if not tag.startswith("demo_"))]))
+
+
+def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
+    """Find or download what ``wanted`` named, data sets below ``data_dir``; return why each that is absent is.
+
+    One after the other: processes side by side would download the same file over each other.
+    """
+    absent = {}
+    for name in names:
+        size = f" ({SIZES[name] / 1e6:,.0f} MB where it must be downloaded)" if name in SIZES else ""
+        print(f"looking for {name}{size}", flush=True)
+        try:
+            _fetch(name, data_dir)
+        except UserError as error:
+            absent[name] = str(error)
+    return absent
+
+
+def _fetch(name: str, data_dir: Path) -> None:
+    from common import backbones, named_sets  # these load PyTorch, which the demo's parent process does without
+
+    if name in CLASSES:
+        named_sets.read(name, data_dir)
+    else:
+        backbones.download(name)
