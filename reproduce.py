@@ -95,9 +95,7 @@ class Config:
 
     def __post_init__(self) -> None:
         is_comparison = self.profile == "compare"
-        cli.require(
-            is_comparison == (self.dataset is not None), "dataset", self.dataset, "given for compare, only there"
-        )
+        cli.require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
         cli.require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
         cli.require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         cli.require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
@@ -154,11 +152,14 @@ def _comparison_grid(config: Config) -> Grid:
     """Return a grid on the user's own images: of a ViT LoRA and its head alone, of a CNN its head."""
     from common import backbones, demo_backbones
 
+    tags = list(map(backbones.resolve_tag, config.backbones))
+    for tag in tags:
+        demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     loaded = data.load(config.dataset, data_dir=config.data_dir)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
     epochs = min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))
     arms = []
-    for tag in map(backbones.resolve_tag, config.backbones):
+    for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
         if backbones.is_vit(tag):
             lora = Arm(train_vit_lora, tag, LORA | COMPARE | {"epochs": epochs, "lr": RATES[train_vit_lora]})
