@@ -58,6 +58,10 @@ PAPER = Grid(
 RATES = {train_vit_lora: (3e-5, 3e-4, 1e-3), train_cnn_head: (1e-4, 1e-3, 3e-3)}
 COMPARE = {"batch_size": 32}
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
+COMPARE_LIMITS = (
+    "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
+    "that were not tried, or what they cost on other machines; the seeds share one split of the images"
+)
 STUDY = tuple(arm.backbone for arm in PAPER.arms)
 GRIDS = {"demo": DEMO, "mini": MINI, "paper": PAPER}
 
@@ -213,9 +217,13 @@ def _outcome(job: Job) -> str:
 def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
     """Draw the profile's figures and tables, and print its scores and the command of one run."""
     folder = config.results_dir / config.profile
-    plot_results.main(plot_results.Config(results_dir=folder, figures_dir=config.figures_dir / config.profile))
-    compared, _ = comparison.compare(results.find(folder)[0], {})
+    figures = config.figures_dir / config.profile
+    drawn = f"{data.result_name(config.dataset)}/*" if config.profile == "compare" else "*"
+    plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=drawn))
+    compared, _ = comparison.compare(results.find(folder, drawn)[0], {})
     print("", tables.terminal(compared), sep="\n")
+    if config.profile == "compare":
+        print(f"\n{COMPARE_LIMITS}")
     print(f"\none run by itself, to edit and run again:\n  {planned[0].shell_line}", flush=True)
 
 

@@ -118,11 +118,11 @@ def _latex(rows: Sequence[Sequence[str]]) -> str:
 
 
 def terminal(compared: Sequence[Comparison]) -> str:
-    """Return the scores as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
+    """Return the scores as aligned text: a block a data set, a row a model, mean ± sd over its seeds, and what it costs."""
     blocks = []
     for one in compared:
         images = one.data["num_test"]
-        lines = [("", "accuracy", "F1 (macro)", "AUC (macro)", "trained", "seconds")]
+        lines = [("", "accuracy", "F1 (macro)", "AUC (macro)", "trained", "seconds", "ships (MB)")]
         for series in one.series:
             scores = [
                 comparison.mean_and_sd(series.values(lambda result, name=name: result["test"][name]), digits)
@@ -130,7 +130,8 @@ def terminal(compared: Sequence[Comparison]) -> str:
             ]
             params = series.values(lambda result: result["model"]["trainable_params"]).mean()
             seconds = series.values(comparison.training_seconds).mean()
-            lines.append((series.label, *scores, f"{params:,.0f}", f"{seconds:,.0f}"))
+            saved = series.values(lambda result: result["efficiency"]["saved_bytes"]).mean()
+            lines.append((series.label, *scores, f"{params:,.0f}", f"{seconds:,.0f}", f"{saved / 1e6:.2f}"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         rows = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
         head = f"{one.title}: {images:,} test images, one is {100 / images:.2g} points; {comparison.seeds([one])}"
