@@ -118,7 +118,7 @@ def _latex(rows: Sequence[Sequence[str]]) -> str:
 
 
 def terminal(compared: Sequence[Comparison]) -> str:
-    """Return the scores as aligned text: a block a data set, a row a model, mean ± sd over its seeds, and what it costs."""
+    """Return the scores and costs as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
     blocks = []
     for one in compared:
         images = one.data["num_test"]
