@@ -124,7 +124,7 @@ def main(config: Config) -> None:
         return
 
     # What the runs read: fetched here, one after the other, never by runs side by side
-    remote = downloads.wanted(grid.datasets, [arm.backbone for arm in grid.arms])
+    remote = downloads.wanted(grid.datasets, [arm.backbone for arm in grid.arms if "weights" not in arm.recipe])
     if config.profile in ("paper", "compare"):
         _announce_needs(config, grid, planned, remote)
     absent = downloads.fetch(remote, config.data_dir)
