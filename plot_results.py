@@ -8,16 +8,12 @@ Expected: for each data set five figures in figures/ as PNG and PDF, three figur
 results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
 """
 
-import multiprocessing
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cli, comparison, results
+from common import cli, comparison, parallel, results
 from common.comparison import Comparison
 from common.errors import UserError
 
@@ -40,7 +36,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common import style, tables  # matplotlib takes a second to import, --help does not wait for it
+    from common import style, tables, verdicts  # matplotlib takes a second to import, --help does not wait for it
 
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
@@ -54,16 +50,23 @@ def main(config: Config) -> None:
             "make one, for example with: python train_cnn_head.py --dataset digits"
         )
 
+    # Evidence: kept beside the runs, so that only new predictions cost time
+    for one in compared:
+        print(f"{one.dataset}: {sum(len(series.runs) for series in one.series)} runs, intervals", flush=True)
+        _ = one.evidence
+
     # Figures
     with style.context():
         letters = style.missing_letters(_names(compared))
     if letters:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    for paths in _in_parallel(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
+    for paths in parallel.mapped(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
         print(*paths, sep="\n", flush=True)
 
-    # Table
+    # Tables and verdicts
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
+    print(*tables.write_verdicts(compared, config.results_dir), sep="\n")
+    print("", *verdicts.verdict_sentences(compared), sep="\n")
 
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
@@ -86,14 +89,6 @@ def _draw(figure: tuple[Path, Callable, object]) -> list[Path]:
     stem, draw, argument = figure
     with style.context():
         return style.save(draw(argument), stem)
-
-
-def _in_parallel(function: Callable, items: list) -> Iterator:
-    """Map ``function`` over ``items`` in up to four processes; half of a figure's second is embedding its fonts."""
-    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # main's to report
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), spawn, **ignore_interrupt) as pool:
-        yield from pool.map(function, items)
 
 
 def _names(compared: list[Comparison]) -> list[str]:

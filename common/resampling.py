@@ -3,8 +3,12 @@
 A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these counts.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 METRICS = ("accuracy", "f1_macro", "auc_macro", "brier")
 BLOCK = 8_000_000  # counts in float32 at a time: 32 MB; fewer pay the set-up of each class's matrices more often
@@ -56,8 +60,10 @@ def _of_block(probabilities: np.ndarray, labels: np.ndarray, counts: np.ndarray)
     }
 
 
-def _per_class(classes: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> sparse.csr_array:
+def _per_class(classes: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> "sparse.csr_array":
     """Return a matrix (C, N) that sums the images of each class; 50 times faster than dense for a thousand classes."""
+    from scipy import sparse  # a quarter of a second to import
+
     images = np.arange(len(classes))
     values = np.ones(len(classes), np.float32) if weights is None else weights.astype(np.float32)
     return sparse.csr_array((values, (classes, images)), shape=(num_classes, len(classes)))
@@ -78,6 +84,8 @@ def _auc(positive: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.nda
     negatives are summed between neighbouring scores of positives by a sparse matrix: eight times as fast as a running
     sum over all images. Float32 holds these halves of whole numbers exactly to 2**23.
     """
+    from scipy import sparse
+
     steps, of_positive = np.unique(scores[positive], return_inverse=True)  # S scores, ascending
     negatives = np.flatnonzero(~positive)
     places = [np.searchsorted(steps, scores[negatives], side) for side in ("left", "right")]  # differ by 1 on a tie

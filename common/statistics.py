@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 
@@ -44,24 +43,26 @@ def mean_over_seeds(sample: Sample, rng: np.random.Generator) -> Estimate:
 
     Resampled as in ``difference``; of one seed it is the interval over images alone. The ends lie in 0..1.
     """
-    stretch = _stretch([sample], draws := _mean_of_drawn_seeds(sample.resampled, rng))
-    return _estimate(sample.values.mean(), draws, stretch=stretch, bounds=(0.0, 1.0))
+    draws = _draws(sample, rng)
+    return _estimate(sample.values.mean(), draws, stretch=_stretch([sample], draws), bounds=(0.0, 1.0))
 
 
 def difference(ours: Sample, theirs: Sample, rng: np.random.Generator) -> Estimate:
     """Return the difference of two models' means over their seeds, ours - theirs, with its interval.
 
-    Each of the B replicates draws N test images with replacement, the same for both models and all seeds (pairing),
-    and independently K - 1 of each model's K seeds with replacement, and takes the difference of the means over the
-    drawn seeds on the drawn images. Images and seeds are crossed and both are drawn: Owen 2007, "The pigeonhole
-    bootstrap", which errs on the wide side. K - 1 of K, because the variance of a mean of K draws of K is too small
-    by (K - 1) / K (Rao and Wu 1988, "Resampling inference with complex survey data"). The ends of the percentile
-    interval are then moved away from the difference by the ratio of Student's t to the normal quantile, as few seeds
-    know their own spread badly (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3, there
-    for one sample; here with the degrees of freedom of Satterthwaite 1946). A model of one seed contributes no
+    Each of the B replicates draws N test images with replacement, the same for both models and all their seeds
+    (pairing), and takes the difference of the means over all seeds on them; to this it adds what drawing seeds does:
+    K - 1 of each model's K seeds, independently and with replacement, their mean on the whole test split against that
+    of all K. Images and seeds are crossed and both are drawn, as in Owen 2007, "The pigeonhole bootstrap"; drawn one
+    beside the other, the chance by which single seeds err on single images counts twice instead of three times as in
+    his joint draw, so this too errs on the wide side. K - 1 of K, because the variance of a mean of K draws of K is
+    too small by (K - 1) / K (Rao and Wu 1988, "Resampling inference with complex survey data"). The ends of the
+    percentile interval are then moved away from the difference by the ratio of Student's t to the normal quantile, as
+    few seeds know their own spread badly (Hesterberg 2015, "What teachers should know about the bootstrap", section
+    5.3, there for one sample; here with the degrees of freedom of Satterthwaite 1946). A model of one seed adds no
     spread of seeds: the interval is then over images (and the other's seeds) alone, and must be labelled so.
     """
-    draws = _mean_of_drawn_seeds(ours.resampled, rng) - _mean_of_drawn_seeds(theirs.resampled, rng)
+    draws = _draws(ours, rng) - _draws(theirs, rng)
     value = ours.values.mean() - theirs.values.mean()
     return _estimate(value, draws, stretch=_stretch([ours, theirs], draws), bounds=(-1.0, 1.0))
 
@@ -73,8 +74,10 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
     disagree count: under the hypothesis each is won by either with probability 1/2 (McNemar 1947; for classifiers
     Dietterich 1998). Without a disagreement p is 1.
     """
+    from scipy.stats import binomtest  # scipy.stats takes a second to import
+
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -89,15 +92,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _mean_of_drawn_seeds(resampled: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the mean (B,) over K - 1 seeds (at least 1) drawn for each column of ``resampled`` (K, B)."""
-    seeds, resamples = resampled.shape
+def _draws(sample: Sample, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over seeds (B,) on each resample of images, moved by what K - 1 (at least 1) drawn seeds do."""
+    seeds, resamples = sample.resampled.shape
     drawn = rng.integers(seeds, size=(max(1, seeds - 1), resamples))
-    return np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
+    return sample.resampled.mean(axis=0) + sample.values[drawn].mean(axis=0) - sample.values.mean()
 
 
 def _stretch(samples: Sequence[Sample], draws: np.ndarray) -> float:
     """Return Student's t over the normal quantile, at least 1: close to 1 where images, not seeds, make the spread."""
+    from scipy.stats import norm, t
+
     several = [sample.values for sample in samples if len(sample.values) > 1]
     total = np.nanvar(draws) if not np.isnan(draws).all() else 0.0
     share = sum((values.var(ddof=1) / len(values)) ** 2 / (len(values) - 1) for values in several)
@@ -105,7 +110,7 @@ def _stretch(samples: Sequence[Sample], draws: np.ndarray) -> float:
         return 1.0
     fewest = min(len(values) - 1 for values in several)
     freedom = max(fewest, total**2 / share)  # Satterthwaite's is never below that of the smallest sample
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom) / stats.norm.ppf((1 + LEVEL) / 2))
+    return float(t.ppf((1 + LEVEL) / 2, freedom) / norm.ppf((1 + LEVEL) / 2))
 
 
 def _estimate(value: float, draws: np.ndarray, *, stretch: float, bounds: tuple[float, float]) -> Estimate:

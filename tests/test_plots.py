@@ -78,8 +78,12 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
     files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert set(files) == {f"{stem}.{suffix}" for stem in STEMS for suffix in ("png", "pdf")}
     printed = finished.stdout.splitlines()
-    assert sorted(map(Path, printed[:-3])) == sorted((tmp_path / "first").iterdir())
-    assert printed[-3:] == [str(folder / f"summary.{suffix}") for suffix in ("csv", "md", "tex")]
+    assert printed[:2] == ["cifar10: 4 runs, intervals", "digits: 2 runs, intervals"]
+    assert sorted(map(Path, printed[2:-9])) == sorted((tmp_path / "first").iterdir())
+    tables = [str(folder / f"{stem}.{suffix}") for stem in ("summary", "verdicts") for suffix in ("csv", "md", "tex")]
+    assert printed[-9:-2] == [*tables, ""]
+    assert printed[-2].startswith("cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +")
+    assert printed[-1].startswith("digits: ") and "one seed, 60 test images" in printed[-1]
 
     digits = compare(folder)[0][1]
     with style.context():

@@ -131,7 +131,7 @@ def test_without_spread_over_images_the_interval_is_students_over_seeds():
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_drawn_seeds_vary_as_a_mean_of_all_seeds_does(seeds):
     values = generator().normal(size=seeds)
-    drawn = statistics._mean_of_drawn_seeds(np.repeat(values[:, None], 100_000, axis=1), generator())
+    drawn = statistics._draws(Sample(values, np.repeat(values[:, None], 100_000, axis=1)), generator())
     assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.02)  # a drawn variance is known to 0.5 %
 
 
