@@ -4,13 +4,15 @@
     python plot_results.py --runs "cifar10/*"               # one data set
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
 
-Expected: for each data set five figures in figures/ as PNG and PDF, three figures across data sets, and
-results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
+Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
+results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv, .md and .tex (pairs of models),
+and a sentence on each pair. The first time takes about a second a run of 10,000 images for the intervals, which are
+kept beside the runs. The same results give the same bytes.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import cli, comparison, parallel, results
@@ -29,6 +31,9 @@ class Config:
     labels: tuple[str, ...] = ()
     """Names to show instead of the automatic ones, each as RUN=LABEL or DATASET/RUN=LABEL."""
 
+    published: bool = False
+    """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
+
     def __post_init__(self) -> None:
         for pair in self.labels:
             run, equals, label = pair.partition("=")
@@ -41,6 +46,7 @@ def main(config: Config) -> None:
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
     compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
+    compared = [replace(one, with_published=config.published) for one in compared]
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in comparison.unfinished(config.results_dir)]
     print(*lines, sep="\n", end="\n" * bool(lines))
@@ -71,14 +77,19 @@ def main(config: Config) -> None:
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
     """Yield a file's stem, the function that draws its figure, and the function's argument."""
-    from common import dotplots, panels, plots
+    from common import dotplots, intervals, panels, plots
 
     for one in compared:
         benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
         yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison, one
-        for draw in (plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1):
+        of_one = [plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1]
+        of_one += [intervals.reliability]
+        of_one += [intervals.differences] * bool(one.evidence.differences)
+        of_one += [intervals.few_shot] * bool(intervals.few_shot_curves(one))
+        for draw in of_one:
             yield f"{one.dataset}_{draw.__name__}", draw, one
-    for draw in (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time):
+    of_all = (dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time, dotplots.accuracy_vs_flops)
+    for draw in (plots.overview, *of_all, dotplots.accuracy_vs_saved_bytes):
         yield draw.__name__, draw, compared
 
 

@@ -40,6 +40,7 @@ class Comparison:
     dataset: str
     series: tuple[Series, ...]
     notes: tuple[str, ...]  # what a reader of its figures must know
+    with_published: bool = False  # whether figures show the published study's numbers beside
 
     @property
     def title(self) -> str:

@@ -6,10 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from common import comparison, style
+from common import comparison, published, style
 from common.comparison import Comparison, Series
+from common.statistics import Estimate
 from common.style import GREY, WIDTH
 
 METRICS = {"accuracy": "Accuracy", "f1_macro": "F1 (macro)", "auc_macro": "AUC (macro)"}
@@ -77,12 +79,12 @@ def _bars(compared: Sequence[Comparison], title: str) -> Figure:
     """Draw a row of axes a data set and a column a metric."""
     rows = [len(one.series) for one in compared]
     seeds = comparison.seeds(compared)
-    spread = "no spread is known." if seeds == "1 seed" else "mean ± standard deviation; a dot is a seed."
     figure = style.new_figure(
         WIDTH,
-        0.25 + sum(0.3 * count + 0.35 for count in rows),
+        0.25 + sum(0.33 * count + 0.35 for count in rows),
         title=title,
-        caption=f"{seeds.capitalize()}: {spread} Dotted lines: chance. {comparison.notes(compared)}",
+        caption=f"{seeds.capitalize()}: {_spread(seeds)} Dotted lines: chance. {published.caption(compared)} "
+        f"{comparison.notes(compared)}",
     )
     ratios = [count + 0.5 for count in rows]
     axes = figure.subplots(len(rows), len(METRICS), sharex=True, squeeze=False, height_ratios=ratios)
@@ -95,8 +97,18 @@ def _bars(compared: Sequence[Comparison], title: str) -> Figure:
     return figure
 
 
+def _spread(seeds: str) -> str:
+    """Return the sentences that explain the numbers, whiskers and dots of the bars."""
+    if seeds == "1 seed":
+        return "whiskers and [ ]: 95 % interval over test images; the spread between seeds is not known."
+    return "mean ± standard deviation; whiskers and [ ]: its 95 % interval over test images and seeds; a dot is a seed."
+
+
 def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
-    """Draw one metric: a bar a model from 0 to the mean, a dot a seed, and the value in a column beside."""
+    """Draw one metric: a bar a model from 0 to the mean, its interval, a dot a seed, and the values in a column beside.
+
+    The interval is a white-rimmed whisker along the bar, the seeds stand around it; published values are hollow.
+    """
     labels = []
     for row, series in enumerate(compared.series):
         values, look = series.values(lambda result: result["test"][metric]), series.look
@@ -105,11 +117,17 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
         if len(values) > 1:
             heights = row + np.linspace(-0.22, 0.22, len(values))
             ax.scatter(values, heights, s=8, color="black", edgecolors="white", linewidths=0.4, zorder=3)
-        ax.text(1.05, row, comparison.mean_and_sd(values, DIGITS[metric]), va="center", fontsize=7)
+        estimate = compared.evidence.means[series.name][metric]
+        if not np.isnan(estimate.value):
+            rim = [withStroke(linewidth=2.6, foreground="white")]
+            ax.plot(estimate[1:], [row, row], color="black", linewidth=1.2, zorder=2.5, path_effects=rim)
+        for record in published.of(compared, series):
+            ax.plot(record[metric], row, zorder=4, clip_on=False, **published.MARK)
+        ax.text(1.1, row, _texts(values, estimate, DIGITS[metric]), va="center", fontsize=6.5, linespacing=1.15)
         labels.append(_row_label(series, compared))
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(0, 1.65), ylim=(len(labels) - 0.5, -0.5))
+    ax.set(xlim=(0, 1.72), ylim=(len(labels) - 0.5, -0.5))
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.spines[["bottom", "left"]].set_visible(False)
     support = [row["support"] for row in compared.series[0].runs[0].test["per_class"]]
@@ -117,6 +135,12 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
     if chance:
         ax.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     return style.plain(ax, grid="x")
+
+
+def _texts(values: np.ndarray, estimate: Estimate, digits: int) -> str:
+    """Return the mean ± sd of the seeds, and below it the interval."""
+    text = comparison.mean_and_sd(values, digits)
+    return text if np.isnan(estimate.value) else f"{text}\n[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _row_label(series: Series, compared: Comparison) -> str:
