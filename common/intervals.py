@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from common import comparison, identity, style, verdicts
@@ -15,7 +16,7 @@ from common.evidence import COMPARED, Difference
 from common.style import GREY, WIDTH
 
 NAMES = dict(zip(COMPARED, ("Accuracy", "F1 (macro)", "AUC (macro)"), strict=True))
-MOST_PAIRS = 30  # rows in the figure of differences: more do not fit on a page
+MOST_PAIRS = 20  # rows in the figure of differences: more do not fit on a page
 # Okabe and Ito's blue and vermilion; in grey print the shapes tell a verdict.
 VERDICTS = {
     "better": ("the upper model is better", {"color": "#0072B2", "marker": ">"}),
@@ -36,7 +37,7 @@ def differences(compared: Comparison) -> Figure:
     over = "test images" if seeds == "1 seed" else "test images and seeds"
     figure = style.new_figure(
         WIDTH,
-        0.55 + 0.4 * len(shown),
+        0.55 + 0.36 * len(shown),
         title=f"{compared.title}: paired differences, {compared.data['num_test']:,} test images",
         caption=f"{left_out}Upper minus lower model, {seeds}; bars: 95 % interval over {over}, each for itself. "
         f"A difference is called one where its interval excludes 0. {comparison.notes([compared])}",
@@ -45,9 +46,9 @@ def differences(compared: Comparison) -> Figure:
     axes = figure.subplots(1, len(COMPARED), sharey=True, squeeze=False)[0]
     for metric, ax in zip(COMPARED, axes, strict=True):
         _differences_of(ax, shown, metric).set_title(NAMES[metric])
-    labels = [verdicts.pair(compared, difference) for difference in shown]
-    texts = [f"{style.printable(ours.label, 34)}\nminus {style.printable(theirs.label, 34)}" for ours, theirs in labels]
-    axes[0].set_yticks(range(len(texts)), texts)
+    pairs = [verdicts.pair(compared, difference) for difference in shown]
+    texts = [f"{style.printable(ours.label, 50)}\nminus {style.printable(theirs.label, 50)}" for ours, theirs in pairs]
+    axes[0].set_yticks(range(len(texts)), texts, fontsize=7.5 if max(map(len, texts)) < 75 else 6)
     axes[0].set_ylim(len(texts) - 0.5, -0.5)
     return figure
 
@@ -141,9 +142,9 @@ def _differences_of(ax: Axes, shown: Sequence[Difference], metric: str) -> Axes:
             continue
         ax.plot([low, high], [row, row], color=look["color"], linewidth=1.6, solid_capstyle="butt")
         ax.plot(value, row, markersize=5, **look)
-        ax.text(
-            value, row - 0.16, f"{value:+.{1 if metric != 'auc_macro' else 2}f}", ha="center", va="bottom", fontsize=7
-        )
+        text = verdicts.signed(value, scale=1, digits=2 if metric == "auc_macro" else 1)
+        rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through it
+        ax.text(value, row - 0.17, text, ha="center", va="bottom", fontsize=6.5, path_effects=rim)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("Difference (points)")
@@ -167,7 +168,16 @@ def _reliability_of(ax: Axes, below: Axes, series: Series, seeds: Sequence[dict]
             x, y = (sums[key][full] / sums["images"][full] for key in ("confidence", "correct"))
             sizes = 3 + 60 * np.sqrt(sums["images"][full] / images.sum())  # points squared: few images, a small mark
             ax.plot(x, y, color=series.look.color, linewidth=0.9, linestyle=line["linestyle"])
-            ax.scatter(x, y, sizes, line["markerfacecolor"], edgecolors=series.look.color, linewidths=0.8, zorder=3)
+            ax.scatter(
+                x,
+                y,
+                sizes,
+                line["markerfacecolor"],
+                edgecolors=series.look.color,
+                linewidths=0.8,
+                zorder=3,
+                clip_on=False,
+            )
     temperatures = [record["temperature"] for record in records if record["temperature"]]
     lines = [f"Brier {np.mean([record['brier'] for record in records]):.3f}"]
     lines.append(f"ECE {np.mean([record['ece']['15'] for record in records]):.3f}")
@@ -196,5 +206,5 @@ def _few_shot_curve(ax: Axes, curve: list[Series], look: identity.Look, means: l
         accuracy = series.values(lambda result: result["test"]["accuracy"])
         if len(accuracy) > 1:
             dots = {"color": look.color, "edgecolors": "white", "linewidths": 0.35, "zorder": 4}
-            ax.scatter(np.full(len(accuracy), size), accuracy, s=5, **dots)
+            ax.scatter(np.full(len(accuracy), 1.05 * size), accuracy, s=7, **dots)  # beside the interval
     return ax

@@ -14,12 +14,12 @@ MARK = {"marker": "D", "markersize": 4.5, "markerfacecolor": "none", "markeredge
 def of(compared: Comparison, series: Series) -> list[dict]:
     """Return the published records of one model: none unless asked for, two for CIFAR-10 (see the file's notes).
 
-    A model matches by data set, architecture and method; its weights, hyper-parameters and images may be others, which
-    is what the reader looks at.
+    A model matches by data set, architecture and method, unless its training images were limited; its weights and
+    hyper-parameters may be others.
     """
-    if not compared.with_published:
-        return []
     result = series.runs[0].result
+    if not compared.with_published or result["config"].get("train_limit"):
+        return []
     wanted = (compared.dataset, result["backbone"].partition(".")[0], result["method"])
     return [one for one in _results() if (one["dataset"], one["backbone"], one["method"]) == wanted]
 
