@@ -3,6 +3,7 @@
     python plot_results.py                                  # everything under results/
     python plot_results.py --runs "cifar10/*"               # one data set
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
+    python plot_results.py --width one --published          # for a paper's column, the study's numbers beside
 
 Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv, .md and .tex (pairs of models),
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from common import cli, comparison, parallel, results
 from common.comparison import Comparison
@@ -33,6 +35,9 @@ class Config:
 
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
+
+    width: Literal["one", "two"] = "two"
+    """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 
     def __post_init__(self) -> None:
         for pair in self.labels:
@@ -66,7 +71,8 @@ def main(config: Config) -> None:
         letters = style.missing_letters(_names(compared))
     if letters:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    for paths in parallel.mapped(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
+    figures = [(config.figures_dir / stem, config.width, *figure) for stem, *figure in _figures(compared)]
+    for paths in parallel.mapped(_draw, figures):
         print(*paths, sep="\n", flush=True)
 
     # Tables and verdicts
@@ -93,12 +99,12 @@ def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object
         yield draw.__name__, draw, compared
 
 
-def _draw(figure: tuple[Path, Callable, object]) -> list[Path]:
+def _draw(figure: tuple[Path, str, Callable, object]) -> list[Path]:
     """Draw and save one figure; return the paths written."""
     from common import style
 
-    stem, draw, argument = figure
-    with style.context():
+    stem, columns, draw, argument = figure
+    with style.context(columns):
         return style.save(draw(argument), stem)
 
 

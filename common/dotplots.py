@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator
 
 from common import comparison, style
 from common.comparison import Comparison, Series
-from common.style import GREY, WIDTH
+from common.style import GREY
 
 MOST_CLASSES = 40  # rows in the figure of per-class F1: more do not fit on a page
 
@@ -25,7 +25,7 @@ def per_class_f1(compared: Comparison) -> Figure:
     left_out = f"The {len(rows)} classes of lowest mean F1 of {len(names)}. " if len(rows) < len(names) else ""
     low = max(0.0, min(0.9, np.floor(min(array[:, rows].min() for array in f1) * 10 - 0.2) / 10))
     figure = style.new_figure(
-        WIDTH,
+        style.width(),
         0.75 + 0.2 * len(rows),
         title=f"{compared.title}: F1 of each class, test images",
         caption=f"{left_out}{_marks([compared], cut=low > 0)} {comparison.notes([compared])}",
@@ -111,10 +111,10 @@ def _trade_off(
     remark: str = "",
 ) -> Figure:
     """Draw accuracy over ``cost`` on a logarithmic axis, a panel a data set, with the front of the best models."""
-    columns = min(len(compared), 3)
+    columns = style.panels_abreast(len(compared))
     rows = -(-len(compared) // columns)
     figure = style.new_figure(
-        WIDTH,
+        style.width(),
         0.4 + 2.2 * rows,
         title=f"{title}, test images",
         caption=f"{_marks(compared, cut=True)} Line: the front of the means; no model is as cheap and better. "

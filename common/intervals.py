@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from common import comparison, identity, style, verdicts
 from common.comparison import Comparison, Series
 from common.evidence import COMPARED, Difference
-from common.style import GREY, WIDTH
+from common.style import GREY
 
 NAMES = dict(zip(COMPARED, ("Accuracy", "F1 (macro)", "AUC (macro)"), strict=True))
 MOST_PAIRS = 20  # rows in the figure of differences: more do not fit on a page
@@ -33,17 +33,17 @@ def differences(compared: Comparison) -> Figure:
     pairs = compared.evidence.differences
     shown = pairs[:MOST_PAIRS]
     left_out = f"The first {len(shown)} of {len(pairs)} pairs. " if len(shown) < len(pairs) else ""
-    seeds = comparison.seeds([compared])
+    columns, seeds = style.panels_abreast(len(COMPARED)), comparison.seeds([compared])
     over = "test images" if seeds == "1 seed" else "test images and seeds"
     figure = style.new_figure(
-        WIDTH,
-        0.55 + 0.36 * len(shown),
+        style.width(),
+        (0.55 + 0.36 * len(shown)) * len(COMPARED) / columns,
         title=f"{compared.title}: paired differences, {compared.data['num_test']:,} test images",
         caption=f"{left_out}Upper minus lower model, {seeds}; bars: 95 % interval over {over}, each for itself. "
         f"A difference is called one where its interval excludes 0. {comparison.notes([compared])}",
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in VERDICTS.values()},
     )
-    axes = figure.subplots(1, len(COMPARED), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(len(COMPARED) // columns, columns, sharey=True, squeeze=False).ravel()
     for metric, ax in zip(COMPARED, axes, strict=True):
         _differences_of(ax, shown, metric).set_title(NAMES[metric])
     pairs = [verdicts.pair(compared, difference) for difference in shown]
@@ -56,7 +56,7 @@ def differences(compared: Comparison) -> Figure:
 def reliability(compared: Comparison) -> Figure:
     """Draw accuracy over confidence, before and after the temperature, and below it how many images there are."""
     count = len(compared.series)
-    width = max(WIDTH, 1.75 * count)
+    width = max(style.width(), 1.75 * count)
     seeds = comparison.seeds([compared])
     pooled = "" if seeds == "1 seed" else f"Images of {seeds} together; numbers are means over seeds. "
     figure = style.new_figure(
@@ -89,7 +89,7 @@ def few_shot(compared: Comparison) -> Figure:
     dots = "" if seeds == "1 seed" else " and seeds; small dots: each seed"
     looks = {label: min(curve, key=lambda series: len(series.name)).look for label, curve in curves.items()}
     figure = style.new_figure(
-        WIDTH,
+        style.width(),
         2.8,
         title=f"{compared.title}: accuracy by training images, {compared.data['num_test']:,} test images",
         caption=f"Marks: mean of {seeds}; bars: 95 % interval over test images{dots}. The axis does not start at 0.",

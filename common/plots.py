@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from common import comparison, published, style
 from common.comparison import Comparison, Series
 from common.statistics import Estimate
-from common.style import GREY, WIDTH
+from common.style import GREY
 
 METRICS = {"accuracy": "Accuracy", "f1_macro": "F1 (macro)", "auc_macro": "AUC (macro)"}
 DIGITS = {"accuracy": 3, "f1_macro": 3, "auc_macro": 4}
@@ -32,7 +32,7 @@ def overview(compared: Sequence[Comparison]) -> Figure:
 def learning_curves(compared: Comparison) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
     count = len(compared.series)
-    width = max(WIDTH, 1.75 * count)
+    width = max(style.width(), 1.75 * count)
     seeds = comparison.seeds([compared])
     lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
     figure = style.new_figure(
@@ -76,22 +76,23 @@ def _history(ax: Axes, series: Series, quantity: str) -> Axes:
 
 
 def _bars(compared: Sequence[Comparison], title: str) -> Figure:
-    """Draw a row of axes a data set and a column a metric."""
+    """Draw a row of axes a data set and a column a metric, or all in one column where the page has no room."""
+    columns = style.panels_abreast(len(METRICS))
     rows = [len(one.series) for one in compared]
     seeds = comparison.seeds(compared)
     figure = style.new_figure(
-        WIDTH,
-        0.25 + sum(0.33 * count + 0.35 for count in rows),
+        style.width(),
+        0.25 + sum(0.33 * count + 0.35 for count in rows) * len(METRICS) / columns,
         title=title,
         caption=f"{seeds.capitalize()}: {_spread(seeds)} Dotted lines: chance. {published.caption(compared)} "
         f"{comparison.notes(compared)}",
     )
-    ratios = [count + 0.5 for count in rows]
-    axes = figure.subplots(len(rows), len(METRICS), sharex=True, squeeze=False, height_ratios=ratios)
-    for one, line in zip(compared, axes, strict=True):
+    ratios = np.repeat([count + 0.5 for count in rows], len(METRICS) // columns)
+    axes = figure.subplots(len(ratios), columns, sharex=True, squeeze=False, height_ratios=ratios)
+    for one, line in zip(compared, axes.reshape(len(rows), len(METRICS)), strict=True):
         for (metric, name), ax in zip(METRICS.items(), line, strict=True):
             _metric_bars(ax, one, metric).set_title(name)
-            ax.tick_params(axis="y", labelleft=ax is line[0])
+            ax.tick_params(axis="y", labelleft=ax is line[0] or columns == 1)
         if len(rows) > 1:
             line[0].set_title(f"{style.printable(one.title)}: {METRICS['accuracy'].lower()}")
     return figure

@@ -351,6 +351,17 @@ def test_whiskers_are_the_intervals_and_published_marks_come_when_asked_for(fold
     assert diamonds == [0.9732, 0.9742, 0.8348, 0.8273] and "published, one run each" in texts(figure)
 
 
+@pytest.mark.parametrize(("columns", "inches", "rows"), [("one", 3.5, 3), ("two", 7.2, 1)])
+def test_figures_fit_the_columns_of_a_page(folder, columns, inches, rows):
+    (compared,), _ = compare(folder, "cifar10/*")
+    with style.context(columns):
+        for draw in (plots.final_benchmark_comparison, intervals.differences):
+            figure = draw(compared)
+            assert figure.get_figwidth() == inches and figure.axes[0].get_gridspec().nrows == rows
+            figure.canvas.draw()
+    assert style.width() != inches
+
+
 def test_published_marks_are_not_drawn_beside_other_training_sets_or_data(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20, train_limit=100)
     fake_run(tmp_path, EFFICIENTNET, num_test=20, dataset="mnist")  # the study's MNIST notebook loads CIFAR-10
