@@ -46,7 +46,12 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common import style, tables, verdicts  # matplotlib takes a second to import, --help does not wait for it
+    from common import (
+        style,
+        tables,
+        verdict_tables,
+        verdicts,
+    )  # matplotlib takes a second to import, --help does not wait for it
 
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
@@ -77,7 +82,7 @@ def main(config: Config) -> None:
 
     # Tables and verdicts
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
-    print(*tables.write_verdicts(compared, config.results_dir), sep="\n")
+    print(*verdict_tables.write_verdicts(compared, config.results_dir), sep="\n")
     print("", *verdicts.verdict_sentences(compared), sep="\n")
 
 

@@ -29,7 +29,10 @@ _SAME_CURVE |= {"feature_cache", "compile"}
 
 
 def differences(compared: Comparison) -> Figure:
-    """Draw each pair's differences in accuracy, F1 and AUC with their intervals; the colour is the verdict."""
+    """Draw each pair's differences in accuracy, F1 and AUC with their intervals; the colour is the verdict.
+
+    Without a pair the panels are empty.
+    """
     pairs = compared.evidence.differences
     shown = pairs[:MOST_PAIRS]
     left_out = f"The first {len(shown)} of {len(pairs)} pairs. " if len(shown) < len(pairs) else ""
@@ -48,8 +51,8 @@ def differences(compared: Comparison) -> Figure:
         _differences_of(ax, shown, metric).set_title(NAMES[metric])
     pairs = [verdicts.pair(compared, difference) for difference in shown]
     texts = [f"{style.printable(ours.label, 50)}\nminus {style.printable(theirs.label, 50)}" for ours, theirs in pairs]
-    axes[0].set_yticks(range(len(texts)), texts, fontsize=7.5 if max(map(len, texts)) < 75 else 6)
-    axes[0].set_ylim(len(texts) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(texts)), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)
+    axes[0].set_ylim(max(1, len(texts)) - 0.5, -0.5)
     return figure
 
 
@@ -136,10 +139,11 @@ def _differences_of(ax: Axes, shown: Sequence[Difference], metric: str) -> Axes:
     """Draw one metric's differences in points, a row a pair, and the zero line."""
     for row, difference in enumerate(shown):
         value, low, high = (100 * number for number in difference.estimates[metric])
-        look = VERDICTS[verdicts.verdict(difference.estimates[metric])][1]
-        if np.isnan(value):
-            ax.text(0, row, "not defined", ha="center", va="center", fontsize=7, color=GREY)
+        word = verdicts.verdict(difference.estimates[metric])
+        if word == verdicts.NOT_DEFINED:
+            ax.text(0, row, word, ha="center", va="center", fontsize=7, color=GREY)
             continue
+        look = VERDICTS[word][1]
         ax.plot([low, high], [row, row], color=look["color"], linewidth=1.6, solid_capstyle="butt")
         ax.plot(value, row, markersize=5, **look)
         text = verdicts.signed(value, scale=1, digits=2 if metric == "auc_macro" else 1)

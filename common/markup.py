@@ -2,13 +2,43 @@
 
 import csv
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from common import storage
 
 TEX_ESCAPES = str.maketrans(
     {letter: f"\\{letter}" for letter in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"—": "---", "±": r"\(\pm\)", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
 )
+
+
+def write(
+    stem: Path,
+    fields: Sequence[str],
+    records: Sequence[Mapping],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    words: Collection[str],
+) -> list[Path]:
+    """Write ``records`` to ``stem``.csv and ``rows`` of cells to ``stem``.md and ``stem``.tex; return the paths."""
+    contents = {
+        "csv": as_csv(fields, records),
+        "md": as_markdown(header, rows, words=words),
+        "tex": as_latex(header, rows, words=words),
+    }
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
+    for path, text in zip(paths, contents.values(), strict=True):
+        storage.write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return paths
+
+
+def known(value: float) -> float | None:
+    """Return ``value``, or None, which is an empty field, where it is NaN."""
+    return None if math.isnan(value) else value
 
 
 def as_csv(fields: Sequence[str], records: Sequence[Mapping]) -> str:

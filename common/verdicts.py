@@ -1,17 +1,23 @@
 """Which model is better, in words that the interval of the paired difference decides and means alone never do."""
 
+import math
 from collections.abc import Sequence
 
 from common.comparison import Comparison, Series
 from common.evidence import Difference
 from common.statistics import Estimate
 
-NO_DIFFERENCE = "no difference seen"
+NO_DIFFERENCE, NOT_DEFINED = "no difference seen", "not defined"
 
 
 def verdict(estimate: Estimate) -> str:
-    """Return "better" or "worse" where the interval of a difference excludes zero, else "no difference seen"."""
-    if not estimate.excludes_zero:  # also where it is not defined
+    """Return "better" or "worse" where the interval of a difference excludes zero, else "no difference seen".
+
+    "not defined" is the difference of a metric that is null, such as the AUC where a class has no test image.
+    """
+    if math.isnan(estimate.value):
+        return NOT_DEFINED
+    if not estimate.excludes_zero:
         return NO_DIFFERENCE
     return "better" if estimate.low > 0 else "worse"
 

@@ -28,6 +28,7 @@ from common import (
     results,
     style,
     tables,
+    verdict_tables,
     verdicts,
 )
 from common.errors import UserError
@@ -126,7 +127,7 @@ def test_pdfs_embed_type_42_fonts_and_carry_no_date(folder, tmp_path):
 
 def test_neither_torch_nor_its_libraries_are_imported():
     modules = "plot_results, common.plots, common.panels, common.dotplots, common.intervals, common.tables"
-    modules += ", common.verdicts, sklearn.metrics"
+    modules += ", common.verdict_tables, sklearn.metrics"
     heavy = {"torch", "timm", "peft", "torchvision"}
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -457,7 +458,7 @@ def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
 
 def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
     compared, _ = compare(folder)
-    tables.write_verdicts(compared, tmp_path)
+    verdict_tables.write_verdicts(compared, tmp_path)
     with open(tmp_path / "verdicts.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["dataset"], row["metric"]) for row in rows] == [
@@ -475,7 +476,7 @@ def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
 
 def test_without_a_pair_the_verdicts_are_an_empty_table(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20)
-    tables.write_verdicts(compare(tmp_path)[0], tmp_path)
+    verdict_tables.write_verdicts(compare(tmp_path)[0], tmp_path)
     assert [len((tmp_path / f"verdicts.{suffix}").read_text().splitlines()) for suffix in ("csv", "md")] == [1, 2]
 
 
