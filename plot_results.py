@@ -3,21 +3,21 @@
     python plot_results.py                                  # everything under results/
     python plot_results.py --runs "cifar10/*"               # one data set
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
+    python plot_results.py --width one --published          # for a paper's column, the study's numbers beside
 
-Expected: for each data set five figures in figures/ as PNG and PDF, three figures across data sets, and
-results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
+Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
+results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv, .md and .tex (pairs of models),
+and a sentence on each pair. The first time takes about a second a run of 10,000 images for the intervals, which are
+kept beside the runs. The same results give the same bytes.
 """
 
-import multiprocessing
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from common import cli, comparison, results
+from common import cli, comparison, parallel, results
 from common.comparison import Comparison
 from common.errors import UserError
 
@@ -33,6 +33,12 @@ class Config:
     labels: tuple[str, ...] = ()
     """Names to show instead of the automatic ones, each as RUN=LABEL or DATASET/RUN=LABEL."""
 
+    published: bool = False
+    """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
+
+    width: Literal["one", "two"] = "two"
+    """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
+
     def __post_init__(self) -> None:
         for pair in self.labels:
             run, equals, label = pair.partition("=")
@@ -40,11 +46,17 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common import style, tables  # matplotlib takes a second to import, --help does not wait for it
+    from common import (
+        style,
+        tables,
+        verdict_tables,
+        verdicts,
+    )  # matplotlib takes a second to import, --help does not wait for it
 
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
     compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
+    compared = [replace(one, with_published=config.published) for one in compared]
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in comparison.unfinished(config.results_dir)]
     print(*lines, sep="\n", end="\n" * bool(lines))
@@ -54,46 +66,51 @@ def main(config: Config) -> None:
             "make one, for example with: python train_cnn_head.py --dataset digits"
         )
 
+    # Evidence: kept beside the runs, so that only new predictions cost time
+    for one in compared:
+        print(f"{one.dataset}: {sum(len(series.runs) for series in one.series)} runs, intervals", flush=True)
+        _ = one.evidence
+
     # Figures
     with style.context():
         letters = style.missing_letters(_names(compared))
     if letters:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    for paths in _in_parallel(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
+    figures = [(config.figures_dir / stem, config.width, *figure) for stem, *figure in _figures(compared)]
+    for paths in parallel.mapped(_draw, figures):
         print(*paths, sep="\n", flush=True)
 
-    # Table
+    # Tables and verdicts
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
+    print(*verdict_tables.write_verdicts(compared, config.results_dir), sep="\n")
+    print("", *verdicts.verdict_sentences(compared), sep="\n")
 
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
     """Yield a file's stem, the function that draws its figure, and the function's argument."""
-    from common import dotplots, panels, plots
+    from common import dotplots, intervals, panels, plots
 
     for one in compared:
         benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
         yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison, one
-        for draw in (plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1):
+        of_one = [plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1]
+        of_one += [intervals.reliability]
+        of_one += [intervals.differences] * bool(one.evidence.differences)
+        of_one += [intervals.few_shot] * bool(intervals.few_shot_curves(one))
+        for draw in of_one:
             yield f"{one.dataset}_{draw.__name__}", draw, one
-    for draw in (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time):
+    of_all = (dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time, dotplots.accuracy_vs_flops)
+    for draw in (plots.overview, *of_all, dotplots.accuracy_vs_saved_bytes):
         yield draw.__name__, draw, compared
 
 
-def _draw(figure: tuple[Path, Callable, object]) -> list[Path]:
+def _draw(figure: tuple[Path, str, Callable, object]) -> list[Path]:
     """Draw and save one figure; return the paths written."""
     from common import style
 
-    stem, draw, argument = figure
-    with style.context():
+    stem, columns, draw, argument = figure
+    with style.context(columns):
         return style.save(draw(argument), stem)
-
-
-def _in_parallel(function: Callable, items: list) -> Iterator:
-    """Map ``function`` over ``items`` in up to four processes; half of a figure's second is embedding its fonts."""
-    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # main's to report
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), spawn, **ignore_interrupt) as pool:
-        yield from pool.map(function, items)
 
 
 def _names(compared: list[Comparison]) -> list[str]:

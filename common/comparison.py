@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from common import identity, results, storage
+from common import evidence, identity, results, storage
 from common.errors import UserError
 from common.identity import Look
 from common.results import Run
@@ -22,6 +23,11 @@ class Series:
     look: Look
     runs: tuple[Run, ...]
 
+    @property
+    def num_train(self) -> int:
+        """The number of training images, of the seed that has most."""
+        return max(run.result["data"]["num_train"] for run in self.runs)
+
     def values(self, of: Callable[[dict], float | None]) -> np.ndarray:
         """Return ``of(result)`` for each seed as float64 (seeds,), NaN where it is None."""
         return np.array([of(run.result) for run in self.runs], dtype=np.float64)
@@ -34,6 +40,7 @@ class Comparison:
     dataset: str
     series: tuple[Series, ...]
     notes: tuple[str, ...]  # what a reader of its figures must know
+    with_published: bool = False  # whether figures show the published study's numbers beside
 
     @property
     def title(self) -> str:
@@ -45,6 +52,11 @@ class Comparison:
     def data(self) -> dict:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
         return self.series[0].runs[0].result["data"]
+
+    @cached_property
+    def evidence(self) -> evidence.Evidence:
+        """Intervals, calibration and pairwise differences; the first time about a second a run of 10,000 images."""
+        return evidence.gather(self.series)
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator
 
 from common import comparison, style
 from common.comparison import Comparison, Series
-from common.style import WIDTH
+from common.style import GREY
 
 MOST_CLASSES = 40  # rows in the figure of per-class F1: more do not fit on a page
 
@@ -25,7 +25,7 @@ def per_class_f1(compared: Comparison) -> Figure:
     left_out = f"The {len(rows)} classes of lowest mean F1 of {len(names)}. " if len(rows) < len(names) else ""
     low = max(0.0, min(0.9, np.floor(min(array[:, rows].min() for array in f1) * 10 - 0.2) / 10))
     figure = style.new_figure(
-        WIDTH,
+        style.width(),
         0.75 + 0.2 * len(rows),
         title=f"{compared.title}: F1 of each class, test images",
         caption=f"{left_out}{_marks([compared], cut=low > 0)} {comparison.notes([compared])}",
@@ -68,32 +68,73 @@ def accuracy_vs_time(compared: Sequence[Comparison]) -> Figure:
     )
 
 
+def accuracy_vs_flops(compared: Sequence[Comparison]) -> Figure:
+    """Draw test accuracy over the floating-point operations of one image's way forward, a panel a data set."""
+    return _trade_off(
+        compared,
+        lambda result: result["model"]["forward_flops"],
+        title="Accuracy and operations an image",
+        xlabel="FLOPs, forward (log)",
+        formatter=EngFormatter(sep=" "),
+    )
+
+
+def accuracy_vs_saved_bytes(compared: Sequence[Comparison]) -> Figure:
+    """Draw test accuracy over the bytes that a trained model adds to its backbone, a panel a data set."""
+    return _trade_off(
+        compared,
+        lambda result: result["efficiency"]["saved_bytes"],
+        title="Accuracy and saved bytes",
+        xlabel="Saved adapter or head (log)",
+        formatter=EngFormatter(unit="B", sep=" "),
+    )
+
+
+def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
+    """Return which models (M,) no other undercuts, in order of cost: none is as cheap and more accurate.
+
+    Models whose cost or accuracy is NaN are left out; of equals the first stays.
+    """
+    order = [index for index in np.lexsort((-accuracies, costs)) if not np.isnan(costs[index] + accuracies[index])]
+    best = np.maximum.accumulate([accuracies[index] for index in order]) if order else []
+    front = [index for place, index in enumerate(order) if place == 0 or accuracies[index] > best[place - 1]]
+    return np.array(front, dtype=int)
+
+
 def _trade_off(
     compared: Sequence[Comparison],
-    cost: Callable[[dict], float],
+    cost: Callable[[dict], float | None],
     *,
     title: str,
     xlabel: str,
     formatter: Formatter,
     remark: str = "",
 ) -> Figure:
-    """Draw accuracy over ``cost`` on a logarithmic axis, a panel a data set."""
-    columns = min(len(compared), 3)
+    """Draw accuracy over ``cost`` on a logarithmic axis, a panel a data set, with the front of the best models."""
+    columns = style.panels_abreast(len(compared))
     rows = -(-len(compared) // columns)
     figure = style.new_figure(
-        WIDTH,
+        style.width(),
         0.4 + 2.2 * rows,
         title=f"{title}, test images",
-        caption=f"{_marks(compared, cut=True)} {remark} {comparison.notes(compared)}",
+        caption=f"{_marks(compared, cut=True)} Line: the front of the means; no model is as cheap and better. "
+        f"{remark} {comparison.notes(compared)}",
         legend=_legend(compared),
     )
     axes = style.used(figure.subplots(rows, columns, sharex=True, squeeze=False), len(compared))
-    costs = [series.values(cost) for one in compared for series in one.series]
-    low, high = (np.log10(np.maximum(edge, 1e-3)) for edge in (np.min(np.hstack(costs)), np.max(np.hstack(costs))))
+    costs = np.hstack([np.maximum(series.values(cost), 1e-3) for one in compared for series in one.series])
+    known = costs[~np.isnan(costs)] if not np.isnan(costs).all() else np.ones(1)
+    low, high = np.log10(known.min()), np.log10(known.max())
     for index, (one, ax) in enumerate(zip(compared, axes, strict=True)):
+        means = []
         for series in one.series:
             accuracy = series.values(lambda result: result["test"]["accuracy"])
-            _draw(ax, series, np.maximum(series.values(cost), 1e-3)[:, None], accuracy[:, None])
+            price = np.maximum(series.values(cost), 1e-3)
+            means.append((price.mean(), accuracy.mean()))
+            if not np.isnan(price).any():
+                _draw(ax, series, price[:, None], accuracy[:, None])
+        front = np.array(means)[pareto_front(*np.transpose(means))]
+        ax.step(*front.T, where="post", color=GREY, linewidth=0.8, zorder=1.5)
         ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
         ax.xaxis.set(major_locator=LogLocator(), major_formatter=formatter, minor_formatter=NullFormatter())
         ax.set_title(style.printable(one.title))

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.calibration import expected_calibration_error, log_softmax
 from common.errors import UserError
-
-ECE_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -14,7 +13,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
     In float64 because float32 rounds confident predictions to exactly 1: ties, which change an AUC.
     """
-    return np.exp(_log_softmax(logits))
+    return np.exp(log_softmax(logits))
 
 
 def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[dict, list[str]]:
@@ -37,7 +36,7 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     _check(logits, labels, classes)
-    log_probabilities = _log_softmax(logits)
+    log_probabilities = log_softmax(logits)
     probabilities = np.exp(log_probabilities)
     predicted = logits.argmax(axis=1)
     matrix = _confusion_matrix(labels, predicted, len(classes))
@@ -61,18 +60,6 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
     return metrics, _notes(per_class)
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean gap between confidence and accuracy over 15 bins (lower, upper], weighted by their images.
-
-    ``probabilities`` is (N, C), ``labels`` (N,) int; the confidence is the largest probability (Guo et al. 2017).
-    """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
 def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Return true-positive rates (C + 2, G) float64 at the false-positive rates ``grid`` (G,).
 
@@ -84,12 +71,6 @@ def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.n
     curves = [_roc(one_hot[:, c], probabilities[:, c], grid) for c in range(logits.shape[1])]
     macro = np.mean([curve for curve in curves if not np.isnan(curve[0])] or curves[:1], axis=0)
     return np.stack([*curves, macro, _roc(one_hot.ravel(), probabilities.ravel(), grid)])
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities (N, C) float64; the maximum is subtracted so that nothing overflows."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True).astype(np.float64)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:

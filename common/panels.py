@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 
 from common import comparison, metrics, results, style
 from common.comparison import Comparison, Series
-from common.style import GREY, WIDTH
+from common.style import GREY
 
-COLUMNS = 3
 # False-positive rates at which curves are averaged and drawn: even on a logarithmic axis, hence dense in the corner.
 RATES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 400)])
 AVERAGES = {
@@ -27,7 +26,8 @@ def confusion_matrices(compared: Comparison) -> Figure:
     """Draw the counts, summed over the seeds, coloured by the share of the true class."""
     names = compared.data["classes"]
     side = 2.2 if len(names) <= 4 else 3.1 if len(names) <= 12 else 4.2  # inches
-    columns, rows = min(len(compared.series), COLUMNS), -(-len(compared.series) // COLUMNS)
+    columns = style.panels_abreast(len(compared.series))
+    rows = -(-len(compared.series) // columns)
     seeds = comparison.seeds([compared])
     numbers = "Numbers: per cent of the true class" + ", and counts" * (len(names) <= 12)
     caption = [numbers] * (len(names) <= 30) + [f"Summed over {seeds}"] * (seeds != "1 seed")
@@ -53,8 +53,9 @@ def confusion_matrices(compared: Comparison) -> Figure:
 
 def roc_curves(compared: Comparison) -> Figure:
     """Draw ROC curves one class against the rest (thin), their macro average and the micro average (thick)."""
-    columns, rows = min(len(compared.series), COLUMNS), -(-len(compared.series) // COLUMNS)
-    side = WIDTH / max(columns, 2)  # inches
+    columns = style.panels_abreast(len(compared.series))
+    rows = -(-len(compared.series) // columns)
+    side = min(3.6, style.width() / columns)  # inches
     seeds = comparison.seeds([compared])
     curves = [_mean_curves(series) for series in compared.series]
     zoom = _zoom(curves)

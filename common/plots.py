@@ -6,11 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from common import comparison, style
+from common import comparison, published, style
 from common.comparison import Comparison, Series
-from common.style import GREY, WIDTH
+from common.statistics import Estimate
+from common.style import GREY
 
 METRICS = {"accuracy": "Accuracy", "f1_macro": "F1 (macro)", "auc_macro": "AUC (macro)"}
 DIGITS = {"accuracy": 3, "f1_macro": 3, "auc_macro": 4}
@@ -30,7 +32,7 @@ def overview(compared: Sequence[Comparison]) -> Figure:
 def learning_curves(compared: Comparison) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
     count = len(compared.series)
-    width = max(WIDTH, 1.75 * count)
+    width = max(style.width(), 1.75 * count)
     seeds = comparison.seeds([compared])
     lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
     figure = style.new_figure(
@@ -74,29 +76,40 @@ def _history(ax: Axes, series: Series, quantity: str) -> Axes:
 
 
 def _bars(compared: Sequence[Comparison], title: str) -> Figure:
-    """Draw a row of axes a data set and a column a metric."""
+    """Draw a row of axes a data set and a column a metric, or all in one column where the page has no room."""
+    columns = style.panels_abreast(len(METRICS))
     rows = [len(one.series) for one in compared]
     seeds = comparison.seeds(compared)
-    spread = "no spread is known." if seeds == "1 seed" else "mean ± standard deviation; a dot is a seed."
     figure = style.new_figure(
-        WIDTH,
-        0.25 + sum(0.3 * count + 0.35 for count in rows),
+        style.width(),
+        0.25 + sum(0.33 * count + 0.35 for count in rows) * len(METRICS) / columns,
         title=title,
-        caption=f"{seeds.capitalize()}: {spread} Dotted lines: chance. {comparison.notes(compared)}",
+        caption=f"{seeds.capitalize()}: {_spread(seeds)} Dotted lines: chance. {published.caption(compared)} "
+        f"{comparison.notes(compared)}",
     )
-    ratios = [count + 0.5 for count in rows]
-    axes = figure.subplots(len(rows), len(METRICS), sharex=True, squeeze=False, height_ratios=ratios)
-    for one, line in zip(compared, axes, strict=True):
+    ratios = np.repeat([count + 0.5 for count in rows], len(METRICS) // columns)
+    axes = figure.subplots(len(ratios), columns, sharex=True, squeeze=False, height_ratios=ratios)
+    for one, line in zip(compared, axes.reshape(len(rows), len(METRICS)), strict=True):
         for (metric, name), ax in zip(METRICS.items(), line, strict=True):
             _metric_bars(ax, one, metric).set_title(name)
-            ax.tick_params(axis="y", labelleft=ax is line[0])
+            ax.tick_params(axis="y", labelleft=ax is line[0] or columns == 1)
         if len(rows) > 1:
             line[0].set_title(f"{style.printable(one.title)}: {METRICS['accuracy'].lower()}")
     return figure
 
 
+def _spread(seeds: str) -> str:
+    """Return the sentences that explain the numbers, whiskers and dots of the bars."""
+    if seeds == "1 seed":
+        return "whiskers and [ ]: 95 % interval over test images; the spread between seeds is not known."
+    return "mean ± standard deviation; whiskers and [ ]: its 95 % interval over test images and seeds; a dot is a seed."
+
+
 def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
-    """Draw one metric: a bar a model from 0 to the mean, a dot a seed, and the value in a column beside."""
+    """Draw one metric: a bar a model from 0 to the mean, its interval, a dot a seed, and the values in a column beside.
+
+    The interval is a white-rimmed whisker along the bar, the seeds stand around it; published values are hollow.
+    """
     labels = []
     for row, series in enumerate(compared.series):
         values, look = series.values(lambda result: result["test"][metric]), series.look
@@ -105,11 +118,17 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
         if len(values) > 1:
             heights = row + np.linspace(-0.22, 0.22, len(values))
             ax.scatter(values, heights, s=8, color="black", edgecolors="white", linewidths=0.4, zorder=3)
-        ax.text(1.05, row, comparison.mean_and_sd(values, DIGITS[metric]), va="center", fontsize=7)
+        estimate = compared.evidence.means[series.name][metric]
+        if not np.isnan(estimate.value):
+            rim = [withStroke(linewidth=2.6, foreground="white")]
+            ax.plot(estimate[1:], [row, row], color="black", linewidth=1.2, zorder=2.5, path_effects=rim)
+        for record in published.of(compared, series):
+            ax.plot(record[metric], row, zorder=4, clip_on=False, **published.MARK)
+        ax.text(1.1, row, _texts(values, estimate, DIGITS[metric]), va="center", fontsize=6.5, linespacing=1.15)
         labels.append(_row_label(series, compared))
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(0, 1.65), ylim=(len(labels) - 0.5, -0.5))
+    ax.set(xlim=(0, 1.72), ylim=(len(labels) - 0.5, -0.5))
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.spines[["bottom", "left"]].set_visible(False)
     support = [row["support"] for row in compared.series[0].runs[0].test["per_class"]]
@@ -117,6 +136,12 @@ def _metric_bars(ax: Axes, compared: Comparison, metric: str) -> Axes:
     if chance:
         ax.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     return style.plain(ax, grid="x")
+
+
+def _texts(values: np.ndarray, estimate: Estimate, digits: int) -> str:
+    """Return the mean ± sd of the seeds, and below it the interval."""
+    text = comparison.mean_and_sd(values, digits)
+    return text if np.isnan(estimate.value) else f"{text}\n[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _row_label(series: Series, compared: Comparison) -> str:

@@ -94,10 +94,21 @@ def read(path: Path) -> dict:
             f"{str(path)!r} has schema_version {result['schema_version']!r}, this code reads {SCHEMA_VERSION}; "
             "train the run again, or read it with the code that wrote it"
         )
-    problem = problem_with(result) or _problem_with_hash(result)
+    problem = problem_with(result) or (None if intact(result) else "its content was changed after it was written")
     if problem:
         raise UserError(f"{str(path)!r}: {problem}; restore the file, or remove the folder and train the run again")
     return result
+
+
+def intact(record: object) -> bool:
+    """Say whether ``record`` is what ``dumps`` wrote: its field ``sha256`` is the hash of all others."""
+    if not isinstance(record, dict):
+        return False
+    guarded = {key: value for key, value in record.items() if key != "sha256"}
+    try:
+        return record.get("sha256") == _sha256(guarded)
+    except ValueError:  # Python reads NaN, and 1e999 as infinity
+        return False
 
 
 def find(results_dir: Path, pattern: str = "*") -> tuple[list[Run], list[str]]:
@@ -186,16 +197,6 @@ def _problem_with_arrays(predictions: Predictions, data: dict) -> str | None:
         if size and (indices.min() < 0 or len(np.unique(indices)) != size):
             return f"{prefix}indices are negative or repeated"
     return None
-
-
-def _problem_with_hash(result: dict) -> str | None:
-    """Say that the record is not the one that was hashed, or return None."""
-    guarded = {key: value for key, value in result.items() if key != "sha256"}
-    try:
-        same = result["sha256"] == _sha256(guarded)
-    except ValueError:  # Python reads NaN, and 1e999 as infinity
-        same = False
-    return None if same else "its content was changed after it was written"
 
 
 def _sha256(guarded: dict) -> str:

@@ -17,7 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from common import storage
 
-WIDTH = 7.2  # inches: two columns of a journal page; a figure is wider only if its panels would not be readable
+# Inches: one and two columns of a journal page; a figure is wider only if its panels would not be readable.
+WIDTHS = {"one": 3.5, "two": 7.2}
+PANEL = 2.3  # inches that a panel needs
 GREY = "#595959"
 PNG_DPI = 200
 TITLE_HEIGHT = 0.26  # inches
@@ -61,13 +63,25 @@ _RC = {
 
 
 @contextlib.contextmanager
-def context() -> Iterator[None]:
+def context(columns: str = "two") -> Iterator[None]:
     """Draw and save inside this: matplotlib's defaults and the benchmark's style, whatever the user's matplotlibrc.
 
+    ``columns`` of a page, one of ``WIDTHS``, are how wide figures are made.
     Only ``font.family`` stays the user's, for names in scripts that DejaVu Sans lacks (see ``missing_letters``).
     """
-    with style.context({**_RC, "font.family": list(rcParams["font.family"])}, after_reset=True), _no_glyph_warnings():
+    settings = {**_RC, "font.family": list(rcParams["font.family"]), "figure.figsize": [WIDTHS[columns]] * 2}
+    with style.context(settings, after_reset=True), _no_glyph_warnings():
         yield
+
+
+def width() -> float:
+    """Return how many inches wide figures are within the present ``context``."""
+    return rcParams["figure.figsize"][0]
+
+
+def panels_abreast(count: int) -> int:
+    """Return how many of ``count`` panels stand side by side: at most three, and one on a single column."""
+    return min(count, max(1, int(width() / PANEL)))
 
 
 def new_figure(
@@ -82,14 +96,16 @@ def new_figure(
     columns = max(1, int(width / (0.42 + 0.064 * max(map(len, legend))))) if legend else 1
     legend_height = 0.06 + 0.16 * -(-len(legend) // columns) if legend else 0.0
     below = 0.12 + 0.125 * len(lines)
-    total = below + height + legend_height + TITLE_HEIGHT
+    titles = textwrap.wrap(printable(title, int(22 * width)), int(11 * width))[:2]
+    title_height = TITLE_HEIGHT + 0.15 * (len(titles) - 1)
+    total = below + height + legend_height + title_height
     figure = Figure(figsize=(width, total))
     figure.set_layout_engine("constrained", rect=(0, below / total, 1, height / total), w_pad=0.03, h_pad=0.03)
     left = 0.05 / width
-    figure.text(left, 1 - 0.06 / total, printable(title, int(11 * width)), va="top", fontsize=9.5, fontweight="bold")
+    figure.text(left, 1 - 0.06 / total, "\n".join(titles), va="top", fontsize=9.5, fontweight="bold")
     figure.text(left, 0.04 / total, "\n".join(lines), va="bottom", fontsize=7, color=GREY)
     if legend:
-        anchor = (left, 1 - TITLE_HEIGHT / total)
+        anchor = (left, 1 - title_height / total)
         drawn = figure.legend(
             list(legend.values()), list(legend), loc="upper left", bbox_to_anchor=anchor, ncols=columns
         )

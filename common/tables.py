@@ -1,15 +1,14 @@
 """The summary of all runs as a table: ``summary.csv`` a row a seed, ``summary.md`` and ``.tex`` a row a model."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common import comparison, storage
+from common import comparison, evidence, markup
 from common.comparison import Comparison, Series
 from common.results import Run
+from common.statistics import Estimate
 
 HEADER = (
     "Data set",
@@ -18,6 +17,8 @@ HEADER = (
     "Accuracy",
     "F1 (macro)",
     "AUC (macro)",
+    "ECE",
+    "ECE (scaled)",
     "Trained parameters",
     "Trained (%)",
     "Forward (GFLOPs)",
@@ -26,29 +27,39 @@ HEADER = (
     "Saved (bytes)",
     "Weights",
 )
-TEX_ESCAPES = str.maketrans(
-    {letter: f"\\{letter}" for letter in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"—": "---", "±": r"\(\pm\)", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
-)
+WORDS = ("Data set", "Model", "Weights")
 
 
 def write_summary(compared: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Write ``summary.csv`` (raw numbers, a row a run and seed), ``summary.md`` and ``summary.tex`` (mean ± sd)."""
-    rows = [_row(one.dataset, series) for one in compared for series in one.series]
-    records = [_record(series, run) for one in compared for series in one.series for run in series.runs]
-    contents = {"summary.csv": _csv(records), "summary.md": _markdown(rows), "summary.tex": _latex(rows)}
-    for name, text in contents.items():
-        storage.write_atomically(folder / name, text.encode("utf-8", "backslashreplace"))
-    return [folder / name for name in contents]
+    """Write ``summary.csv`` (raw numbers, a row a run and seed), ``summary.md`` and ``.tex``; return their paths.
+
+    The latter two have a row a model: mean ± sd over seeds and, of the scores, [the 95 % interval of the mean].
+    """
+    rows = [_row(one, series) for one in compared for series in one.series]
+    records = [
+        _record(series, run, seed)
+        for one in compared
+        for series in one.series
+        for run, seed in zip(series.runs, one.evidence.seeds[series.name], strict=True)
+    ]
+    return markup.write(folder / "summary", list(records[0]), records, HEADER, rows, words=WORDS)
 
 
-def _record(series: Series, run: Run) -> dict:
-    """Return one seed's numbers as they stand in ``result.json``; None, an empty field, is not known."""
+def _record(series: Series, run: Run, seed: dict) -> dict:
+    """Return one seed's numbers as they stand in ``result.json``, and its intervals; None, an empty field, is unknown.
+
+    ``_low`` and ``_high`` are the ends of the 95 % interval over test images; ``scaled`` is after the temperature.
+    """
     result = run.result
     test, model, efficiency = result["test"], result["model"], result["efficiency"]
     scores = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "auc_macro", "auc_micro", "ece", "loss")
     costs = ("train_seconds", "feature_seconds", "saved_bytes")
+    ends = {
+        f"test_{metric}_{end}": markup.known(getattr(estimate, end))
+        for metric, estimate in evidence.estimates(seed).items()
+        for end in ("low", "high")
+    }
+    calibration = seed["calibration"]
     return {
         "dataset": run.dataset,
         "run": run.name,
@@ -60,26 +71,36 @@ def _record(series: Series, run: Run) -> dict:
         "num_train": result["data"]["num_train"],
         "num_test": result["data"]["num_test"],
         "weights_source": model["weights"]["source"],
+        **ends,
+        "test_brier": calibration["brier"],
+        "temperature": calibration["temperature"],
+        "test_ece_scaled": calibration["after"] and calibration["after"]["ece"]["15"],
     }
 
 
-def _row(dataset: str, series: Series) -> tuple[str, ...]:
-    """Return one model's cells in the order of ``HEADER``: mean ± sd over the seeds where more than one."""
+def _row(one: Comparison, series: Series) -> tuple[str, ...]:
+    """Return one model's cells in the order of ``HEADER``."""
 
     def cell(group: str, name: str, *, digits: int = 3) -> str:
         return comparison.mean_and_sd(series.values(lambda result: result[group][name]), digits)
+
+    def score(name: str, *, digits: int = 3) -> str:
+        return f"{cell('test', name, digits=digits)}{_brackets(one.evidence.means[series.name][name], digits)}"
 
     params = series.values(lambda result: result["model"]["trainable_params"])
     saved = series.values(lambda result: result["efficiency"]["saved_bytes"])
     percent = series.values(lambda result: result["model"]["trainable_percent"])
     sources = sorted({run.result["model"]["weights"]["source"] for run in series.runs})
+    scaled = [seed["calibration"]["after"] for seed in one.evidence.seeds[series.name]]
     return (
-        dataset,
+        one.dataset,
         series.label,
         str(len(series.runs)),
-        cell("test", "accuracy"),
-        cell("test", "f1_macro"),
-        cell("test", "auc_macro", digits=4),
+        score("accuracy"),
+        score("f1_macro"),
+        score("auc_macro", digits=4),
+        cell("test", "ece"),
+        comparison.mean_and_sd(np.array([after["ece"]["15"] if after else np.nan for after in scaled])),
         f"{np.mean(params):,.0f}",
         f"{np.mean(percent):.3f}",
         _mean(series.values(lambda result: result["model"]["forward_flops"]) / 1e9, 2),
@@ -90,31 +111,12 @@ def _row(dataset: str, series: Series) -> tuple[str, ...]:
     )
 
 
+def _brackets(estimate: Estimate, digits: int) -> str:
+    return "" if np.isnan(estimate.value) else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
 def _mean(values: np.ndarray, digits: int) -> str:
     return "—" if np.isnan(values).any() else f"{values.mean():,.{digits}f}"
-
-
-def _csv(records: Sequence[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of GitHub's Markdown; numbers are aligned to the right."""
-    rule = ["---" if name in ("Data set", "Model", "Weights") else "---:" for name in HEADER]
-    cells = [HEADER, rule, *([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
-
-
-def _latex(rows: Sequence[Sequence[str]]) -> str:
-    r"""Return a ``tabular`` with rules of the booktabs package; ``\input`` it into a document."""
-    lines = [" & ".join(cell.translate(TEX_ESCAPES) for cell in row) + r" \\" for row in (HEADER, *rows)]
-    columns = "".join("l" if name in ("Data set", "Model", "Weights") else "r" for name in HEADER)
-    start = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
-    return "\n".join([*start, *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def terminal(compared: Sequence[Comparison]) -> str:

@@ -64,10 +64,16 @@ def fake_run(
     test_set: int = 0,
     created: str = "2025-01-01T00:00:00+00:00",
     folder_name: str | None = None,
+    trials: int = 1,
+    train_limit: int | None = None,
+    shift: int = 0,
 ) -> results.Run:
-    """Write one run's folder under ``results_dir`` and return it; ``test_set`` draws other test images."""
+    """Write one run's folder under ``results_dir`` and return it.
+
+    ``test_set`` draws other test images, ``shift`` other predictions; ``trials`` learning rates were tried.
+    """
     backbone, method, total, trainable, skill, train_seconds, feature_seconds = MODELS[name]
-    rng = np.random.default_rng(sum(name.encode()) * 1_000 + seed)
+    rng = np.random.default_rng(sum(name.encode()) * 1_000 + seed + 500 * shift)
     arrays = {}
     for prefix, size in (("", num_test), ("val_", num_test // 2)):
         split_rng = np.random.default_rng(test_set * 2 + len(prefix))
@@ -87,7 +93,8 @@ def fake_run(
         "backbone": backbone,
         "seed": seed,
         "command": "python train_cnn_head.py",
-        "config": {"rank": 16} if method == "lora" else {},
+        "config": {"backbone": backbone, "seed": seed, "train_limit": train_limit}
+        | ({"rank": 16} if method == "lora" else {}),
         "data": {
             "classes": list(classes),
             "num_train": num_train,
@@ -108,7 +115,10 @@ def fake_run(
             "lora": lora if method == "lora" else None,
         },
         "history": curves,
-        "trials": [{"lr": 1e-4, "best_epoch": epochs, "val_loss": val["loss"], "val_accuracy": val["accuracy"]}],
+        "trials": [
+            {"lr": 1e-4 / (trial + 1), "best_epoch": epochs, "val_loss": val["loss"], "val_accuracy": val["accuracy"]}
+            for trial in range(trials)
+        ],
         "best_epoch": epochs,
         "val": val,
         "test": test,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from common import metrics
+from common import calibration, metrics
 from common.errors import UserError
 
 # Three classes; predictions 0, 1, 1, 2, 0: class 1 is found once of twice, class 2 once of twice.
@@ -63,16 +63,16 @@ def test_loss_is_the_mean_surprise_in_nats():
 def test_calibration_error_by_hand():
     # Confidences 0.9 (right), 0.9 (wrong) share a bin with gap |0.5 - 0.9|; 0.6 (right) is alone with gap 0.4.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
-    ece = metrics.expected_calibration_error(probabilities, np.array([0, 1, 1]))
+    ece = calibration.expected_calibration_error(probabilities, np.array([0, 1, 1]))
     assert ece == pytest.approx((2 * 0.4 + 1 * 0.4) / 3)
-    assert metrics.expected_calibration_error(np.eye(2), np.array([0, 1])) == 0
-    assert metrics.expected_calibration_error(np.eye(2), np.array([1, 0])) == 1
+    assert calibration.expected_calibration_error(np.eye(2), np.array([0, 1])) == 0
+    assert calibration.expected_calibration_error(np.eye(2), np.array([1, 0])) == 1
 
 
 def test_bins_are_closed_above():
     # 0.6 = 9/15 belongs to (8/15, 9/15], together with 0.55: one image of the two is right.
     probabilities = np.array([[0.6, 0.4], [0.55, 0.45]])
-    assert metrics.expected_calibration_error(probabilities, np.array([1, 0])) == pytest.approx(abs(1 - 1.15) / 2)
+    assert calibration.expected_calibration_error(probabilities, np.array([1, 0])) == pytest.approx(abs(1 - 1.15) / 2)
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,31 @@ from fake_results import MODELS, fake_run
 from matplotlib.figure import Figure
 
 import plot_results
-from common import comparison, dotplots, identity, panels, plots, results, style, tables
+from common import (
+    calibration,
+    comparison,
+    dotplots,
+    identity,
+    intervals,
+    metrics,
+    panels,
+    plots,
+    published,
+    results,
+    style,
+    tables,
+    verdict_tables,
+    verdicts,
+)
 from common.errors import UserError
 
 LORA, RESNET, EFFICIENTNET, VIT_HEAD, RESNET_LINEAR, _ = MODELS
 ROOT = Path(__file__).parents[1]
+OF_ONE = ("learning_curves", "confusion_matrices", "roc_curves", "per_class_f1", "reliability", "differences")
 STEMS = {
-    *("cifar_10_final_benchmark_comparison", "cifar10_learning_curves", "cifar10_confusion_matrices"),
-    *("cifar10_roc_curves", "cifar10_per_class_f1", "digits_final_benchmark_comparison", "digits_learning_curves"),
-    *("digits_confusion_matrices", "digits_roc_curves", "digits_per_class_f1"),
-    *("overview", "accuracy_vs_parameters", "accuracy_vs_time"),
+    *("cifar_10_final_benchmark_comparison", "digits_final_benchmark_comparison"),
+    *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
+    *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
 PER_DATA_SET = (
     plots.final_benchmark_comparison,
@@ -31,8 +47,16 @@ PER_DATA_SET = (
     panels.confusion_matrices,
     panels.roc_curves,
     dotplots.per_class_f1,
+    intervals.reliability,
+    intervals.differences,
 )
-ACROSS = (plots.overview, dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time)
+ACROSS = (
+    plots.overview,
+    dotplots.accuracy_vs_parameters,
+    dotplots.accuracy_vs_time,
+    dotplots.accuracy_vs_flops,
+    dotplots.accuracy_vs_saved_bytes,
+)
 
 
 def compare(folder: Path, pattern: str = "*", **labels: str):
@@ -78,8 +102,12 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
     files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert set(files) == {f"{stem}.{suffix}" for stem in STEMS for suffix in ("png", "pdf")}
     printed = finished.stdout.splitlines()
-    assert sorted(map(Path, printed[:-3])) == sorted((tmp_path / "first").iterdir())
-    assert printed[-3:] == [str(folder / f"summary.{suffix}") for suffix in ("csv", "md", "tex")]
+    assert printed[:2] == ["cifar10: 4 runs, intervals", "digits: 2 runs, intervals"]
+    assert sorted(map(Path, printed[2:-9])) == sorted((tmp_path / "first").iterdir())
+    tables = [str(folder / f"{stem}.{suffix}") for stem in ("summary", "verdicts") for suffix in ("csv", "md", "tex")]
+    assert printed[-9:-2] == [*tables, ""]
+    assert printed[-2].startswith("cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +")
+    assert printed[-1].startswith("digits: ") and "one seed, 60 test images" in printed[-1]
 
     digits = compare(folder)[0][1]
     with style.context():
@@ -98,7 +126,8 @@ def test_pdfs_embed_type_42_fonts_and_carry_no_date(folder, tmp_path):
 
 
 def test_neither_torch_nor_its_libraries_are_imported():
-    modules = "plot_results, common.plots, common.panels, common.dotplots, common.tables, sklearn.metrics"
+    modules = "plot_results, common.plots, common.panels, common.dotplots, common.intervals, common.tables"
+    modules += ", common.verdict_tables, sklearn.metrics"
     heavy = {"torch", "timm", "peft", "torchvision"}
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -106,7 +135,8 @@ def test_neither_torch_nor_its_libraries_are_imported():
 
 
 def test_help_does_not_wait_for_matplotlib():
-    code = "import sys, plot_results; print('matplotlib' in sys.modules or 'sklearn' in sys.modules)"
+    slow = {"matplotlib", "sklearn", "scipy"}
+    code = f"import sys, plot_results; print(bool({slow} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert printed == "False\n"
 
@@ -294,6 +324,8 @@ def test_figures_show_the_numbers_of_the_records(folder):
         shown = texts(plots.final_benchmark_comparison(compared[0]))
         matrix = panels.confusion_matrices(compared[0]).axes[0].images[0].get_array()
     assert f"{accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}" in shown
+    low, high = compared[0].evidence.means[LORA]["accuracy"][1:]
+    assert f"[{low:.3f}, {high:.3f}]" in shown
     counts = np.sum([run.test["confusion_matrix"] for run in compared[0].series[0].runs], axis=0)
     assert np.allclose(matrix, 100 * counts / counts.sum(axis=1, keepdims=True))
 
@@ -305,6 +337,93 @@ def test_every_seed_is_a_dot_in_front_of_its_mean(folder):
     for series, (dots, mean) in zip(compared[0].series, zip(*[iter(ax.collections)] * 2, strict=True), strict=True):
         assert dots.get_offsets()[:, 1].tolist() == [run.test["accuracy"] for run in series.runs]
         assert dots.get_zorder() > mean.get_zorder()
+
+
+def test_whiskers_are_the_intervals_and_published_marks_come_when_asked_for(folder):
+    (compared,), _ = compare(folder, "cifar10/*")
+    means = [compared.evidence.means[series.name]["accuracy"] for series in compared.series]
+    with style.context():
+        figure = plots.final_benchmark_comparison(compared)
+        whiskers = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_path_effects()]
+        assert [tuple(line.get_xdata()) for line in whiskers] == [(low, high) for _, low, high in means]
+        assert "published" not in texts(figure)
+        figure = plots.final_benchmark_comparison(replace(compared, with_published=True))
+    diamonds = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert diamonds == [0.9732, 0.9742, 0.8348, 0.8273] and "published, one run each" in texts(figure)
+
+
+@pytest.mark.parametrize(("columns", "inches", "rows"), [("one", 3.5, 3), ("two", 7.2, 1)])
+def test_figures_fit_the_columns_of_a_page(folder, columns, inches, rows):
+    (compared,), _ = compare(folder, "cifar10/*")
+    with style.context(columns):
+        for draw in (plots.final_benchmark_comparison, intervals.differences):
+            figure = draw(compared)
+            assert figure.get_figwidth() == inches and figure.axes[0].get_gridspec().nrows == rows
+            figure.canvas.draw()
+    assert style.width() != inches
+
+
+def test_published_marks_are_not_drawn_beside_other_training_sets_or_data(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20, train_limit=100)
+    fake_run(tmp_path, EFFICIENTNET, num_test=20, dataset="mnist")  # the study's MNIST notebook loads CIFAR-10
+    for one in compare(tmp_path)[0]:
+        assert published.caption([replace(one, with_published=True)]) == ""
+
+
+def test_differences_are_coloured_by_their_verdict(tmp_path):
+    for name, folder_name in ((LORA, None), (RESNET, "a"), (RESNET, "b")):
+        fake_run(tmp_path, name, num_test=60, folder_name=folder_name)
+    (compared,), _ = compare(tmp_path)
+    with style.context():
+        ax = intervals.differences(compared).axes[0]
+    marks = [line.get_marker() for line in ax.lines if line.get_marker() not in ("None", "")]
+    words = [verdicts.verdict(difference.estimates["accuracy"]) for difference in compared.evidence.differences]
+    assert words == ["better", "better", "no difference seen"] and marks == [">", ">", "o"]
+    bars = [line for line in ax.lines if line.get_solid_capstyle() == "butt" and len(line.get_xdata()) == 2][:3]
+    for bar, difference in zip(bars, compared.evidence.differences, strict=True):
+        assert list(bar.get_xdata()) == pytest.approx([100 * end for end in difference.estimates["accuracy"][1:]])
+
+
+def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
+    run = fake_run(tmp_path, RESNET, num_test=200)
+    (compared,), _ = compare(tmp_path)
+    with style.context():
+        figure = intervals.reliability(compared)
+    top = figure.axes[0]
+    predictions = results.read_predictions(run.folder, run.result)
+    probabilities = metrics.softmax(predictions.logits)
+    bins = calibration.reliability(probabilities, predictions.labels)
+    drawn = top.collections[-1].get_offsets()  # as trained, in front
+    full = bins.images > 0
+    assert np.allclose(drawn, np.column_stack([bins.confidence[full], bins.accuracy[full]]))
+    assert f"ECE {run.test['ece']:.3f}" in texts(figure)
+
+
+def test_the_pareto_front_by_hand():
+    costs = np.array([1.0, 2.0, 3.0, 2.0, np.nan, 0.5])
+    accuracies = np.array([0.5, 0.7, 0.6, 0.8, 0.9, 0.5])
+    assert dotplots.pareto_front(costs, accuracies).tolist() == [5, 3]  # 0 equals 5 but costs more, 4's cost is unknown
+    assert dotplots.pareto_front(np.array([1.0, 1.0]), np.array([0.5, 0.5])).tolist() == [0]
+    assert dotplots.pareto_front(np.full(2, np.nan), np.ones(2)).tolist() == []
+
+
+def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tmp_path):
+    for limit in (None, 1_000, 100):
+        name = RESNET + (f"-n{limit}" if limit else "")
+        fake_run(tmp_path, RESNET, num_test=40, train_limit=limit, num_train=limit or 45_000, folder_name=name)
+    fake_run(tmp_path, LORA, num_test=40)
+    fake_run(tmp_path, RESNET_LINEAR, num_test=40, train_limit=100, num_train=100)
+    (compared,), _ = compare(tmp_path)
+    curves = intervals.few_shot_curves(compared)
+    assert {label: [one.num_train for one in curve] for label, curve in curves.items()} == {
+        "ResNet50 (head)": [100, 1_000, 45_000]
+    }
+    with style.context():
+        (ax,) = intervals.few_shot(compared).axes
+    means = [compared.evidence.means[one.name]["accuracy"].value for one in curves["ResNet50 (head)"]]
+    assert ax.lines[0].get_ydata().tolist() == means
+    assert compared.evidence.differences[0].ours == LORA  # and among equally many images the rest is compared
+    assert not intervals.few_shot_curves(compare(tmp_path, LORA)[0][0])
 
 
 def test_wrapping_keeps_brackets_together_where_they_fit():
@@ -335,6 +454,30 @@ def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
         assert int(row["trainable_params"]) == result["model"]["trainable_params"]
         assert float(row["train_seconds"]) == result["efficiency"]["train_seconds"]
     assert len((tmp_path / "summary.md").read_text().splitlines()) == 2 + 4
+
+
+def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
+    compared, _ = compare(folder)
+    verdict_tables.write_verdicts(compared, tmp_path)
+    with open(tmp_path / "verdicts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["dataset"], row["metric"]) for row in rows] == [
+        (dataset, metric) for dataset in ("cifar10", "digits") for metric in ("accuracy", "f1_macro", "auc_macro")
+    ]
+    (difference,) = compared[0].evidence.differences
+    accuracy = [float(rows[0][name]) for name in ("difference", "low", "high")]
+    assert accuracy == list(difference.estimates["accuracy"]) and rows[0]["verdict"] == "better"
+    assert float(rows[0]["mcnemar_p_max"]) == max(difference.mcnemar) == float(rows[0]["holm_p"])  # of one pair
+    assert rows[0]["remark"] == "one learning rate, not tuned"
+    markdown = (tmp_path / "verdicts.md").read_text().splitlines()
+    assert len(markdown) == 2 + 2 and "| 2 seeds | 60 | +" in markdown[2] and "| one seed | 60 | +" in markdown[3]
+    assert "A is better" in markdown[2] and "A is better" in (tmp_path / "verdicts.tex").read_text()
+
+
+def test_without_a_pair_the_verdicts_are_an_empty_table(tmp_path):
+    fake_run(tmp_path, RESNET, num_test=20)
+    verdict_tables.write_verdicts(compare(tmp_path)[0], tmp_path)
+    assert [len((tmp_path / f"verdicts.{suffix}").read_text().splitlines()) for suffix in ("csv", "md")] == [1, 2]
 
 
 def test_mean_and_sd_by_hand():
