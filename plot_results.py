@@ -3,9 +3,11 @@
     python plot_results.py                                  # everything under results/
     python plot_results.py --runs "cifar10/*"               # one data set
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
+    python plot_results.py --report report.html             # all of it, and every test image, in one file
 
 Expected: for each data set five figures in figures/ as PNG and PDF, three figures across data sets, and
-results/summary.csv (a row a seed), .md and .tex (a row a model). The same results give the same bytes.
+results/summary.csv (a row a seed), .md and .tex (a row a model); with --report, one HTML file that needs no network.
+The same results give the same bytes.
 """
 
 import multiprocessing
@@ -32,6 +34,10 @@ class Config:
     """Draw the runs whose RUN or DATASET/RUN matches this pattern (*, ?, [abc])."""
     labels: tuple[str, ...] = ()
     """Names to show instead of the automatic ones, each as RUN=LABEL or DATASET/RUN=LABEL."""
+    report: Path | None = None
+    """Also write this HTML file: figures, tables, and the test images behind each number, to click through."""
+    data_dir: Path | None = None
+    """Where the named data sets lie now, for the report's images (default: where the runs found them)."""
 
     def __post_init__(self) -> None:
         for pair in self.labels:
@@ -40,8 +46,10 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common import style, tables  # matplotlib takes a second to import, --help does not wait for it
+    from common import report, style, tables  # matplotlib takes a second to import, --help does not wait for it
 
+    if config.report:
+        report.jinja2()  # missing: said before the figures are drawn, not after
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
     compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
@@ -59,11 +67,21 @@ def main(config: Config) -> None:
         letters = style.missing_letters(_names(compared))
     if letters:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    for paths in _in_parallel(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in _figures(compared)]):
+    figures = {one.dataset: [] for one in compared} | {"": []}
+    drawn = list(_figures(compared))
+    files = _in_parallel(_draw, [(config.figures_dir / stem, *figure) for stem, *figure in drawn])
+    for (_, _, subject), paths in zip(drawn, files, strict=True):
         print(*paths, sep="\n", flush=True)
+        figures[subject.dataset if isinstance(subject, Comparison) else ""] += paths
 
     # Table
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
+
+    # Report
+    if config.report:
+        statements = report.Statements()  # intervals and verdicts come in here
+        shown = {"figures": figures, "statements": statements, "data_dir": config.data_dir}
+        print(*report.write(config.report, compared, **shown), config.report, sep="\n")
 
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
