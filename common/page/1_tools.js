@@ -28,10 +28,8 @@ function unpacked(base64, Kind) {
   return new Kind(bytes.buffer);
 }
 
-function percent(share) {
-  if (share > 0.9995 && share < 1) return "> 99.9 %";
-  return `${(100 * share).toFixed(1)} %`;
-}
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const sureness = (confidence) => (confidence > 0.9995 ? "> 99.9 %" : percent(confidence)); // a softmax never says 1
 
 const counted = (count, one, many) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 

@@ -52,7 +52,7 @@ function line(...parts) {
 }
 
 function said(mark, name, confidence) {
-  return line(`${mark} `, named(name), element("span", { class: "quiet" }, ` ${percent(confidence)}`));
+  return line(`${mark} `, named(name), element("span", { class: "quiet" }, ` ${sureness(confidence)}`));
 }
 
 /** Show the images at `positions`, a dozen at a time; `lines(position)` are a card's lines of text. */

@@ -70,7 +70,7 @@ function showCell(dataset, run, counts, actual, predicted) {
   showCards(panel, dataset, positions, (position) => [
     line("true ", named(truth)),
     line("→ ", named(guess)),
-    line(percent(share(run, position))),
+    line(sureness(share(run, position))),
   ]);
 }
 

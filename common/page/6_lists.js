@@ -49,8 +49,8 @@ function showSuspects(dataset) {
       return [
         line("label ", named(dataset.classes[dataset.labels[position]])),
         line("all say ", named(dataset.classes[predicted])),
-        line(element("span", { class: "quiet" }, `mean ${percent(average)}`)),
-        line(element("span", { class: "quiet" }, `lowest ${percent(lowest)}`)),
+        line(element("span", { class: "quiet" }, `mean ${sureness(average)}`)),
+        line(element("span", { class: "quiet" }, `lowest ${sureness(lowest)}`)),
       ];
     },
     "wide",
