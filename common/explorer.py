@@ -15,7 +15,6 @@ FULL = 65_535  # a confidence of 1, in two bytes
 SUSPECT_CONFIDENCE = 0.9  # mean over the runs, from which an agreed contradiction of the label is shown
 MOST_SUSPECTS = 24
 SHOWN_AT_ONCE = 12  # images of one cell or list, before "show more"
-MOST_THUMBNAILS = 3_000  # per data set: 2 to 3 MB of 32 x 32 colour
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
@@ -75,14 +74,14 @@ def suspects(seen: Tested) -> list[dict]:
     ]
 
 
-def pictured(seen: Tested) -> np.ndarray:
-    """Return which test images get a thumbnail: ascending positions, at most ``MOST_THUMBNAILS``.
+def pictured(seen: Tested, most: int) -> np.ndarray:
+    """Return which test images get a thumbnail: ascending positions, at most ``most``.
 
     All of a small test split; else the suspects, then what stands first among a cell's mistakes or where two runs
     disagree, then what stands first among a cell's correct images.
     """
     count = len(seen.labels)
-    if count <= MOST_THUMBNAILS:
+    if count <= most:
         return np.arange(count)
     place = np.full(count, count)  # the earliest at which an image is shown
     for right, predicted, confidence in zip(seen.right, seen.predicted, seen.confidence, strict=True):
@@ -94,7 +93,7 @@ def pictured(seen: Tested) -> np.ndarray:
         first = only[np.argsort(-seen.confidence[other, only].astype(int), kind="stable")][:SHOWN_AT_ONCE]
         place[first] = np.minimum(place[first], np.arange(len(first)))
     place[[suspect["position"] for suspect in suspects(seen)[:MOST_SUSPECTS]]] = -1
-    chosen = np.argsort(place, kind="stable")[:MOST_THUMBNAILS]
+    chosen = np.argsort(place, kind="stable")[:most]
     return np.sort(chosen[place[chosen] < count])
 
 

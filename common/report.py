@@ -122,7 +122,7 @@ def _explored(compared: Comparison, data_dir: Path | None) -> tuple[dict, str]:
     seen = explorer.tested(compared)
     images, remark = thumbnails.test_images(explorer.runs(compared)[0], data_dir)
     try:
-        sheet = thumbnails.sheet(images, explorer.pictured(seen)) if images else None
+        sheet = thumbnails.sheet(images, explorer.pictured(seen, thumbnails.capacity(images))) if images else None
     except UserError as error:  # a file that was removed since it was checked
         sheet, remark = None, str(error)
     return explorer.record(compared, seen, sheet, remark), remark

@@ -17,6 +17,7 @@ MOST_SIDE = 64  # pixels
 COLUMNS = 64
 BLOCK = 16  # pixels of a WebP macroblock; tiles that are whole blocks do not bleed into one another
 QUALITY = 80
+SHEET_PIXELS = 5_120_000  # of all tiles: 5,000 of 32 x 32, 2 MB in colour, which a phone can decode, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,12 @@ def test_images(run: Run, data_dir: Path | None) -> tuple[Images | None, str]:
     if not all(np.array_equal(*pair) for pair in zip(*same, strict=True)):
         return None, f"the test images found for {run.dataset!r} are not those of the runs (another order or choice)"
     return dataset.test, ""
+
+
+def capacity(images: Images) -> int:
+    """Return how many of ``images`` a sheet has room for."""
+    side = MOST_SIDE if images.pixels is None else min(MOST_SIDE, max(images.pixels.shape[1:3]))
+    return SHEET_PIXELS // side**2
 
 
 def sheet(images: Images, positions: np.ndarray) -> Sheet:

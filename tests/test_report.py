@@ -100,22 +100,18 @@ def test_suspects_are_agreed_confident_and_against_the_label():
 
 
 def test_thumbnails_go_to_mistakes_before_correct_images_and_to_the_first_of_a_cell(monkeypatch):
-    monkeypatch.setattr(explorer, "MOST_THUMBNAILS", 4)
     monkeypatch.setattr(explorer, "SHOWN_AT_ONCE", 2)
     labels = [0] * 8
     predicted = [1, 1, 1, 0, 0, 0, 2, 0]
-    confidence = [0.5, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.1]
-    assert explorer.pictured(seen(labels, (predicted, confidence))).tolist() == [1, 2, 3, 6]
-    monkeypatch.setattr(explorer, "MOST_THUMBNAILS", 8)
-    assert explorer.pictured(seen(labels, (predicted, confidence))).tolist() == list(range(8))
-    monkeypatch.setattr(explorer, "MOST_THUMBNAILS", 7)
-    assert explorer.pictured(seen(labels, (predicted, confidence))).tolist() == [1, 2, 3, 5, 6]
+    tested = seen(labels, (predicted, [0.5, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.1]))
+    assert explorer.pictured(tested, 4).tolist() == [1, 2, 3, 6]
+    assert explorer.pictured(tested, 8).tolist() == list(range(8))
+    assert explorer.pictured(tested, 7).tolist() == [1, 2, 3, 5, 6]
 
 
-def test_disagreements_get_thumbnails_before_correct_images(monkeypatch):
-    monkeypatch.setattr(explorer, "MOST_THUMBNAILS", 2)
+def test_disagreements_get_thumbnails_before_correct_images():
     tested = seen([0, 0, 1, 1], ([0, 0, 1, 1], [0.9] * 4), ([0, 1, 1, 0], [0.9, 0.6, 0.9, 0.7]))
-    assert explorer.pictured(tested).tolist() == [1, 3]
+    assert explorer.pictured(tested, 2).tolist() == [1, 3]
 
 
 def test_the_record_holds_what_the_runs_predicted(folder):
@@ -207,6 +203,7 @@ def test_large_colour_images_are_made_small_and_stay_in_their_tile():
     assert [image.size for image in small] == [(64, 21), (10, 20), (64, 64)]
     images = replace(_images(70), pixels=np.random.default_rng(0).integers(0, 256, (70, 40, 40, 3)).astype(np.uint8))
     sheet = thumbnails.sheet(images, np.arange(70))
+    assert thumbnails.capacity(images) == 3_200 and thumbnails.capacity(_images(3)) == 1_250
     assert sheet.side == 48 and Image.open(BytesIO(sheet.content)).size == (64 * 48, 2 * 48)
 
 
