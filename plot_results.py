@@ -4,11 +4,12 @@
     python plot_results.py --runs "cifar10/*"               # one data set
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
     python plot_results.py --width one --published          # for a paper's column, the study's numbers beside
+    python plot_results.py --report report.html             # all of it, and every test image, in one file
 
 Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv, .md and .tex (pairs of models),
-and a sentence on each pair. The first time takes about a second a run of 10,000 images for the intervals, which are
-kept beside the runs. The same results give the same bytes.
+and a sentence on each pair; with --report, one HTML file that needs no network. The first time takes about a second a
+run of 10,000 images for the intervals, which are kept beside the runs. The same results give the same bytes.
 """
 
 import sys
@@ -32,6 +33,10 @@ class Config:
     """Draw the runs whose RUN or DATASET/RUN matches this pattern (*, ?, [abc])."""
     labels: tuple[str, ...] = ()
     """Names to show instead of the automatic ones, each as RUN=LABEL or DATASET/RUN=LABEL."""
+    report: Path | None = None
+    """Also write this HTML file: figures, tables, and the test images behind each number, to click through."""
+    data_dir: Path | None = None
+    """Where the named data sets lie now, for the report's images (default: where the runs found them)."""
 
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
@@ -47,12 +52,15 @@ class Config:
 
 def main(config: Config) -> None:
     from common import (
+        report,
         style,
         tables,
         verdict_tables,
         verdicts,
-    )  # matplotlib takes a second to import, --help does not wait for it
+    )  # matplotlib takes a second, --help does not wait
 
+    if config.report:
+        report.jinja2()  # missing: said before the figures are drawn, not after
     # Data: the finished runs, those tested on the same images together
     runs, problems = results.find(config.results_dir, config.runs)
     compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
@@ -76,14 +84,22 @@ def main(config: Config) -> None:
         letters = style.missing_letters(_names(compared))
     if letters:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    figures = [(config.figures_dir / stem, config.width, *figure) for stem, *figure in _figures(compared)]
-    for paths in parallel.mapped(_draw, figures):
+    figures = {one.dataset: [] for one in compared} | {"": []}
+    drawn = list(_figures(compared))
+    files = parallel.mapped(_draw, [(config.figures_dir / stem, config.width, *figure) for stem, *figure in drawn])
+    for (_, _, subject), paths in zip(drawn, files, strict=True):
         print(*paths, sep="\n", flush=True)
+        figures[subject.dataset if isinstance(subject, Comparison) else ""] += paths
 
     # Tables and verdicts
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
     print(*verdict_tables.write_verdicts(compared, config.results_dir), sep="\n")
     print("", *verdicts.verdict_sentences(compared), sep="\n")
+
+    # Report
+    if config.report:
+        shown = {"figures": figures, "statements": _statements(compared), "data_dir": config.data_dir}
+        print(*report.write(config.report, compared, **shown), config.report, sep="\n")
 
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
@@ -102,6 +118,20 @@ def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object
     of_all = (dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time, dotplots.accuracy_vs_flops)
     for draw in (plots.overview, *of_all, dotplots.accuracy_vs_saved_bytes):
         yield draw.__name__, draw, compared
+
+
+def _statements(compared: list[Comparison]):
+    """Return what the intervals say, in the words of the report."""
+    from common import report, verdicts
+
+    means = {(one.dataset, name): mean["accuracy"] for one in compared for name, mean in one.evidence.means.items()}
+    return report.Statements(
+        intervals={key: f"{mean.low:.3f} to {mean.high:.3f}" for key, mean in means.items()},
+        verdicts={
+            one.dataset: [line.removeprefix(f"{one.dataset}: ") for line in verdicts.verdict_sentences([one])]
+            for one in compared
+        },
+    )
 
 
 def _draw(figure: tuple[Path, str, Callable, object]) -> list[Path]:

@@ -74,26 +74,30 @@ def load(
     test_limit: int | None = None,
     skip_damaged: bool = False,
     workers: int | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
     ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
+    Without ``download``, a named data set that is not on disk is missing.
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction} must lie between 0 and 1, both excluded")
-    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers)
+    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
     train, val, test = _limit(*_split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
     return Dataset(result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped)
 
 
-def load_for(settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None) -> Dataset:
+def load_for(
+    settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None, download: bool = True
+) -> Dataset:
     """Load and split the data of a run, from its settings: those of a script, or those in a ``result.json``.
 
     Args:
@@ -106,6 +110,7 @@ def load_for(settings: Mapping[str, Any], *, data_dir: Path | None = None, worke
         name=settings["dataset_name"],
         data_dir=data_dir or Path(settings["data_dir"]),
         workers=settings["workers"] if workers is None else workers,
+        download=download,
         **{choice: settings[choice] for choice in choices},
     )
 
@@ -135,10 +140,12 @@ def load_unlabelled(folder: Path) -> Images:
     return Images(np.full(len(files), -1), np.arange(len(files)), files=files)
 
 
-def _read(dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None) -> Source:
+def _read(
+    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
+) -> Source:
     check_request(dataset)
     if dataset in NAMES:
-        return named_sets.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers)
+        return named_sets.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
     return folders.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
 
 

@@ -1,7 +1,8 @@
 """What a grid of runs reads from the internet: how large it is, and fetching it before any run needs it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.named_sets import CLASSES
@@ -17,10 +18,11 @@ SIZES = {
 }
 
 
-def wanted(datasets: Iterable[str], tags: Iterable[str]) -> list[str]:
-    """Return those of the data sets and backbones (timm tags) that do not come with the packages or this repository."""
-    remote = [name for name in datasets if name in CLASSES and name != "digits"]
-    return list(dict.fromkeys([*remote, *(tag for tag in tags if not tag.startswith("demo_"))]))
+def wanted(configs: Sequence[Any]) -> list[str]:
+    """Return the data sets and backbones of training ``configs`` that neither a package nor this repository brings."""
+    remote = [config.dataset for config in configs if config.dataset in CLASSES and config.dataset != "digits"]
+    pretrained = [config.backbone for config in configs if config.weights == "pretrained"]
+    return list(dict.fromkeys([*remote, *(tag for tag in pretrained if not tag.startswith("demo_"))]))
 
 
 def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:

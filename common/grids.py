@@ -71,7 +71,7 @@ def job(config: Any) -> Job:
     )
 
 
-def narrowed(grid: Grid, *, seeds: Sequence[int], datasets: Sequence[str]) -> Grid:
+def narrowed(grid: Grid, *, seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Grid:
     """Return the part of a grid with the given seeds and data sets; empty means the grid's own."""
-    kept = {name: grid.datasets[name] for name in datasets} if datasets else grid.datasets
+    kept = {name: its for name, its in grid.datasets.items() if not datasets or name in datasets}
     return replace(grid, seeds=tuple(seeds) or grid.seeds, datasets=kept)

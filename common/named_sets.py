@@ -1,11 +1,11 @@
-"""The data sets that have a name: MNIST, Fashion-MNIST, CIFAR-10 as torchvision reads them, scikit-learn's digits."""
+"""The data sets that have a name: MNIST, Fashion-MNIST, CIFAR-10 as torchvision keeps them, scikit-learn's digits."""
 
 import socket
 from pathlib import Path
 
 import numpy as np
 
-from common import folders
+from common import folders, published_files
 from common.errors import UserError
 from common.folders import Source
 from common.images import Images
@@ -21,7 +21,7 @@ CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "digits": DIGITS,
 }
-# Of the original files, whose MD5 sums are the published ones; torchvision checks CIFAR-10's before it reads them.
+# Of the original files, whose MD5 sums are the published ones; CIFAR-10's are checked before they are read.
 FINGERPRINTS = {
     "mnist": "659d9b9e9134421f22d827550e635aee765a08105e77c71b39aa052eb84b6a98",
     "fashion_mnist": "35f131f80eaa0b6016fe3479467d15df23cad96332e7cb7f272e35465fc8af77",
@@ -29,9 +29,13 @@ FINGERPRINTS = {
 DIGITS_SPLIT_SEED = 0  # fixed for ever: digits come without a test split
 
 
-def read(name: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None) -> Source:
+def read(
+    name: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
+) -> Source:
     """Read a named data set: torchvision's files below ``data_dir``, else ``<data_dir>/<name>/`` as an image folder,
-    else torchvision's download into ``data_dir``. ``digits`` comes with scikit-learn.
+    else (unless ``download`` is off) torchvision's download into ``data_dir``. ``digits`` comes with scikit-learn.
+
+    torch is loaded for the download only.
 
     Raises:
         UserError: it can neither be found nor downloaded, or its files are damaged.
@@ -44,6 +48,8 @@ def read(name: str, data_dir: Path, *, skip_damaged: bool = False, workers: int 
     if (data_dir / name).is_dir():
         source = folders.read(data_dir / name, skip_damaged=skip_damaged, workers=workers)
         return _renamed(source, name, data_dir / name)
+    if not download:
+        raise UserError(f"{name} is not under {str(data_dir)!r}")
     return reader(name, data_dir, download=True)
 
 
@@ -65,26 +71,20 @@ def _in_memory(pixels: np.ndarray, labels: np.ndarray) -> Images:
 
 def _idx_files(name: str, data_dir: Path, *, download: bool) -> Source | None:
     """Read MNIST's or Fashion-MNIST's four idx files; None where one is missing and ``download`` is off."""
-    from torchvision import datasets
-
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-    raw = data_dir / kind.__name__ / "raw"
-    files = [raw / resource.removesuffix(".gz") for resource, _ in kind.resources]
+    raw = data_dir / published_files.IDX_FOLDERS[name]
+    files = [raw / file for file in published_files.IDX_FILES]
     missing = [file for file in files if not file.is_file()]
     if missing and not download:
         return None
     if missing:
-        _download(kind, name, data_dir, missing)
+        _download(name, data_dir, missing)
     parts = {"train": _idx_part(*files[:2]), "test": _idx_part(*files[2:])}
     return Source(CLASSES[name], parts)
 
 
 def _idx_part(images_file: Path, labels_file: Path) -> Images:
     """Read one split's pair of idx files into memory; raises UserError naming the file that is damaged."""
-    from torchvision.datasets import mnist
-
-    pixels = _read_idx(mnist.read_image_file, images_file)
-    labels = _read_idx(mnist.read_label_file, labels_file)
+    pixels, labels = _read_idx(images_file, dimensions=3), _read_idx(labels_file, dimensions=1)
     if len(pixels) != len(labels) or not len(labels):
         raise UserError(f"{str(images_file)!r} has {len(pixels):,} images, {str(labels_file)!r} {len(labels):,} labels")
     if labels.max() > 9:
@@ -94,34 +94,32 @@ def _idx_part(images_file: Path, labels_file: Path) -> Images:
     return _in_memory(pixels, labels)
 
 
-def _read_idx(reader, file: Path) -> np.ndarray:
-    """Read an idx file by torchvision's ``reader``, whose errors on damaged files are of many types."""
+def _read_idx(file: Path, *, dimensions: int) -> np.ndarray:
+    """Read an idx file of bytes; raises UserError naming it where it is damaged."""
     try:
-        return reader(str(file)).numpy()
-    except Exception as error:
+        return published_files.read_idx(file, dimensions)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{str(file)!r} is damaged or no idx file of MNIST's kind: remove it, and the next run downloads it again"
         ) from error
 
 
 def _cifar10(name: str, data_dir: Path, *, download: bool) -> Source | None:
-    """Read CIFAR-10's pickles, whose MD5 sums torchvision checks before it unpickles; None where one does not match."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    folder = data_dir / CIFAR10.base_folder
-    expected = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    bad = [folder / file for file, md5 in expected if not check_integrity(folder / file, md5)]
+    """Read CIFAR-10's pickles, whose MD5 sums are checked before; None where one does not match."""
+    bad = published_files.missing_of_cifar10(data_dir)
     if bad and not download:
         return None
     if bad:
-        _download(CIFAR10, name, data_dir, bad)
-    sets = {part: CIFAR10(str(data_dir), train=part == "train") for part in ("train", "test")}
-    return Source(CLASSES[name], {part: _in_memory(data.data, data.targets) for part, data in sets.items()})
+        _download(name, data_dir, bad)
+    sets = {part: published_files.read_cifar10(data_dir, train=part == "train") for part in ("train", "test")}
+    return Source(CLASSES[name], {part: _in_memory(*arrays) for part, arrays in sets.items()})
 
 
-def _download(kind: type, name: str, data_dir: Path, missing: list[Path]) -> None:
+def _download(name: str, data_dir: Path, missing: list[Path]) -> None:
     """Let torchvision download (or unpack an archive that lies in its place), or say how to provide the data."""
+    from torchvision import datasets
+
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds without a byte; torchvision sets none and would hang for ever
     try:

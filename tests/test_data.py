@@ -1,8 +1,12 @@
 """The data are what their name says, the splits are fair, and what is wrong is said in one line."""
 
 import gzip
+import hashlib
+import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import data, folders, named_sets, splits
+from common import data, folders, named_sets, published_files, splits
 from common.errors import UserError
 from common.images import Images
 
@@ -172,6 +176,46 @@ def test_a_truncated_archive_is_a_user_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     assert repr(str(file)) in _refusal("mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_published_files_are_read_as_torchvision_reads_them(tmp_path, train, monkeypatch):
+    from torchvision import datasets
+
+    _mnist_files(tmp_path)
+    kind = datasets.MNIST(str(tmp_path), train=train)
+    images = named_sets.read("mnist", tmp_path, download=False).parts["train" if train else "test"]
+    np.testing.assert_array_equal(images.pixels, kind.data.numpy())
+    np.testing.assert_array_equal(images.labels, kind.targets.numpy())
+
+    folder = tmp_path / published_files.CIFAR10_FOLDER
+    folder.mkdir()
+    sums = {}
+    for seed, name in enumerate([*published_files.CIFAR10_MD5, "batches.meta"]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 3072)).astype(np.uint8)
+        batch = {"data": pixels, "labels": (np.arange(20) % 10).tolist(), "label_names": list("abcdefghij")}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    names = list(published_files.CIFAR10_MD5)
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [(name, sums[name]) for name in names[:5]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [(names[5], sums[names[5]])])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    with pytest.raises(UserError, match="cifar10 is not under"):  # pickles of other sums are not opened
+        named_sets.read("cifar10", tmp_path, download=False)
+    monkeypatch.setattr(published_files, "CIFAR10_MD5", {name: sums[name] for name in names})
+    kind = datasets.CIFAR10(str(tmp_path), train=train)
+    images = named_sets.read("cifar10", tmp_path, download=False).parts["train" if train else "test"]
+    np.testing.assert_array_equal(images.pixels, kind.data)
+    assert images.labels.tolist() == kind.targets
+
+
+def test_named_data_are_read_without_torch(real_data):
+    code = f"import sys; from common import data; data.load('mnist', data_dir={str(real_data)!r}); "
+    code += "print({'torch', 'torchvision'} & set(sys.modules))"
+    folder = Path(__file__).parents[1]
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
+    assert printed.stdout == "set()\n"
 
 
 # Layouts of image folders

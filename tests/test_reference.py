@@ -18,7 +18,8 @@ PROFILES = ("demo", "mini")
 def test_they_are_the_runs_of_todays_grid_finished_and_whole(profile):
     runs, problems = results.find(RESULTS / profile)
     assert not problems
-    planned = grids.configs(reproduce.GRIDS[profile], data_dir=Path("data"), results_dir=RESULTS / profile)
+    folders = {"data_dir": Path("data"), "results_dir": RESULTS / profile}
+    planned = [one for grid in reproduce.PROFILES[profile] for one in grids.configs(grid, **folders)]
     assert {run.folder for run in runs} == {grids.job(one).folder for one in planned}
     for run in runs:
         results.read_predictions(run.folder, run.result)

@@ -32,12 +32,13 @@ def tiny(monkeypatch):
         Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW | {"weights": "random"}),
         Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | FEW | {"weights": "random"}),
     )
-    monkeypatch.setitem(reproduce.GRIDS, "demo", Grid(arms, {"digits": TINY}, seeds=(0, 1)))
+    monkeypatch.setitem(reproduce.PROFILES, "demo", (Grid(arms, {"digits": TINY}, seeds=(0, 1)),))
 
 
 def _jobs(profile: str, **changed) -> list[Job]:
-    grid = reproduce._grid(Config(profile=profile, **changed))
-    return [grids.job(one) for one in grids.configs(grid, data_dir=Path("data"), results_dir=Path("results") / profile)]
+    folders = {"data_dir": Path("data"), "results_dir": Path("results") / profile}
+    asked = reproduce._grids(Config(profile=profile, **changed))
+    return [grids.job(one) for grid in asked for one in grids.configs(grid, **folders)]
 
 
 def _job(folder: Path, code: str, name: str = "job") -> Job:
@@ -57,7 +58,7 @@ def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profi
 
 
 def test_a_run_lies_where_the_script_itself_would_put_it(tiny, tmp_path):
-    for one in grids.configs(reproduce.GRIDS["demo"], data_dir=Path("data"), results_dir=tmp_path):
+    for one in grids.configs(reproduce.PROFILES["demo"][0], data_dir=Path("data"), results_dir=tmp_path):
         if one.seed == 1:
             sys.modules[type(one).__module__].main(one)
             assert (grids.job(one).folder / results.RESULT).exists()
@@ -112,9 +113,9 @@ def test_a_grid_is_run_once_drawn_and_summed_up(tiny, tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, capsys, monkeypatch):
-    good = reproduce.GRIDS["demo"].arms[1]
+    good = reproduce.PROFILES["demo"][0].arms[1]
     bad = Arm(train_cnn_head, "test_vit.r160_in1k", good.recipe)
-    monkeypatch.setitem(reproduce.GRIDS, "demo", Grid((bad, good), {"digits": TINY}, seeds=(0,)))
+    monkeypatch.setitem(reproduce.PROFILES, "demo", (Grid((bad, good), {"digits": TINY}, seeds=(0,)),))
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures"))
     assert stopped.value.code == 1
@@ -157,7 +158,7 @@ def test_a_comparison_trains_each_vit_twice_and_gives_small_data_enough_steps():
     assert {len(config.lr) for config in configs} == {3}
     assert {(config.epochs, config.batch_size) for config in configs} == {(25, 32)}  # 41 steps an epoch, 1,000 in all
     with pytest.raises(UserError, match="was pretrained on the training images"):
-        reproduce._grid(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
+        reproduce._grids(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
 
 
 def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
