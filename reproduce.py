@@ -33,8 +33,8 @@ HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
 DEMO = Grid(
     arms=(
         Arm(train_vit_lora, "demo_vit.cifar10", LORA | {"epochs": 5, "batch_size": 32, "lr": (3e-3,)}),
-        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | {"epochs": 100, "batch_size": 32, "lr": (3e-3,)}),
-        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | {"epochs": 100, "batch_size": 32, "lr": (3e-3,)}),
+        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | {"epochs": 60, "batch_size": 32, "lr": (3e-3,)}),
+        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | {"epochs": 60, "batch_size": 32, "lr": (3e-3,)}),
     ),
     datasets={"digits": {}},
 )
