@@ -3,7 +3,9 @@
     python reproduce.py                      # demo: scikit-learn's digits, small shipped backbones, three seeds
     python reproduce.py mini                 # the same backbones on MNIST, Fashion-MNIST and digits
     python reproduce.py paper                # the study: ViT-B/16 + LoRA, ResNet50, EfficientNet-B0 at 224x224
+    python reproduce.py paper --tune         # three learning rates for each arm, chosen on validation images
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
+    python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes and mini within an hour on two CPU cores, with the numbers in README.md; paper not yet measured here.

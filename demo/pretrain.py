@@ -1,6 +1,6 @@
 """Pretrain the demo backbones on CIFAR-10's 50,000 training images, each with the same recipe and number of images.
 
-    python demo/pretrain.py                                  # all three: about two hours on two CPU cores
+    python demo/pretrain.py                                  # all three: 1 to 2 hours on two CPU cores
     python demo/pretrain.py --backbones demo_vit --epochs 30
 
 Writes demo/weights/NAME.safetensors (float16, without the classifier) and NAME.json (recipe, test accuracy, versions).
