@@ -188,7 +188,9 @@ def _reliability_of(ax: Axes, below: Axes, series: Series, seeds: Sequence[dict]
     lines += [f"with T = {np.mean(temperatures):.2f}: {np.mean([one['ece']['15'] for one in scaled]):.3f}"] * bool(
         scaled
     )
-    ax.text(0.04, 0.97, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7, linespacing=1.3)
+    backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}  # lines of sparse bins pass below
+    text = {"va": "top", "fontsize": 7, "linespacing": 1.3, "bbox": backing, "zorder": 4}
+    ax.text(0.04, 0.97, "\n".join(lines), transform=ax.transAxes, **text)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
