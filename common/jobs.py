@@ -86,12 +86,16 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
 
 @contextmanager
 def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterator[None]:
-    """Interrupt the children and wait for them where the block is left by an exception."""
+    """Stop the children and wait for them where the block is left by an exception.
+
+    By SIGTERM, which saves their state like Ctrl-C does, but is not ignored where a shell started all this in the
+    background.
+    """
     try:
         yield
     except BaseException:
         for process, _ in active.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         for process, _ in active.values():
             process.wait()
         raise

@@ -202,7 +202,7 @@ count = 0
 def note(*_):
     global count
     count += 1
-signal.signal(signal.SIGINT, note)
+signal.signal(signal.SIGTERM, note)
 pathlib.Path(sys.argv[1], "started").touch()
 while not count:
     time.sleep(0.05)
