@@ -209,7 +209,7 @@ def export(model: "Trained", path: Path) -> None:
     print(
         f"input: RGB / 255, resized to {size}x{size}, minus mean {model.backbone.mean}, over std {model.backbone.std}"
     )
-    print(f"classes: {', '.join(model.classes)}")
+    print(f"classes: {', '.join(map(cli.shown, model.classes))}")
 
 
 def _size(model: "Trained") -> str:

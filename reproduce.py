@@ -102,6 +102,8 @@ class Config:
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:
+        cli.check_folder("results-dir", self.results_dir)
+        cli.check_folder("figures-dir", self.figures_dir)
         is_comparison = self.profile == "compare"
         cli.require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
         cli.require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
@@ -208,6 +210,8 @@ def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[J
     counts = [f"{sum(found == state for found in states.values())} {state}" for state in jobs.STATES]
     print(f"{config.profile}: {len(planned)} runs: {', '.join(counts)}", flush=True)
     failures = {job: f"in use by {jobs.holder(job)}" for job in planned if states[job] == "running"}
+    damaged = {job: jobs.damage(job) for job in planned if states[job] == "finished"}
+    failures |= {job: problem for job, problem in damaged.items() if problem}
     for job in planned:
         missing = [absent[name] for name in (job.config.dataset, job.config.backbone) if name in absent]
         if missing and states[job] != "finished":

@@ -186,13 +186,15 @@ def _build_from_file(tag: str, weights: str) -> nn.Module:
 
     cfg = timm.get_pretrained_cfg(tag)
     path = download(tag) if weights == "pretrained" else Path(weights)
+    if weights != "pretrained" and path.suffix != ".safetensors":
+        raise UserError(f"{str(path)!r} is no .safetensors file, and no other kind is opened")
     shapes = _read_shapes(path)
     classifier = shapes.get(f"{cfg.classifier}.weight")
     classes = classifier[0] if classifier else 0
     overlay = {"file": str(path), "num_classes": classes, "custom_load": False}
     try:
         module = timm.create_model(tag, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
         raise UserError(f"{str(path)!r} does not hold weights of {tag!r}: {_shorten(error)}") from error
     broken = [name for name, tensor in module.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:

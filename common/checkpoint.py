@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.errors import UserError
-from common.storage import sha256_of_tensors, write_atomically
+from common.storage import reason, sha256_of_tensors, write_atomically
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,19 @@ class Checkpoint:
         """Return (state, tensors), or None where there is no checkpoint or a damaged one (said in a printed line).
 
         Raises:
-            UserError: the checkpoint belongs to other settings, data or weights.
+            UserError: the checkpoint belongs to other settings, data or weights, or may not be read.
         """
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            whole = metadata.get("sha256") == sha256_of_tensors(tensors, text=metadata.get("record", ""))
-            record = json.loads(metadata["record"]) if whole else None
-        except (SafetensorError, OSError, ValueError):
-            record = None
-        if record is None:
+            self.path.open("rb").close()  # what may not be read is not damaged, and not to be overwritten
+        except OSError as error:
+            raise UserError(f"cannot read the checkpoint {str(self.path)!r}: {reason(error)}") from error
+        found = _read(self.path)
+        if found is None:
             print(f"the checkpoint {str(self.path)!r} is damaged and not used; the run starts from the beginning")
             return None
+        record, tensors = found
         self._check_identity(record["identity"])
         return record["state"], tensors
 
@@ -62,6 +60,18 @@ class Checkpoint:
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
                 "use another --run-name, or remove that folder"
             )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """Return (record, tensors) of a whole checkpoint file, None for any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        whole = metadata["sha256"] == sha256_of_tensors(tensors, text=metadata["record"])
+        return (json.loads(metadata["record"]), tensors) if whole else None
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError):  # also of unknown types
+        return None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> dict:

@@ -1,8 +1,10 @@
 """The command line that the scripts share: the plumbing flags, the entry point, the exit codes."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -69,7 +71,7 @@ class Plumbing:
         for flag in ("train_limit", "test_limit"):
             limit = getattr(self, flag)
             require(limit is None or limit >= 1, flag.replace("_", "-"), limit, "at least 1")
-        require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more")
+        require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more, below 2**63")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         check_device(self.device)
         check_weights(self.weights)
@@ -98,7 +100,12 @@ def check_recipe(config: Any) -> None:
     require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
     decay = config.weight_decay
     require(math.isfinite(decay) and decay >= 0, "weight-decay", decay, "0 or more, and finite")
-    require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more")
+    require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more, below 2**63")
+
+
+def shown(name: str) -> str:
+    """Return a name from the user's files as it may be printed: a line break or an escape in it is written out."""
+    return name if name.isprintable() else repr(name)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -116,6 +123,11 @@ def _is_path_component(name: str | None) -> bool:
 def check_device(name: str) -> None:
     """Refuse what is no device's name; whether the machine has it is asked later."""
     require(bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name)), "device", name, "auto, cpu, cuda, cuda:N or mps")
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuse for output what exists and is no folder, before any work is done."""
+    require(folder.is_dir() or not folder.exists(), flag, str(folder), "a folder")
 
 
 def check_weights(weights: str) -> None:
@@ -136,12 +148,17 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     import tyro
 
     interrupts.raise_on_sigterm()
+    _print_any_letter()
     try:
         main(tyro.cli(config_type, description=main.__globals__["__doc__"], args=argv))
+        sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
     except MemoryError as error:
         return _fail(f"out of memory ({error}): try a smaller --batch-size, --image-size or --train-limit")
+    except BrokenPipeError:  # the reader of a pipe, such as ``head``, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("standard output was closed before all was printed")
     except OSError as error:
         where = f" {error.filename!r}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}")
@@ -152,8 +169,16 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     return 0
 
 
+def _print_any_letter() -> None:
+    """Let a letter that the terminal's encoding lacks be escaped, not end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log on a full disk: the exit code says it
+        print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return 2
 
 

@@ -101,7 +101,8 @@ def begin(config: Plumbing) -> Iterator[Experiment | None]:
             yield None
             return
         print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
-        yield Experiment(config, settings, device, precision, run)
+        with runtime.memory_errors(config.batch_size):
+            yield Experiment(config, settings, device, precision, run)
 
 
 def announce(dataset: Dataset, experiment: Experiment) -> list[str]:
@@ -161,6 +162,7 @@ def save(experiment: Experiment, dataset: Dataset, backbone: Backbone, outcome: 
         val_indices=dataset.val.indices,
     )
     notes = [*notes, *(f"validation: {n}" for n in val_notes), *(f"test: {n}" for n in test_notes)]
+    notes += [f"--lr {t['lr']:g} gave no result: {t['diverged']}" for t in outcome.fit.trials if "diverged" in t]
     if experiment.device.type != "cuda":
         notes.append(f"peak_device_bytes is null: not measured on {experiment.device.type}")
     fit = outcome.fit

@@ -4,6 +4,7 @@ The parts lie in a cache that later runs share (another seed, learning rate or h
 the cache off, in the run's own folder. Either way a killed extraction goes on with the part it was at.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -23,7 +24,7 @@ from common.locks import locked
 from common.preprocessing import Transform, image_batches
 from common.progress import progress
 from common.runtime import autocast, compiled, compiling_pays, memory_errors
-from common.storage import sha256, write_atomically
+from common.storage import remove_leftovers, sha256, write_atomically
 
 PART_IMAGES = 2_048
 CACHE_BYTES = 20 * 2**30
@@ -60,6 +61,7 @@ class Extractor:
             "split": split,
             "images": sha256(images.indices.tobytes() + images.labels.tobytes()),
             "count": len(images),
+            "part_images": PART_IMAGES,
             "transform": asdict(self.transform),
             "precision": self.precision,
             "device": self.device.type,
@@ -91,6 +93,7 @@ def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -
     digest = sha256(json.dumps(key, sort_keys=True).encode())
     entry = folder / digest[:32]
     with locked(entry.with_suffix(".lock"), what=f"the features in {str(entry)!r}", wait=True):
+        remove_leftovers(entry)
         starts = range(0, len(images), PART_IMAGES)
         parts = {start: _read_part(_part_file(entry, start), digest) for start in starts}
         missing = [start for start in starts if parts[start] is None]
@@ -105,10 +108,13 @@ def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -
 
 def prune(folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
     """Remove the features that were not used for longest, until those in ``folder`` take at most ``limit_bytes``."""
-    entries = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = [sum(part.stat().st_size for part in entry.iterdir()) for entry in entries]
-    excess = sum(sizes) - limit_bytes
-    for entry, size in zip(entries[:-1], sizes, strict=False):  # the newest is in use
+    entries = []
+    for entry in folder.glob("*"):
+        with contextlib.suppress(OSError):  # another process removed it, or renamed a file, in this moment
+            if entry.is_dir():
+                entries.append((entry.stat().st_mtime, sum(part.stat().st_size for part in entry.iterdir()), entry))
+    excess = sum(size for _, size, _ in entries) - limit_bytes
+    for _, size, entry in sorted(entries)[:-1]:  # the newest is in use
         if excess <= 0:
             return
         shutil.rmtree(entry, ignore_errors=True)
@@ -126,7 +132,7 @@ def _make_parts(
     batches = [batch for part in plan for batch in part]
     stream = image_batches(images, batches, extractor.transform, device=device, workers=extractor.workers)
     plain, fast = _forward_functions(extractor, images)
-    with progress(desc=desc, total=sum(map(len, batches)), unit="image") as bar, memory_errors(size):
+    with progress(desc=desc, total=sum(map(len, batches)), unit="image") as bar, memory_errors(size, fixed=True):
         for part in plan:
             started, features = time.perf_counter(), []
             for batch in part:
@@ -160,7 +166,7 @@ def _part_file(entry: Path, start: int) -> Path:
 
 def _write_part(path: Path, digest: str, key: dict[str, Any], values: torch.Tensor, seconds: float) -> None:
     metadata = {"key": json.dumps(key, sort_keys=True), "seconds": repr(seconds)}
-    metadata["sha256"] = _part_digest(digest, metadata["seconds"], values)
+    metadata["sha256"] = _part_digest(path, digest, metadata["seconds"], values)
     write_atomically(path, save({"features": values.contiguous()}, metadata=metadata))
 
 
@@ -171,11 +177,13 @@ def _read_part(path: Path, digest: str) -> tuple[torch.Tensor, float] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata, values = file.metadata() or {}, file.get_tensor("features")
-    except (SafetensorError, OSError):
-        return None
-    whole = metadata.get("sha256") == _part_digest(digest, metadata.get("seconds", ""), values)
-    return (values, float(metadata["seconds"])) if whole else None
+        whole = metadata["sha256"] == _part_digest(path, digest, metadata["seconds"], values)
+        return (values, float(metadata["seconds"])) if whole else None
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError, TypeError):
+        return None  # whatever is wrong with a damaged header
 
 
-def _part_digest(key_digest: str, seconds: str, values: torch.Tensor) -> str:
-    return sha256(f"{key_digest} {seconds} {tuple(values.shape)} ".encode() + values.numpy().tobytes())
+def _part_digest(path: Path, key_digest: str, seconds: str, values: torch.Tensor) -> str:
+    """Return a hash of all that a part says, and of its place: of two parts with exchanged names none is whole."""
+    about = f"{path.name} {key_digest} {seconds} {tuple(values.shape)} {values.dtype} "
+    return sha256(about.encode() + values.numpy().tobytes())

@@ -13,6 +13,7 @@ from common.images import EXTENSIONS, Images, decode_bytes
 from common.progress import progress
 from common.splits import digest
 
+NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
 MAX_BYTES = 2**30  # ... as long as all together fit into 1 GiB
@@ -64,10 +65,11 @@ def read(folder: Path, *, skip_damaged: bool = False, workers: int | None = None
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
-    """List a folder by name, without hidden entries (also ``__MACOSX`` and ``@eaDir``, which archives bring along)."""
+    """List a folder by name, without hidden entries and ``NO_CLASSES``."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith((".", "__", "@"))), key=lambda e: e.name)
+            shown = (e for e in entries if not e.name.startswith(".") and e.name not in NO_CLASSES)
+            return sorted(shown, key=lambda e: e.name)
     except OSError as error:
         raise UserError(f"cannot read the folder {str(folder)!r}: {error.strerror or error}") from error
 
@@ -141,8 +143,8 @@ def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> t
                 f"{str(folder)!r}: {part} has classes that train lacks: {', '.join(map(repr, unknown[:10]))}"
             )
     for name in classes:
-        if not name.isprintable():
-            raise UserError(f"{str(folder)!r}: the class name {name!r} cannot be printed; rename that folder")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"{str(folder)!r}: the class name {name!r} is no UTF-8 text; rename that folder")
     return classes
 
 
@@ -185,8 +187,10 @@ def _damaged(scans: dict[Path, _Scan], folder: Path, skip: bool) -> tuple[str, .
     """Return the damaged files, relative to ``folder``; raises UserError with all of them counted unless ``skip``."""
     problems = {_relative(path, folder): scan.problem for path, scan in scans.items() if scan.problem}
     if problems and not skip:
+        if len(problems) > 10:
+            print(*(f"damaged: {name!r} ({problem})" for name, problem in problems.items()), sep="\n", flush=True)
         named = "; ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:10])
-        more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+        more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
         raise UserError(
             f"{len(problems):,} of {len(scans):,} images in {str(folder)!r} are damaged: {named}{more}. "
             "Replace or remove them, or leave them out with --skip-damaged"

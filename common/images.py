@@ -95,6 +95,8 @@ def decode_bytes(content: bytes) -> np.ndarray:
         raise ValueError(f"its content is none of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # damaged files make Pillow raise SyntaxError, struct.error, IndexError and others
         raise ValueError(str(error) or type(error).__name__) from error
 

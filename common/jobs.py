@@ -49,6 +49,15 @@ def state(job: Job) -> str:
     return "unfinished" if (job.folder / runs.CHECKPOINT).exists() else "missing"
 
 
+def damage(job: Job) -> str | None:
+    """Return what is wrong with a finished job's result or predictions, or None."""
+    try:
+        results.read_predictions(job.folder, results.read(job.folder / results.RESULT))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def holder(job: Job) -> str | None:
     """Return who works on the run's folder now (process, host, since when), or None."""
     return locks.holder(runs.lock_file(job.folder))

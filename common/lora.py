@@ -185,8 +185,9 @@ def load_adapter(model: LoraViT, folder: Path) -> None:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{str(folder)!r} holds no whole adapter: {error}") from error
     base = model.peft_model.peft_config["default"].base_model_name_or_path
-    if config.get("base_model_name_or_path") != base:
-        raise UserError(f"{str(folder)!r} adapts {config.get('base_model_name_or_path')!r}, not {base!r}")
+    adapted = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if adapted != base:
+        raise UserError(f"{str(folder)!r} adapts {adapted!r}, not {base!r}")
     try:
         outcome = set_peft_model_state_dict(model.peft_model, tensors)
     except (RuntimeError, KeyError) as error:

@@ -7,6 +7,7 @@ Grey images are resized as one channel and expanded to three on the device.
 
 import math
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,12 +64,18 @@ def image_batches(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupt,
         generator=torch.Generator(),  # else the loader draws its seed from the global generator
     )
     for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
         if isinstance(item, str):
             raise UserError(item)
         yield normalise(item.to(device, non_blocking=True), transform)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the main process; it ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:

@@ -11,7 +11,7 @@ from typing import Any
 from common import results
 from common.errors import UserError
 from common.locks import locked
-from common.storage import flush_folder, sha256, write_atomically
+from common.storage import flush_folder, reason, remove_leftovers, sha256, write_atomically
 
 CHECKPOINT = "checkpoint"
 
@@ -104,6 +104,7 @@ def opened(path: Path, config: dict[str, Any], *, overwrite: bool) -> Iterator[R
     """
     with locked(lock_file(path), what=repr(str(path)), wait=False):
         _settle(path)
+        remove_leftovers(path)
         finished = None
         if (path / results.RESULT).exists() and not overwrite:
             finished = results.read(path / results.RESULT)
@@ -150,11 +151,25 @@ def finish(run: RunFolder, files: dict[str, bytes], result: dict[str, Any]) -> N
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if run.path.exists():
-        run.path.rename(old)
-    new.rename(run.path)
-    flush_folder(run.path.parent)
+    _exchange(run.path, new, old)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(path: Path, new: Path, old: Path) -> None:
+    """Move what stands at ``path`` to ``old`` and ``new`` in its place, or leave all as it was (UserError)."""
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(
+            f"cannot put the finished run into {str(path)!r}: {reason(error)}; what was there is as it was, "
+            "and the same command tries again"
+        ) from error
+    flush_folder(path.parent)
 
 
 def _settle(path: Path) -> None:

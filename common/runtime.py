@@ -98,16 +98,20 @@ def synchronize(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def memory_errors(batch_size: int) -> Iterator[None]:
-    """Turn an allocation that fails inside the block, on the host or the device, into a UserError with a way out."""
+def memory_errors(batch_size: int, *, fixed: bool = False) -> Iterator[None]:
+    """Turn an allocation that fails inside the block, on the host or the device, into a UserError with a way out.
+
+    ``fixed``: no flag changes this batch size.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         # On the CPU PyTorch raises a plain RuntimeError.
-        if not known and not re.search("not enough memory|can't allocate memory", str(error)):
+        if not known and not re.search("not enough memory|can't allocate memory|ALLOC_FAILED", str(error)):
             raise
-        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size"
+        reducible = batch_size > 1 and not fixed
+        smaller = f"--batch-size {batch_size // 2}" if reducible else "a smaller --image-size or --backbone"
         raise UserError(f"out of memory with batches of {batch_size}: try {smaller}") from error
 
 

@@ -1,8 +1,10 @@
 """The shape of ``result.json``: the fields that readers rely on, and their types."""
 
 from itertools import pairwise
+from pathlib import PurePath, PureWindowsPath
 
 SCHEMA_VERSION = 1
+MAX_DEPTH = 32  # a record has 5; what is nested a thousand deep ends Python's recursion
 
 
 class Number:
@@ -94,9 +96,56 @@ RESULT = {
 }
 
 
+# What it takes beyond that to rebuild a run's model and its data.
+REBUILDING = {
+    "config": {
+        "dataset": str,
+        "dataset_name": (str, type(None)),
+        "data_dir": str,
+        "weights": str,
+        "resize": str,
+        "precision": str,
+        "compile": str,
+        "batch_size": Number(1, 1_000_000, whole=True),
+        "workers": Number(0, 1024, optional=True, whole=True),
+        "val_fraction": FRACTION,
+        "split_seed": COUNT,
+        "train_limit": OPTIONAL_COUNT,
+        "test_limit": OPTIONAL_COUNT,
+        "skip_damaged": bool,
+    },
+    "data": {"image_size": Number(16, 4096, whole=True)},
+    "model": {"weights": {"sha256": str}},
+}
+LORA = {"rank": Number(1, 4096, whole=True), "alpha": AMOUNT, "dropout": FRACTION}
+CHOICES = {"resize": ("squash", "crop"), "precision": ("fp32", "bf16"), "compile": ("auto", "off")}
+METHODS = ("lora", "head_mlp", "head_linear")
+
+
+def problem_with_rebuilding(result: dict) -> str | None:
+    """Say what a result that ``problem_with`` passed lacks for its model to be rebuilt, or return None."""
+    lora = result["model"]["lora"]
+    problem = _mismatch(result, REBUILDING, "") or (_mismatch(lora, LORA, ".model.lora") if lora else None)
+    if problem:
+        return problem
+    if result["method"] not in METHODS or (result["method"] == "lora") != bool(lora):
+        return f"method {result['method']!r} and model.lora do not fit together"
+    odd = (name for name, allowed in CHOICES.items() if result["config"][name] not in allowed)
+    return next((f"config.{name} is {result['config'][name]!r}" for name in odd), None)
+
+
 def problem_with(result: dict) -> str | None:
     """Say which field of ``result`` is missing, of the wrong type or at odds with another, or return None."""
+    if _depth_exceeds(result, MAX_DEPTH):
+        return f"it is nested more than {MAX_DEPTH} deep"
     return _mismatch(result, RESULT, "") or _disagreement(result)
+
+
+def _depth_exceeds(value: object, depth: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_depth_exceeds(item, depth - 1) for item in inner)
 
 
 def _mismatch(value: object, shape: object, where: str) -> str | None:
@@ -123,6 +172,8 @@ def _mismatch(value: object, shape: object, where: str) -> str | None:
 def _disagreement(result: dict) -> str | None:
     """Say which parts of a record of the right types contradict each other, or return None."""
     data, history = result["data"], result["history"]
+    if len(set(data["classes"])) < max(2, len(data["classes"])):
+        return "data.classes are fewer than two, or repeated"
     for split in ("val", "test"):
         per_class, matrix = result[split]["per_class"], result[split]["confusion_matrix"]
         if [row["class"] for row in per_class] != data["classes"]:
@@ -131,9 +182,20 @@ def _disagreement(result: dict) -> str | None:
             return f"{split}.confusion_matrix is not {len(per_class)} x {len(per_class)}"
         if [sum(row) for row in matrix] != [row["support"] for row in per_class]:
             return f"{split}.confusion_matrix and {split}.per_class count different images"
-        if sum(map(sum, matrix)) != data[f"num_{split}"]:
+        if sum(map(sum, matrix)) != data[f"num_{split}"] or not data[f"num_{split}"]:
             return f"{split}.confusion_matrix does not count data.num_{split} images"
     if not history or any(later["epoch"] <= earlier["epoch"] for earlier, later in pairwise(history)):
         return "history is empty or its epochs do not increase"
+    if result["best_epoch"] not in (row["epoch"] for row in history):
+        return "best_epoch is not in the history"
     bad = next((name for name, file in result["files"].items() if not isinstance(file, dict)), None)
-    return bad and f"files.{bad} is not a record"
+    if bad is not None:
+        return f"files.{bad} is not a record"
+    outside = next((name for name in result["files"] if not _is_inside(name)), None)
+    return None if outside is None else f"files names {outside!r}, which is not inside the run's folder"
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays below the folder it is joined to, on any system."""
+    path = PurePath(name)
+    return bool(path.parts) and not PureWindowsPath(name).anchor and ".." not in path.parts and "\0" not in name

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes and content hashes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -32,23 +33,46 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        flush_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write {str(path)!r}: {reason}; nothing was overwritten, make room and try again"
+            f"cannot write {str(path)!r}: {reason(error)}; nothing was overwritten, make room and try again"
         ) from error
+    flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut (POSIX only)."""
+    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut (POSIX only).
+
+    Not every file system can, and not every folder one may write to can be opened: there the rename has to do.
+
+    Raises:
+        UserError: the device failed; the files are in place, but a power cut might still lose them.
+    """
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise UserError(
+                f"{str(folder)!r} was written, but the disk did not confirm it: {reason(error)}; "
+                "check the disk, then try again"
+            ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes; only where no other process can be writing to ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused, in its own words."""
+    return error.strerror or str(error)
 
 
 def sha256(content: bytes) -> str:

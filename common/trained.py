@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import backbones, heads, lora
+from common import backbones, heads, lora, schema
 from common.backbones import Backbone, pooled_features
 from common.data import Images
 from common.errors import UserError
@@ -17,7 +17,7 @@ from common.examples import FeatureExamples, ImageExamples
 from common.features import Extractor, extract
 from common.prediction import predict
 from common.preprocessing import Transform
-from common.results import Run
+from common.results import RESULT, Run
 from common.storage import sha256_of_file
 
 
@@ -118,6 +118,8 @@ def load(run: Run, *, weights: str | None, device: torch.device, workers: int | 
         UserError: a file of the run is damaged, or the backbone's weights are missing or not those of the run.
     """
     result = run.result
+    if problem := schema.problem_with_rebuilding(result):
+        raise UserError(f"{str(run.folder / RESULT)!r}: {problem}; train the run again")
     config, record = result["config"], result["model"]
     _check_files(run)
     backbone = backbones.load(
@@ -163,10 +165,13 @@ def _head_model(run: Run, backbone: Backbone) -> nn.Module:
 
 
 def _check_files(run: Run) -> None:
-    for name, record in run.result["files"].items():
+    """Refuse a run whose weights are missing, damaged, or not those that its result describes (UserError)."""
+    files = run.result["files"]
+    adapter = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+    for name in dict.fromkeys([*(adapter if run.result["model"]["lora"] else ("head.safetensors",)), *files]):
         path = run.folder / name
         try:
-            whole = sha256_of_file(path) == record.get("sha256")
+            whole = sha256_of_file(path) == files.get(name, {}).get("sha256")
         except OSError as error:
             raise UserError(f"cannot read {str(path)!r}: {error.strerror}; train the run again") from error
         if not whole:

@@ -50,19 +50,25 @@ def fit(model: nn.Module, train: Examples, val: Examples, settings: Settings, ch
     Resumes from ``checkpoint``, which is written at each epoch's end, every ten minutes, and on Ctrl-C or SIGTERM.
     On the CPU (and on CUDA with deterministic algorithms) a resumed run is bitwise an uninterrupted one.
     Losses are mean cross-entropies, accuracies shares of images; ``seconds`` counts the steps and the waiting for
-    their data, not validation and checkpoints.
+    their data, not validation and checkpoints. Of several learning rates one that diverges is recorded as a trial
+    without a result, and none of its epochs can be chosen.
 
     Raises:
-        UserError: the loss became NaN or infinite, the memory is too small, or the checkpoint is another run's.
+        UserError: the loss became NaN or infinite at every learning rate, the memory is too small, or the checkpoint
+            is another run's.
     """
     loop = _Loop(model, train, val, settings, checkpoint)
     with memory_errors(settings.batch_size):
         for trial, _ in enumerate(settings.lrs):
             loop.start_trial(trial)
-            while len(loop.state.histories[trial]) < settings.epochs:
+            while not loop.trial_is_over():
                 loop.train_epoch()
                 loop.end_epoch()
     return loop.finish()
+
+
+class _Diverged(Exception):
+    """The loss became NaN or infinite; the message says where."""
 
 
 @dataclass
@@ -70,14 +76,17 @@ class _State:
     """All that the rest of a run depends on, beside the trainable weights, the best weights and the optimiser."""
 
     histories: list[list[dict[str, Any]]] = field(default_factory=list)  # one for each learning rate begun
+    diverged: list[str | None] = field(default_factory=list)  # where each of them did, None where it did not
+    seconds_lost: float = 0.0  # in the epochs within which a learning rate diverged
     step: int = 0  # steps made in the epoch under way, and their sums:
     loss_sum: float = 0.0
     correct: int = 0
     seconds: float = 0.0
 
     def best(self) -> tuple[int, int]:
-        """(trial, epoch) with the best validation accuracy, the earlier one on a tie."""
-        rows = [(t, e, row) for t, history in enumerate(self.histories) for e, row in enumerate(history)]
+        """(trial, epoch) with the best validation accuracy, the earlier one on a tie; a diverged trial has none."""
+        sound = [t for t, where in enumerate(self.diverged) if where is None]
+        rows = [(t, e, row) for t in sound for e, row in enumerate(self.histories[t])]
         return max(rows, key=lambda found: found[2]["val_accuracy"])[:2]
 
 
@@ -90,7 +99,8 @@ class _Loop:
         self.model, self.train, self.val, self.settings, self.checkpoint = model, train, val, settings, checkpoint
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.initial = self._copy_weights()
-        self.best_weights: dict[str, torch.Tensor] = {}
+        self.best_weights: dict[str, torch.Tensor] = {}  # of the learning rates that are done with
+        self.trial_weights: dict[str, torch.Tensor] = {}  # the best of the one under way, which may yet diverge
         self.state = _State()
         self._resume()
 
@@ -99,8 +109,14 @@ class _Loop:
         if trial < len(self.state.histories):
             return
         self._set_weights(self.initial)
+        self.trial_weights = {}
         self.state.histories.append([])
+        self.state.diverged.append(None)
         self._new_optimizer()
+
+    def trial_is_over(self) -> bool:
+        """Whether the learning rate under way has had all its epochs, or diverged before a restart."""
+        return self.state.diverged[-1] is not None or len(self.state.histories[-1]) == self.settings.epochs
 
     def train_epoch(self) -> None:
         """Step once over all training images, or over those that the checkpoint left, in the epoch's own order."""
@@ -115,18 +131,25 @@ class _Loop:
             started, first = time.perf_counter(), state.step
             for inputs in self.train.batches(positions[first:], epoch=epoch):
                 torch.manual_seed(torch_seed(seed, "dropout", epoch=epoch, step=state.step))
-                self._step(inputs, self.train.labels[positions[state.step]])
+                try:
+                    self._step(inputs, self.train.labels[positions[state.step]])
+                except _Diverged as error:
+                    self._give_trial_up(str(error))
+                    break
                 now = time.perf_counter()
                 state.seconds, started = state.seconds + now - started, now
                 bar.update()
                 if state.step - first == 10:
                     self._announce(len(positions))
-                if interruption() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                if interruption():
+                    break
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self._save()
                     saved_at = time.monotonic()
                     started = time.perf_counter()
-                if error := interruption():
-                    raise error
+            if error := interruption():
+                self._save()
+                raise error
 
     def _step(self, inputs: torch.Tensor, labels: np.ndarray) -> None:
         targets = torch.from_numpy(labels).to(inputs.device)
@@ -134,7 +157,7 @@ class _Loop:
         loss = functional.cross_entropy(logits, targets)
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(self._not_finite("loss", value))
+            raise _Diverged(self._not_finite("loss", value))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -145,13 +168,14 @@ class _Loop:
 
     def end_epoch(self) -> None:
         """Validate, write the epoch's row, keep the weights where they are the best so far, save all that."""
+        if self.trial_is_over():  # it diverged
+            return
         state, images = self.state, len(self.train.labels)
-        self.model.eval()
-        logits = predict(self.model, self.val, batch_size=self.settings.batch_size, desc="validation")
-        val_loss, val_accuracy = loss_and_accuracy(logits, self.val.labels)
+        val_loss, val_accuracy = self._validate()
         if not math.isfinite(val_loss):
-            raise UserError(self._not_finite("validation loss", val_loss))
-        history = state.histories[-1]
+            self._give_trial_up(self._not_finite("validation loss", val_loss))
+            return
+        trial, history = len(state.histories) - 1, state.histories[-1]
         row = {
             "epoch": len(history) + 1,
             "lr": self._lr,
@@ -162,8 +186,10 @@ class _Loop:
             "seconds": state.seconds,
         }
         history.append(row)
-        if state.best() == (len(state.histories) - 1, len(history) - 1):
-            self.best_weights = self._copy_weights()
+        if _best_row(history) is row:
+            self.trial_weights = self._copy_weights()
+        if self.trial_is_over() and state.best()[0] == trial:
+            self.best_weights, self.trial_weights = self.trial_weights, {}
         state.step, state.loss_sum, state.correct, state.seconds = 0, 0.0, 0, 0.0
         self._save()
         print(remarks.epoch_line(row, epochs=self.settings.epochs, several_lrs=len(self.settings.lrs) > 1), flush=True)
@@ -172,17 +198,39 @@ class _Loop:
         """Put the best weights into the model and return the record of the whole training."""
         self._set_weights(self.best_weights)
         self.model.eval()
-        histories = self.state.histories
-        trial, epoch = self.state.best()
-        rows = [row for history in histories for row in history]
+        state = self.state
+        trial, epoch = state.best()
+        rows = [row for history in state.histories for row in history]
         seconds = sum(row["seconds"] for row in rows)
+        trials = zip(self.settings.lrs, state.histories, state.diverged, strict=True)
         return Fit(
-            history=histories[trial],
-            trials=[_trial_record(history) for history in histories],
+            history=state.histories[trial],
+            trials=[_trial_record(lr, history, diverged) for lr, history, diverged in trials],
             best_epoch=epoch + 1,
-            train_seconds=seconds,
+            train_seconds=seconds + state.seconds_lost,
             images_per_second=len(rows) * len(self.train.labels) / seconds,
         )
+
+    def _give_trial_up(self, where: str) -> None:
+        """Record that the learning rate under way diverged; raises UserError where none is left to try."""
+        state = self.state
+        if len(state.histories) == len(self.settings.lrs) and None not in state.diverged[:-1]:
+            raise UserError(f"{where}; try a lower --lr, or --precision fp32; nothing was kept of this step")
+        state.diverged[-1] = where
+        state.seconds_lost += state.seconds
+        state.step, state.loss_sum, state.correct, state.seconds = 0, 0.0, 0, 0.0
+        self._save()
+        print(f"{where}: this rate is given up", flush=True)
+
+    def _validate(self) -> tuple[float, float]:
+        """Return (loss, accuracy) on the validation images; who does not wait for that loses no step of the epoch."""
+        self.model.eval()
+        try:
+            logits = predict(self.model, self.val, batch_size=self.settings.batch_size, desc="validation")
+        except (KeyboardInterrupt, interrupts.Terminated):
+            self._save()
+            raise
+        return loss_and_accuracy(logits, self.val.labels)
 
     @property
     def _lr(self) -> float:
@@ -202,6 +250,7 @@ class _Loop:
     def _save(self) -> None:
         tensors = {f"weights/{name}": value for name, value in self._copy_weights().items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
+        tensors |= {f"trial/{name}": value for name, value in self.trial_weights.items()}
         optimizer = optimizer_tensors(self.optimizer, self.weights)
         tensors |= {f"optimizer/{name}": value for name, value in optimizer.items()}
         self.checkpoint.save(asdict(self.state), tensors)
@@ -211,9 +260,12 @@ class _Loop:
         if found is None:
             return
         record, tensors = found
+        if record.keys() != asdict(self.state).keys():
+            print("the checkpoint is of another version of this code and not used; the run starts from the beginning")
+            return
         self.state = _State(**record)
         self._set_weights(below("weights/", tensors))
-        self.best_weights = below("best/", tensors)
+        self.best_weights, self.trial_weights = below("best/", tensors), below("trial/", tensors)
         self._new_optimizer()
         restore_optimizer(self.optimizer, self.weights, below("optimizer/", tensors))
         rows = sum(map(len, self.state.histories))
@@ -227,17 +279,16 @@ class _Loop:
 
     def _not_finite(self, what: str, value: float) -> str:
         epoch = len(self.state.histories[-1]) + 1
-        return (
-            f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at --lr {self._lr:g}; "
-            "try a lower --lr, or --precision fp32; nothing was kept of this step"
-        )
+        return f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at --lr {self._lr:g}"
 
 
-def _trial_record(history: list[dict[str, Any]]) -> dict[str, Any]:
-    best = max(history, key=lambda row: row["val_accuracy"])  # the first on a tie
-    return {
-        "lr": best["lr"],
-        "best_epoch": best["epoch"],
-        "val_loss": best["val_loss"],
-        "val_accuracy": best["val_accuracy"],
-    }
+def _best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(history, key=lambda row: row["val_accuracy"])  # the first on a tie
+
+
+def _trial_record(lr: float, history: list[dict[str, Any]], diverged: str | None) -> dict[str, Any]:
+    """Return what a learning rate gave: its best epoch, or None and where it diverged."""
+    if diverged:
+        return {"lr": lr, "best_epoch": None, "val_loss": None, "val_accuracy": None, "diverged": diverged}
+    best = _best_row(history)
+    return {"lr": lr, "best_epoch": best["epoch"], "val_loss": best["val_loss"], "val_accuracy": best["val_accuracy"]}

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from finished import ARMS, FINE, left
+from nursery import Nursery
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -15,3 +17,23 @@ def real_data() -> Path:
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip(f"no real data at {folder}: set BENCHMARK_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """The process whose forks are killed, interrupted and cut off from the disk; see ``nursery.py``."""
+    process = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def whole(nursery, tmp_path_factory) -> dict[str, tuple[dict, list[str]]]:
+    """Of each arm an undisturbed run: what it leaves, and the kinds of steps it makes on the disk."""
+    runs = {}
+    for arm, (script, argv) in ARMS.items():
+        folder = tmp_path_factory.mktemp("whole")
+        ended = nursery.run(script, [*argv, "--results-dir", folder], within=str(folder), patch=FINE)
+        assert ended.code == 0, ended.err
+        runs[arm] = left(folder), [step.split(" ", 1)[0] for step in ended.steps]
+    return runs

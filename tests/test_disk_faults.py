@@ -1,0 +1,276 @@
+"""A disk that is full, forbidden or broken: one line, exit code 2, what was there is there, and no rubbish."""
+
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from fake_results import fake_run
+from finished import ARMS, FINE, TINY, left
+
+from common import comparison, locks, results, runs, storage, style, tables
+from common.errors import UserError
+
+ERRORS = (errno.ENOSPC, errno.EIO, -errno.ENOSPC, errno.EACCES, errno.EROFS)  # negative: half of the write first
+FAULTS = 10  # disk steps of a run that fail, spread evenly; -m slow takes every one
+
+
+def _one_line(ended) -> None:
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
+
+
+def _fail_and_run_again(nursery, arm, whole, folder, number, error) -> None:
+    script, argv = ARMS[arm]
+    expected, steps = whole[arm]
+    argv = [*argv, "--results-dir", folder]
+    ended = nursery.run(script, argv, within=str(folder), patch=FINE, at=number, action=error)
+    about = number, steps[number], error, ended.err
+    if ended.code == 0:  # only where nothing depends on it
+        assert steps[number] in ("mkdir", "rmdir", "unlink") or error in (errno.EACCES,), about
+    else:
+        assert ended.code == 2, about
+        _one_line(ended)
+        assert os.strerror(abs(error)) in ended.err, about
+    if steps[number] != "unlink":
+        assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".seed0.new")), about
+    again = nursery.run(script, argv, within=str(folder), patch=FINE)
+    assert again.code == 0, (about, again.err)
+    assert left(folder) == expected, about
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(nursery, arm, whole, tmp_path):
+    count = len(whole[arm][1])
+    for index in range(FAULTS):
+        number = index * count // FAULTS + index % 3
+        _fail_and_run_again(nursery, arm, whole, tmp_path / str(index), number, ERRORS[index % len(ERRORS)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(nursery, arm, whole, tmp_path):
+    for number in range(len(whole[arm][1])):
+        for error in ERRORS[:3]:
+            _fail_and_run_again(nursery, arm, whole, tmp_path / f"{number}{error}", number, error)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system in memory that can be made as small as a test wants."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: str, *options: str) -> Path:
+        mounted = os.path.ismount(folder)
+        how = ["-o", f"{'remount,' if mounted else ''}size={size}"]
+        done = subprocess.run(["mount", "-t", "tmpfs", *how, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("no tmpfs can be mounted here; RLIMIT_FSIZE stands for it in another test")
+        return folder
+
+    yield resize
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "48k", "96k"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(nursery, arm, size, whole, small_disk):
+    disk = small_disk(size)
+    script, argv = ARMS[arm]
+    argv = [*argv, "--results-dir", disk]
+    ended = nursery.run(script, argv, patch=FINE)
+    assert ended.code == 2, ended.out
+    _one_line(ended)
+    assert "No space left on device" in ended.err and str(disk) in ended.err
+    assert not list(disk.rglob("*.tmp"))
+    small_disk("64m")
+    again = nursery.run(script, argv, patch=FINE)
+    assert again.code == 0, again.err
+    assert left(disk) == whole[arm][0]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_file_that_may_not_grow_is_named(nursery, arm, tmp_path):
+    script, argv = ARMS[arm]
+    ended = nursery.run(script, [*argv, "--results-dir", tmp_path], file_bytes=8_192)
+    assert ended.code == 2, ended.out
+    _one_line(ended)
+    assert "File too large" in ended.err and str(tmp_path) in ended.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "features"
+                and path.suffix == ".tmp"]  # fmt: skip
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder that another user can reach; pytest's own ones are private."""
+    if not hasattr(os, "geteuid") or os.geteuid():
+        pytest.skip("only root can become another user")
+    folder = Path(tempfile.mkdtemp(prefix="shared"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+NOBODY = 65_534
+
+
+def test_another_user_is_refused_and_nothing_of_the_owner_is_touched(nursery, shared_folder):
+    script, argv = ARMS["head"]
+    argv = [*argv, "--results-dir", shared_folder / "results"]
+    mine = nursery.run(script, [*argv, "--run-name=mine"], uid=NOBODY)
+    if mine.code != 0:
+        pytest.skip(f"the packages are not readable to another user: {mine.err[-300:]}")
+    assert nursery.run(script, argv, step=2, action="int").code == 130
+    (checkpoint,) = shared_folder.rglob("checkpoint")
+    before = checkpoint.read_bytes()
+    theirs = nursery.run(script, argv, uid=NOBODY)
+    assert theirs.code == 2 and "Permission denied" in theirs.err
+    _one_line(theirs)
+    for folder in [checkpoint.parent, checkpoint.parent.parent, shared_folder / "results" / "digits"]:
+        folder.chmod(0o777)
+    checkpoint.chmod(0o600)
+    theirs = nursery.run(script, argv, uid=NOBODY)
+    assert theirs.code == 2 and "cannot read the checkpoint" in theirs.err
+    _one_line(theirs)
+    assert checkpoint.read_bytes() == before
+    assert nursery.run(script, argv).code == 0
+
+
+def test_images_that_another_user_may_not_read_are_named(nursery, shared_folder):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (shared_folder / "pets" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (8, 8), number * 9).save(shared_folder / "pets" / name / f"{number}.png")
+    (shared_folder / "pets" / "a" / "3.png").chmod(0o600)
+    argv = [f"--dataset={shared_folder / 'pets'}", *TINY[1:5], "--backbone=test_resnet", "--val-fraction=0.3"]
+    argv += ["--results-dir", shared_folder / "results"]
+    ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
+    assert ended.code == 2 and "'a/3.png' (Permission denied)" in ended.err
+    (shared_folder / "pets" / "b").chmod(0o700)
+    ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
+    assert ended.code == 2 and "cannot read the folder" in ended.err and "Permission denied" in ended.err
+    _one_line(ended)
+
+
+# What writes beside the runs' folders
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_a_write_that_fails_at_any_step_leaves_the_old_file_alone(step, error, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    storage.write_atomically(path, b"old")
+
+    def failing(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        if step == "open":
+            patch.setattr(storage, "open", failing, raising=False)
+        else:
+            patch.setattr(storage.os, step, failing)
+        with pytest.raises(UserError, match=os.strerror(error)) as caught:
+            storage.write_atomically(path, b"new")
+    assert "nothing was overwritten" in str(caught.value) and repr(str(path)) in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_flushed_is_told_apart_from_a_write_that_failed(tmp_path, monkeypatch):
+    fsync, path = os.fsync, tmp_path / "file"
+
+    def failing(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", failing)
+    with pytest.raises(UserError, match="was written, but the disk did not confirm it"):
+        storage.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+    storage.flush_folder(tmp_path)  # a file system that cannot flush folders
+
+
+def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    compared, _ = comparison.compare([fake_run(tmp_path / "results", num_test=20)], {})
+    from matplotlib.figure import Figure
+
+    drawn = style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
+    written = tables.write_summary(compared, tmp_path / "results")
+    before = {path: path.read_bytes() for path in [*drawn, *written]}
+    replace = os.replace
+
+    def failing(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for path in before:
+        path.write_bytes(path.read_bytes() + b" ")
+    monkeypatch.setattr(storage.os, "replace", failing)
+    with pytest.raises(UserError, match="No space left"):
+        style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
+    with pytest.raises(UserError, match="No space left"):
+        tables.write_summary(compared, tmp_path / "results")
+    assert {path: path.read_bytes() for path in before} == {path: b + b" " for path, b in before.items()}
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.setattr(storage.os, "replace", replace)
+
+
+def test_a_lock_that_cannot_be_written_is_named_and_not_left_behind(tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "write", failing)
+    path = tmp_path / "run" / ".seed0.lock"
+    with (
+        pytest.raises(UserError, match=r"cannot write .*\.seed0\.lock.*No space left"),
+        locks.locked(path, what="it", wait=False),
+    ):
+        pass
+    assert not path.parent.exists()
+
+
+def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    with runs.opened(tmp_path / "run" / "seed0", {}, overwrite=False) as run:
+        assert run.finished is None
+        assert locks.holder(tmp_path / "run" / ".seed0.lock") is None
+    assert "has no locks (No locks available): start no run twice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_exchange_of_folders_that_fails_leaves_the_old_run_readable(call, tmp_path, monkeypatch):
+    kept = fake_run(tmp_path, num_test=20)
+    before = left(tmp_path)
+    run = runs.RunFolder(kept.folder, None)
+    rename, count = Path.rename, iter(range(1, 9))
+
+    def failing(self, target):
+        if next(count) == call:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="Input/output error; what was there is as it was"):
+        runs.finish(run, {}, {**kept.result, "notes": ["new"]})
+    assert left(tmp_path) == before
+    assert results.read(kept.folder / "result.json") == kept.result
+
+
+def test_a_log_that_cannot_be_opened_stops_the_grid_with_its_name(nursery, tmp_path):
+    (tmp_path / "results" / "demo").mkdir(parents=True)
+    (tmp_path / "results" / "demo" / "logs").write_text("a file")
+    ended = nursery.run("reproduce", ["--results-dir", tmp_path / "results", "--figures-dir", tmp_path / "figures"])
+    assert ended.code == 2, ended.err
+    _one_line(ended)
+    assert "logs" in ended.err

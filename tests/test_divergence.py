@@ -1,0 +1,215 @@
+"""A loss that is no number never becomes a result, memory that is short names the flag, and no part of a run's state
+is saved in vain."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from finished import ARMS, left
+from test_training import SETTINGS, _examples, _fit, _head, _timeless
+
+from common import training
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+
+DIVERGES = 1e30  # of this AdamW makes infinite weights within two steps
+
+
+def _same(one, two) -> bool:
+    return all(torch.equal(one.state_dict()[name], tensor) for name, tensor in two.state_dict().items())
+
+
+def _with(*lrs: float) -> training.Settings:
+    return dataclasses.replace(SETTINGS, lrs=lrs)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_rate_that_diverges_does_not_lose_the_others_work(place, tmp_path, capsys):
+    sound = [1e-2, 3e-3]
+    lrs = [*sound[:place], DIVERGES, *sound[place:]]
+    expected, head = _fit(tmp_path / "sound")
+    fit, found = _fit(tmp_path / "all", _with(*lrs))
+    assert [trial["lr"] for trial in fit.trials] == lrs
+    lost = fit.trials.pop(place)
+    assert (lost["best_epoch"], lost["val_loss"], lost["val_accuracy"]) == (None, None, None)
+    assert lost["diverged"].startswith("the ") and f"at --lr {DIVERGES:g}" in lost["diverged"]
+    assert _timeless(fit) == _timeless(expected) and _same(found, head)
+    assert f"{lost['diverged']}: this rate is given up" in capsys.readouterr().out
+
+
+def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.6, 0.4, 0.9, 0.9])
+    monkeypatch.setattr(
+        training, "loss_and_accuracy", lambda *_: (1.0, value) if (value := next(accuracies, None)) else (math.nan, 0.0)
+    )
+    fit, head = _fit(tmp_path / "both")  # the second rate: 0.9, 0.9, then no number
+    accuracies = iter([0.5, 0.6, 0.4])
+    alone, expected = _fit(tmp_path / "alone", _with(1e-2))
+    assert _timeless(fit)[0] == _timeless(alone)[0] and fit.best_epoch == 2
+    assert _same(head, expected)
+    assert fit.train_seconds > sum(row["seconds"] for row in fit.history)  # what the lost rate cost is counted
+
+
+@pytest.mark.parametrize("stop", [10, 21, 22, 24, 30, 43])
+def test_a_run_with_a_diverged_rate_resumes_bitwise(stop, tmp_path, monkeypatch):
+    settings = _with(1e-2, DIVERGES, 3e-3)
+    whole, expected = _fit(tmp_path / "whole", settings)
+    step, steps = training._Loop._step, iter(range(10_000))
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "stopped", settings)
+    monkeypatch.setattr(training._Loop, "_step", step)
+    resumed, head = _fit(tmp_path / "stopped", settings)
+    assert _timeless(resumed) == _timeless(whole) and _same(head, expected)
+
+
+@pytest.mark.parametrize("lrs", [(DIVERGES,), (DIVERGES, 1e31)])
+def test_where_every_rate_diverges_there_is_no_result(lrs, tmp_path):
+    for _ in range(2):  # the same command again
+        with pytest.raises(UserError, match=r"became (nan|inf) in epoch 1, step \d+, at --lr 1e\+3\d; try a lower"):
+            _fit(tmp_path, _with(*lrs))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_script_that_diverges_stops_with_2_and_writes_no_result(nursery, arm, tmp_path):
+    script, argv = ARMS[arm]
+    argv = [word for word in argv if word not in ("1e-2", "3e-2", "--lr") and not word.startswith("--lr=")]
+    argv += ["--results-dir", tmp_path, "--run-name=run"]
+    ended = nursery.run(script, [*argv, f"--lr={DIVERGES}"])
+    assert ended.code == 2 and ended.err.count("\n") == 1
+    for word in ("became", "epoch 1, step", "--lr 1e+30", "try a lower --lr"):
+        assert word in ended.err
+    assert not list(tmp_path.rglob("result.json"))
+    ended = nursery.run(script, [*argv, "--overwrite", "--lr", DIVERGES, "1e-2"])
+    assert ended.code == 0, ended.err
+    record = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert record["trials"][0]["best_epoch"] is None and record["trials"][1]["best_epoch"]
+    assert any(note.startswith("--lr 1e+30 gave no result: the ") for note in record["notes"])
+    assert nursery.run("evaluate", [next(tmp_path.rglob("result.json")).parent]).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arm", "flags", "advice"),
+    [
+        ("lora", ["--image-size=320", "--batch-size=60"], "out of memory with batches of 60: try --batch-size 30"),
+        ("head", ["--image-size=640"], "out of memory with batches of 32: try a smaller --image-size"),
+    ],
+)
+def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(nursery, arm, flags, advice, tmp_path):
+    script, argv = ARMS[arm]
+    argv = [*argv, *flags, "--results-dir", tmp_path]
+    ended = nursery.run(script, argv, memory_bytes=150 * 2**20)
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith(f"error: {advice}") and ended.err.count("\n") == 1
+
+
+def test_an_interrupt_during_validation_loses_no_step(tmp_path, monkeypatch):
+    whole, expected = _fit(tmp_path / "whole")
+    predict, calls = training.predict, iter(range(100))
+
+    def interrupted(*arguments, **options):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(training, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "stopped")
+    done, step = [], training._Loop._step
+    monkeypatch.setattr(training._Loop, "_step", lambda *given: done.append(1) or step(*given))
+    resumed, head = _fit(tmp_path / "stopped")
+    assert len(done) == 4 * 7  # two of the six epochs of seven steps were made
+    assert _timeless(resumed) == _timeless(whole) and _same(head, expected)
+
+
+# Negative controls: what the tests of resuming would not notice, they would not guard
+
+
+def _stopped_and_resumed(folder, stop, monkeypatch, change=lambda state, tensors: (state, tensors)):
+    step, steps, load = training._Loop._step, iter(range(10_000)), Checkpoint.load
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _fit(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "load", lambda self: change(*load(self)))
+        return _fit(folder)
+
+
+@pytest.mark.parametrize("part", ["optimizer/", "best/", "trial/", "histories", "diverged"])
+def test_without_one_part_of_the_state_the_resumed_run_is_another(part, tmp_path, monkeypatch):
+    accuracies = [0.6, 0.9, 0.5, 0.4, 0.3, 0.2] if part != "trial/" else [0.9, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+    def scored(logits, labels):  # the best epoch is an early one, which later ones do not hide
+        return 1.0, next(scores)
+
+    monkeypatch.setattr(training, "loss_and_accuracy", scored)
+    scores = iter(accuracies)
+    whole, expected = _fit(tmp_path / "whole")
+    for lost in (False, True):
+        stop = {"best/": 24, "histories": 24, "diverged": 24}.get(part, 10)
+
+        def change(state, tensors, lost=lost):
+            blank = dataclasses.asdict(training._State())
+            if lost and part in blank:
+                state[part] = blank[part]
+            return state, {name: torch.zeros_like(tensor) if lost and name.startswith(part) else tensor
+                           for name, tensor in tensors.items()}  # fmt: skip
+
+        scores = itertools.chain(accuracies, itertools.repeat(0.1))
+        try:
+            resumed, head = _stopped_and_resumed(tmp_path / f"{lost}", stop, monkeypatch, change)
+            same = _timeless(resumed) == _timeless(whole) and _same(head, expected)
+        except (IndexError, ValueError):
+            same = False
+        assert same is not lost
+
+
+@pytest.mark.parametrize("name", ["torch_seed", "numpy_generator"])
+def test_draws_from_a_stream_in_place_of_keys_make_the_resumed_run_another(name, tmp_path, monkeypatch):
+    def stream():
+        numbers = itertools.count()
+        if name == "torch_seed":
+            return lambda *_, **__: next(numbers)
+        return lambda *_, **__: np.random.default_rng(next(numbers))
+
+    monkeypatch.setattr(training, name, stream())
+    whole, expected = _fit(tmp_path / "whole")
+    monkeypatch.setattr(training, name, stream())
+    step, steps = training._Loop._step, iter(range(10_000))
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Loop, "_step", interrupted)
+        _fit(tmp_path / "stopped")
+    monkeypatch.setattr(training, name, stream())  # a new process starts its stream anew
+    resumed, head = _fit(tmp_path / "stopped")
+    assert not (_timeless(resumed) == _timeless(whole) and _same(head, expected))
+
+
+def test_nothing_of_a_run_that_diverged_at_once_is_left_behind(tmp_path):
+    with pytest.raises(UserError):
+        training.fit(_head(), _examples(100, 0), _examples(40, 1), _with(DIVERGES), Checkpoint(tmp_path / "c", {}))
+    assert left(tmp_path) == {}
