@@ -1,5 +1,6 @@
 """A data set ready for training: train, validation and test images, fixed by the split seed."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,10 +132,16 @@ def load_unlabelled(folder: Path) -> Images:
     """Return all images below ``folder`` (any depth), sorted by path, with labels -1; nothing is decoded yet.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: there is no such folder, no image in it, or a folder below it that may not be read.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror or error}") from error
+
     folder = Path(folder)
-    files = tuple(sorted(f for f in folder.rglob("*") if folders.is_image(f) and not f.name.startswith(".")))
+    walk = os.walk(folder, onerror=unreadable) if folder.is_dir() else ()
+    found = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
+    files = tuple(sorted(filter(folders.is_image, found)))
     if not files:
         raise UserError(f"{str(folder)!r} is no folder with images")
     return Images(np.full(len(files), -1), np.arange(len(files)), files=files)

@@ -91,6 +91,8 @@ def _idx_part(images_file: Path, labels_file: Path) -> Images:
         raise UserError(
             f"{str(labels_file)!r} has the label {labels.max()}: it must have 0 to 9 only; remove that file"
         )
+    if 0 in pixels.shape:
+        raise UserError(f"{str(images_file)!r} has images without pixels: remove that file")
     return _in_memory(pixels, labels)
 
 

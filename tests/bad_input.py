@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -168,9 +169,9 @@ def _empty_class(here: Path) -> None:
     (pets(here) / "eel").mkdir()
 
 
-def _by_hand(here: Path, old: str, new: str) -> None:
+def _by_hand(here: Path) -> None:
     path = fake_run(here / "results", num_test=20).folder / "result.json"
-    path.write_text(path.read_text().replace(old, new + '0.5, "x": ', 1).replace("00.5", "0.5"))
+    path.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": 0.987', path.read_text(), count=1))
 
 
 def _nested(depth: int) -> list:
@@ -283,7 +284,7 @@ CASES = [
             ("JSON of another kind", "no schema_version", _result(b'{"accuracy": 0.99}')),
             ("another version", "schema_version 7", _edited(schema_version=7)),
             ("a better accuracy by hand", "was changed after it was written",
-             lambda h: _by_hand(h, '"accuracy": 0', '"accuracy": 0.1, "was": 0')),
+             _by_hand),
             ("no classes", "data.classes", _edited(data={"classes": [], "num_train": 1, "num_val": 0, "num_test": 0,
                                                           "fingerprint": ""})),
             ("files elsewhere", "not inside the run's folder", _edited(files={"../../secret": {}})),

@@ -61,7 +61,8 @@ class Nursery:
 
         ``at``, ``action``: what happens at disk step number ``at``: ``kill``, ``half`` (half of a write, then killed),
         an error's number, or minus that number (half of a write first). ``within``: only steps below this folder count.
-        ``step``: the same at this training step, ``kill``, ``int`` or ``term``. ``seconds``: SIGKILL after so long.
+        ``step``: the same at this training step, ``kill``, ``int``, ``term``, or ``terminal``, Ctrl-C to all processes.
+        ``seconds``: SIGKILL after so long.
         ``patch``: values of module attributes. ``uid``, ``file_bytes``, ``memory_bytes``: who runs it, and limits.
         """
         self.start(script, argv, **fault)
@@ -155,11 +156,12 @@ def _interrupt_training(number: int, action: str) -> None:
     from common import training
 
     step, steps = training._Loop._step, iter(range(10**9))
-    signals = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM}
+    signals = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM, "terminal": signal.SIGINT}
+    send = os.killpg if action == "terminal" else os.kill  # a terminal sends Ctrl-C to the workers as well
 
     def interrupted(self, inputs, labels):
         if next(steps) == number:
-            os.kill(os.getpid(), signals[action])
+            send(os.getpid(), signals[action])
         step(self, inputs, labels)
 
     training._Loop._step = interrupted
@@ -248,7 +250,8 @@ def _make_grid_tiny() -> None:
     )
     small = {"train_limit": 60, "test_limit": 20, "image_size": 32, "precision": "fp32"}
     reproduce.GRIDS["demo"] = grids.Grid(arms, {"digits": small}, seeds=(0,))
-    jobs.subprocess = SimpleNamespace(Popen=_ForkedRun, DEVNULL=None, STDOUT=None)
+    jobs.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
+    reproduce.downloads = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
     style.save = save
     for module in list(sys.modules.values()):
         if hasattr(module, "ProcessPoolExecutor") and module.__name__ in ("plot_results", "common.parallel"):

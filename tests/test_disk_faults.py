@@ -152,7 +152,11 @@ def test_images_that_another_user_may_not_read_are_named(nursery, shared_folder)
     argv += ["--results-dir", shared_folder / "results"]
     ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
     assert ended.code == 2 and "'a/3.png' (Permission denied)" in ended.err
+    assert nursery.run(*ARMS["head"][:1], [*ARMS["head"][1], f"--results-dir={shared_folder / 'results'}"]).code == 0
+    (run,) = shared_folder.rglob("seed0")
     (shared_folder / "pets" / "b").chmod(0o700)
+    ended = nursery.run("evaluate", [run, f"--predict={shared_folder}", "--out=x.csv"], uid=NOBODY)
+    assert ended.code == 2 and "cannot read the folder" in ended.err, ended.err
     ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
     assert ended.code == 2 and "cannot read the folder" in ended.err and "Permission denied" in ended.err
     _one_line(ended)

@@ -90,6 +90,15 @@ def test_a_signal_saves_the_step_and_says_so_in_a_line(nursery, arm, action, who
     assert left(tmp_path) == whole[arm][0] and not checkpoint.exists()
 
 
+def test_a_terminals_ctrl_c_reaches_the_processes_that_decode_images_and_is_still_two_lines(nursery, whole, tmp_path):
+    script, argv = ARMS["lora"]
+    argv = [*argv, "--workers=2", "--results-dir", tmp_path]
+    ended = nursery.run(script, argv, step=1, action="terminal")
+    assert ended.code == 130 and len(ended.err.splitlines()) == 2, ended.err
+    assert nursery.run(script, argv).code == 0
+    assert left(tmp_path) == whole["lora"][0]
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery, arm, whole, tmp_path):
     """Killed while the new result is put in place of the old one, which has other settings."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from finished import ARMS, left
 
-from common import features
+from common import features, locks
+from common.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLD = """
@@ -18,6 +19,13 @@ from common.locks import locked
 with locked(Path(sys.argv[1]), what="it", wait=False):
     print("held", flush=True)
     time.sleep(120)
+"""
+LOOK = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(0.5)
 """
 
 
@@ -75,23 +83,20 @@ def test_a_grid_shows_a_run_in_use_and_makes_the_others(nursery, held, tmp_path)
     assert sum(name.endswith("result.json") for name in left(tmp_path)) == 2
 
 
-def test_who_looks_whether_a_run_is_held_does_not_turn_away_who_starts_it(tmp_path):
-    """``reproduce.py --list`` has the lock for an instant; a run that starts in that instant must not be refused."""
+@pytest.mark.parametrize("attempts", [1, 200])
+def test_who_looks_whether_a_run_is_held_does_not_turn_away_who_starts_it(attempts, tmp_path, monkeypatch):
+    """``reproduce.py --list`` has the lock for an instant; a run that starts in that instant asks once more."""
+    monkeypatch.setattr(locks, "ATTEMPTS", attempts)
     lock = tmp_path / "run" / ".seed0.lock"
     lock.parent.mkdir()
-    code = """
-import fcntl, sys, time
-file = open(sys.argv[1], "a+")
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(0.08)
-"""
-    looking = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE)
+    looking = subprocess.Popen([sys.executable, "-c", LOOK, lock], stdout=subprocess.PIPE)
     assert looking.stdout.readline() == b"held\n"
-    from common.locks import locked
-
-    with locked(lock, what="it", wait=False):
-        pass
+    if attempts == 1:
+        with pytest.raises(UserError, match="in use by another process"), locks.locked(lock, what="it", wait=False):
+            pass
+    else:
+        with locks.locked(lock, what="it", wait=False):
+            pass
     looking.communicate()
 
 
