@@ -157,7 +157,6 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     except MemoryError as error:
         return _fail(f"out of memory ({error}): try a smaller --batch-size, --image-size or --train-limit")
     except BrokenPipeError:  # the reader of a pipe, such as ``head``, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail("standard output was closed before all was printed")
     except OSError as error:
         where = f" {error.filename!r}" if error.filename else ""
@@ -179,6 +178,10 @@ def _print_any_letter() -> None:
 def _fail(message: str) -> int:
     with contextlib.suppress(OSError):  # a log on a full disk: the exit code says it
         print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again as it ends, and exit with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2
 
 

@@ -169,3 +169,10 @@ def test_a_reader_who_leaves_is_no_traceback():
     done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: standard output was closed before all was printed\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_log_on_a_full_disk_is_a_line_and_exit_code_2():
+    command = f"{sys.executable} reproduce.py mini --print-commands > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
