@@ -286,7 +286,16 @@ def _serve() -> None:
     """Fork a child for each request (a line of JSON) and answer with its exit code, negative for a signal."""
     import importlib
 
-    for name in ("torch", "timm", "peft", "sklearn.datasets", "matplotlib.figure", "torch.utils.flop_counter"):
+    # importlib.readers: a child that is another user may not be able to read Python's own modules any more.
+    for name in (
+        "importlib.readers",
+        "torch",
+        "timm",
+        "peft",
+        "sklearn.datasets",
+        "matplotlib.figure",
+        "torch.utils.flop_counter",
+    ):
         importlib.import_module(name)
     import timm.models  # noqa: F401
 

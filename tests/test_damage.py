@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_never_taken_up(tmp_path, capsys):
             assert all(torch.equal(found[1][name], tensor) for name, tensor in TENSORS.items())
     said = capsys.readouterr().out
     assert said.count("is damaged and not used; the run starts from the beginning") >= count - 8
-    assert count > 1_000
+    assert count >= 1_000
 
 
 def test_damaged_features_are_never_read(tmp_path):

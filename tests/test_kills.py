@@ -99,10 +99,9 @@ def test_a_terminals_ctrl_c_reaches_the_processes_that_decode_images_and_is_stil
     assert left(tmp_path) == whole["lora"][0]
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery, arm, whole, tmp_path):
+def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery, tmp_path):
     """Killed while the new result is put in place of the old one, which has other settings."""
-    script, argv = ARMS[arm]
+    script, argv = ARMS["head"]
     argv = [*argv, "--results-dir", tmp_path / "run", "--run-name=run"]
     assert nursery.run(script, argv).code == 0
     shutil.copytree(tmp_path / "run", tmp_path / "old")
@@ -112,14 +111,15 @@ def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery,
     old, new = left(tmp_path / "old"), left(tmp_path / "run")
     assert old != new
     last = len(traced.steps)
-    for number in range(last - 12, last, 2):
+    for number in range(last - 20, last, 4):
         shutil.rmtree(tmp_path / "run")
         shutil.copytree(tmp_path / "old", tmp_path / "run")
         assert nursery.run(script, overwrite, within=str(tmp_path / "run"), at=number).code is None
         found = nursery.run(script, argv), nursery.run(script, [*argv, "--weight-decay=0.5"])
         codes = tuple(ended.code for ended in found)
         assert codes in ((0, 2), (2, 0)), [ended.err for ended in found]
-        held = {name: content for name, content in left(tmp_path / "run").items() if not name.endswith("checkpoint")}
+        parts = ("checkpoint", "features-00000000.safetensors")  # of the new run, which may go on
+        held = {name: content for name, content in left(tmp_path / "run").items() if not name.endswith(parts)}
         assert held == (old if codes == (0, 2) else new)
 
 
