@@ -93,7 +93,7 @@ def _read_and_compare(content: bytes, run: results.Run) -> None:
 def test_any_change_of_a_result_that_was_hashed_again(good):
     places = [path for path in _places(good.result) if path]
 
-    @fuzz(1_500)
+    @fuzz(500)
     @given(st.sampled_from(places), JSON, st.booleans())
     def check(path, value, remove):
         with contextlib.suppress(ValueError):  # no program could have written it
@@ -106,7 +106,7 @@ def test_any_change_of_a_result_that_was_hashed_again(good):
 def test_any_change_of_a_results_bytes(good):
     content = results.dumps(good.result)
 
-    @fuzz(700)
+    @fuzz(500)
     @given(st.integers(0, len(content)), st.integers(0, 40), st.binary(max_size=20))
     def check(start, length, inserted):
         _read_and_compare(content[:start] + inserted + content[start + length :], good)
@@ -155,7 +155,7 @@ def _exact(count: int, side: int, labels: list[int]) -> tuple[bytes, bytes]:
 EXACT = st.builds(_exact, st.integers(0, 30), st.integers(0, 3), st.lists(st.integers(0, 12), max_size=30))
 
 
-@fuzz(1_000)
+@fuzz(800)
 @given(st.tuples(PIXELS | st.binary(max_size=60), LABELS | st.binary(max_size=60)) | EXACT)
 def test_any_idx_files(pair):
     with tempfile.TemporaryDirectory() as folder:
