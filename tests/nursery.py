@@ -192,6 +192,9 @@ class _ForkedRun:
     def send_signal(self, number):
         os.kill(self.pid, number)
 
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
 
 def _command(script: str, argv: list[str]) -> int:
     from common import cli
