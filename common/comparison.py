@@ -79,10 +79,10 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
         same, left_out = _same_test_images(by_dataset[dataset])
         kept += same
         lines += left_out
-    names, looks = identity.names(kept, labels), identity.looks(kept)
+    names = identity.names(kept, labels)
     comparisons = []
     for dataset in sorted({run.dataset for run in kept}, key=results.natural):
-        comparison = _comparison([run for run in kept if run.dataset == dataset], names, looks)
+        comparison = _comparison([run for run in kept if run.dataset == dataset], names)
         comparisons.append(comparison)
         lines += [f"note: {dataset!r}: {note}" for note in comparison.notes]
     return comparisons, lines
@@ -121,8 +121,9 @@ def unfinished(results_dir: Path) -> list[Path]:
     return [folder for folder in folders if not (folder / results.RESULT).exists()]
 
 
-def _comparison(runs: list[Run], names: dict, looks: dict) -> Comparison:
+def _comparison(runs: list[Run], names: dict) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
+    looks = identity.looks(runs)
     by_name = defaultdict(list)
     for run in runs:
         by_name[run.name].append(run)

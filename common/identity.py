@@ -33,16 +33,16 @@ VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H",
 
 
 def names(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """Return the label of each (data set, run): the user's, or a friendly name with what sets it apart from others."""
+    """Return the label of each (data set, run): the user's, or a friendly name with what sets it apart there."""
     friendly = {(run.dataset, run.name): friendly_name(run.result) for run in runs}
     alike = defaultdict(set)
-    for (_, name), label in friendly.items():
-        alike[label].add(name)
+    for (dataset, name), label in friendly.items():
+        alike[dataset, label].add(name)
     names = {}
     for run in runs:
         label = friendly[run.dataset, run.name]
         chosen = labels.get(f"{run.dataset}/{run.name}") or labels.get(run.name)
-        label = chosen or label + _distinction(run.name, alike[label])
+        label = chosen or label + _distinction(run.name, alike[run.dataset, label])
         names[run.dataset, run.name] = label + (" [random weights]" if has_random_weights(run) else "")
     shown = Counter((dataset, label) for (dataset, _), label in names.items())
     return {  # a legend has one entry a label: what is still alike, also by the user's choice, shows its folder
@@ -77,7 +77,7 @@ def _distinction(name: str, alike: set[str]) -> str:
 
 
 def looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """Return each run name's look: its family's, in another shade for the second and further of a family.
+    """Return each run name's look among those of a data set: its family's, in other shades for further ones of it.
 
     The shortest name, which has the fewest settings of its own, has the family's colour itself.
     """

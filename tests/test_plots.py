@@ -164,6 +164,14 @@ def test_labels_replace_the_automatic_ones(folder):
     assert [[series.label for series in one.series][1] for one in compared] == ["All", "One"]
 
 
+def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings_there(tmp_path):
+    fake_run(tmp_path, dataset="digits", folder_name="resnet50.tv2_in1k-head_mlp-lr3e-3")
+    fake_run(tmp_path, dataset="mnist", folder_name="resnet50.tv2_in1k-head_mlp-ep30")
+    compared, _ = comparison.compare(results.find(tmp_path)[0], {})
+    assert [one.series[0].label for one in compared] == ["ResNet50 (head)"] * 2
+    assert compared[0].series[0].look == compared[1].series[0].look
+
+
 @pytest.mark.parametrize(
     ("backbone", "rank", "label"),
     [
