@@ -6,6 +6,7 @@ the cache off, in the run's own folder. Either way a killed extraction goes on w
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -100,8 +101,8 @@ def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -
         for start, part in zip(missing, _make_parts(extractor, images, missing, f"{split} features"), strict=True):
             parts[start] = part
             _write_part(_part_file(entry, start), digest, key, *part)
-        if entry.exists():
-            entry.touch()  # the time of last use, by which the oldest are removed
+        with contextlib.suppress(OSError):  # there is none, or it is another user's
+            os.utime(entry)  # the time of last use, by which the oldest are removed
     values = torch.cat([parts[start][0] for start in starts])
     return Features(values, sum(parts[start][1] for start in starts), cache_hit=not missing)
 

@@ -252,7 +252,7 @@ def _make_grid_tiny() -> None:
         grids.Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | few),
     )
     small = {"train_limit": 60, "test_limit": 20, "image_size": 32, "precision": "fp32"}
-    reproduce.GRIDS["demo"] = grids.Grid(arms, {"digits": small}, seeds=(0,))
+    reproduce.PROFILES["demo"] = (grids.Grid(arms, {"digits": small}, seeds=(0,)),)
     jobs.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
     reproduce.downloads = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
     style.save = save

@@ -102,7 +102,7 @@ def test_their_figures_are_drawn(tmp_path):
     fake_run(tmp_path / "results", classes=tuple(sorted(ODD)), num_test=60)
     of_one_dataset = list(plot_results._figures(_compared(tmp_path / "results")))[:5]
     for stem, *figure in of_one_dataset:
-        for path in plot_results._draw((tmp_path / "figures" / stem, *figure)):
+        for path in plot_results._draw((tmp_path / "figures" / stem, "two", *figure)):
             assert path.stat().st_size
 
 

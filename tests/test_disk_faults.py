@@ -130,7 +130,8 @@ def test_another_user_is_refused_and_nothing_of_the_owner_is_touched(nursery, sh
     theirs = nursery.run(script, argv, uid=NOBODY)
     assert theirs.code == 2 and "Permission denied" in theirs.err
     _one_line(theirs)
-    for folder in [checkpoint.parent, checkpoint.parent.parent, shared_folder / "results" / "digits"]:
+    digits, run = shared_folder / "results" / "digits", checkpoint.parent
+    for folder in [digits, run.parent, run, run / "features"]:
         folder.chmod(0o777)
     checkpoint.chmod(0o600)
     theirs = nursery.run(script, argv, uid=NOBODY)
