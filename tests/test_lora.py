@@ -95,7 +95,8 @@ def test_merged_equals_unmerged():
         torch.testing.assert_close(lora.merged(model)(_images()), model(_images()), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 3e-2)])
+# Of the second step's gradients; in bfloat16 either kernel's are up to 0.09 away from those in float32.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.15)])
 def test_plain_attention_gives_the_logits_and_the_gradients_of_the_fused_kernel(precision, tolerance):
     fused, plain = _model(), _model()
     fused.precision = plain.precision = precision
@@ -104,10 +105,9 @@ def test_plain_attention_gives_the_logits_and_the_gradients_of_the_fused_kernel(
         block.attn.fused_attn = True
     with torch.no_grad():
         torch.testing.assert_close(plain(_images()), fused(_images()), rtol=0, atol=tolerance)
-    gradients = {name: gradient for name, gradient in _two_steps(fused).items() if "lora_" in name}
+    expected = _two_steps(fused)
     for name, gradient in _two_steps(plain).items():
-        if name in gradients:
-            torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=tolerance * gradient.abs().max().item())
+        assert (gradient - expected[name]).norm() <= tolerance * expected[name].norm()
 
 
 def test_in_bfloat16_the_backbone_alone_is_rounded():

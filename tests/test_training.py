@@ -20,6 +20,7 @@ from common.examples import FeatureExamples
 from common.heads import Head
 
 SETTINGS = training.Settings(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
+ONE_RATE = dataclasses.replace(SETTINGS, lrs=(0.01,))
 TINY = [
     *("--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"),
     *("--train-limit=100", "--test-limit=40", "--batch-size=32", "--epochs=2"),
@@ -240,14 +241,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
     train.features[50] = math.inf
     checkpoint = Checkpoint(tmp_path / "checkpoint", {})
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at --lr 0.01"):
-        training.fit(_head(), train, _examples(40, 1), SETTINGS, checkpoint)
+        training.fit(_head(), train, _examples(40, 1), ONE_RATE, checkpoint)
 
 
 def test_a_validation_loss_that_is_not_a_number_is_no_epoch(tmp_path):
     val = _examples(40, 1)
     val.features[3] = math.nan
     with pytest.raises(UserError, match=r"the validation loss became nan in epoch 1, step 7, at --lr 0.01"):
-        training.fit(_head(), _examples(100, 0), val, SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
+        training.fit(_head(), _examples(100, 0), val, ONE_RATE, Checkpoint(tmp_path / "checkpoint", {}))
     assert not (tmp_path / "checkpoint").exists()
 
 
