@@ -187,9 +187,11 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
     """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
     from common import estimate
 
-    known = sum(downloads.SIZES.get(name, 0) for name in remote)
-    print(f"{config.profile} reads {', '.join(remote) or 'nothing'} from the internet where it is not here yet"
-          f" ({known / 1e6:,.0f} MB)")  # fmt: skip
+    size = sum(downloads.SIZES.get(name, 0) for name in remote) / 1e6
+    reads = (
+        f"reads {', '.join(remote)}: {size:,.0f} MB, downloaded where not here yet" if remote else "downloads nothing"
+    )
+    print(f"{config.profile} {reads}", flush=True)
     todo = [job.config for job in planned if jobs.state(job) != "finished"]
     if config.download_only or not todo:
         return
