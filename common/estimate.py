@@ -22,12 +22,13 @@ def grid(configs: Sequence[Any], images: Mapping[str, tuple[int, int]]) -> tuple
     features of a frozen backbone (all seeds of a data set) are counted as making them once.
     """
     seconds, feature_bytes = 0.0, 0
-    costs: dict[str, tuple[float, float, int]] = {}
+    costs: dict[tuple[str, str], tuple[float, float, int]] = {}
     featured = set()
     for config in configs:
-        if config.backbone not in costs:
-            costs[config.backbone] = _measure(config)
-        train_seconds, forward_seconds, width = costs[config.backbone]
+        arm = config.backbone, config.method  # a ViT may stand there with LoRA and with its head alone
+        if arm not in costs:
+            costs[arm] = _measure(config)
+        train_seconds, forward_seconds, width = costs[arm]
         train, test = images[config.dataset]
         val = round(train * config.val_fraction)
         if config.method == "lora":
