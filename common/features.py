@@ -26,6 +26,7 @@ from common.preprocessing import Transform, image_batches
 from common.progress import progress
 from common.runtime import autocast, compiled, compiling_pays, memory_errors
 from common.storage import remove_leftovers, sha256, write_atomically
+from common.vit_blocks import for_features
 
 PART_IMAGES = 2_048
 CACHE_BYTES = 20 * 2**30
@@ -148,7 +149,7 @@ def _make_parts(
 
 def _forward_functions(extractor: Extractor, images: Images) -> tuple[Forward, Forward]:
     """Return the backbone as (plain, compiled if that pays), both (B, 3, S, S) -> (B, width)."""
-    module = extractor.backbone.module.to(extractor.device, memory_format=torch.channels_last)
+    module = for_features(extractor.backbone.module).to(extractor.device, memory_format=torch.channels_last)
 
     def plain(pixels: torch.Tensor) -> torch.Tensor:
         return pooled_features(module, pixels)

@@ -11,6 +11,7 @@ from common.features import Extractor, Features, extract, prune
 from common.heads import Head, head_file
 from common.prediction import predict
 from common.training import fit
+from common.vit_blocks import for_features
 
 
 def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head: Head) -> Outcome:
@@ -74,4 +75,4 @@ def _augmented(experiment: Experiment, images: Images, backbone: Backbone) -> Au
     config = experiment.config
     transform = replace(backbone.transform(config.resize), augment=config.augment)
     source = ImageExamples(images, transform, experiment.device, config.workers, seed=config.seed)
-    return AugmentedFeatureExamples(source, backbone.module.to(experiment.device), experiment.precision)
+    return AugmentedFeatureExamples(source, for_features(backbone.module).to(experiment.device), experiment.precision)

@@ -11,36 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common import vit_blocks
 from common.backbones import Backbone, pooled_features, unfuse_attention
 from common.errors import UserError
 from common.randomness import torch_seed
 from common.runtime import autocast
+from common.vit_blocks import CpuDropout
 
 ADAPTED = ("q_proj", "v_proj")
-
-
-class SplitQKV(nn.Module):
-    """timm's fused ``qkv`` Linear (3 D outputs) as three Linears, so that PEFT can adapt two of them.
-
-    Called as the fused layer was: tokens (B, N, D) -> (B, N, 3 D); timm's attention code stays as it is.
-    """
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        weights = fused.weight.detach().chunk(3)  # 3 x (D, D): query, key, value
-        biases = (None,) * 3 if fused.bias is None else fused.bias.detach().chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)), dim=-1)
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
-    return layer
 
 
 class LoraViT(nn.Module):
@@ -99,7 +77,8 @@ def attach(
     require_plain_vit(backbone)
     vit = backbone.module
     for block in vit.blocks:
-        block.attn.qkv = SplitQKV(block.attn.qkv)
+        vit_blocks.split(block.attn)
+    vit_blocks.shorten(vit)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(ADAPTED), modules_to_save=["head"]
     )
@@ -110,8 +89,18 @@ def attach(
     # PEFT would write no base model for a timm model, and then load onto any other without a word (peft#1337).
     peft_model.peft_config["default"].base_model_name_or_path = backbone.tag
     if torch.device(device).type == "cpu":
-        unfuse_attention(vit)
+        _suit_cpu(peft_model, precision)
     return LoraViT(peft_model, precision).to(device).train(False)
+
+
+def _suit_cpu(peft_model: nn.Module, precision: str) -> None:
+    """Exchange, in place, what is slow on the CPU: masks of dropout, and in bfloat16 the fused attention."""
+    if precision == "bf16":
+        unfuse_attention(peft_model)
+    for module in peft_model.modules():
+        if hasattr(module, "lora_dropout"):
+            for name, dropout in module.lora_dropout.items():
+                module.lora_dropout[name] = CpuDropout(dropout.p) if isinstance(dropout, nn.Dropout) else dropout
 
 
 def require_plain_vit(backbone: Backbone) -> None:
@@ -121,11 +110,9 @@ def require_plain_vit(backbone: Backbone) -> None:
         UserError: naming what the model is instead.
     """
     from timm.layers import Attention
-    from timm.models import VisionTransformer
 
     module, tag = backbone.module, backbone.tag
-    is_vit = type(module) is VisionTransformer  # a subclass may have a second head (distilled DeiT)
-    if not is_vit or backbone.classifier != "head":
+    if not vit_blocks.is_plain_vit(module) or backbone.classifier != "head":
         raise UserError(
             f"--backbone {tag!r} is a {type(module).__name__}; LoRA on query and value needs timm's plain "
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
@@ -142,15 +129,8 @@ def merged(model: LoraViT) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT remarks on merging a copy of a model that stays adapted
         vit = copy.deepcopy(model.peft_model).merge_and_unload()
-    for block in vit.blocks:
-        block.attn.qkv = _fuse(block.attn.qkv)
+    vit_blocks.restore(vit)
     return vit.eval().requires_grad_(False)
-
-
-def _fuse(split: SplitQKV) -> nn.Linear:
-    parts = (split.q_proj, split.k_proj, split.v_proj)
-    bias = None if split.q_proj.bias is None else torch.cat([part.bias.detach() for part in parts])
-    return _linear(torch.cat([part.weight.detach() for part in parts]), bias)
 
 
 def adapter_files(model: LoraViT) -> dict[str, bytes]:

@@ -44,7 +44,6 @@ def _two_steps(model: lora.LoraViT) -> dict[str, torch.Tensor]:
 
 def test_before_the_first_step_the_adapted_vit_is_the_base():
     base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
-    backbones.unfuse_attention(base.module)  # as the adapted one on the CPU
     with torch.no_grad():
         expected = backbones.pooled_features(base.module, _images())
         actual = backbones.pooled_features(_model().vit, _images())
@@ -100,14 +99,20 @@ def test_merged_equals_unmerged():
 def test_plain_attention_gives_the_logits_and_the_gradients_of_the_fused_kernel(precision, tolerance):
     fused, plain = _model(), _model()
     fused.precision = plain.precision = precision
-    for block in fused.vit.blocks:
-        assert not block.attn.fused_attn
-        block.attn.fused_attn = True
+    for ours, other in zip(plain.vit.blocks, fused.vit.blocks, strict=True):
+        ours.attn.fused_attn, other.attn.fused_attn = False, True
     with torch.no_grad():
         torch.testing.assert_close(plain(_images()), fused(_images()), rtol=0, atol=tolerance)
     expected = _two_steps(fused)
     for name, gradient in _two_steps(plain).items():
         assert (gradient - expected[name]).norm() <= tolerance * expected[name].norm()
+
+
+def test_on_the_cpu_attention_is_fused_in_float32_and_plain_in_bfloat16():
+    for precision, expected in (("fp32", True), ("bf16", False)):
+        base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
+        model = lora.attach(base, classes=5, rank=4, alpha=8.0, dropout=0.1, seed=0, precision=precision)
+        assert {block.attn.fused_attn for block in model.vit.blocks} == {expected}
 
 
 def test_in_bfloat16_the_backbone_alone_is_rounded():

@@ -1,0 +1,184 @@
+"""The ViT's faster blocks compute what timm's blocks with PEFT's LoRA layers compute."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from peft import LoraConfig, get_peft_model
+from timm.models import VisionTransformer
+from torch import nn
+from torch.nn import functional
+
+from common import backbones, vit_blocks
+from common.backbones import pooled_features
+from common.runtime import autocast
+
+SIZE, WIDTH = 32, 48
+VARIANTS = {
+    "plain": {},
+    "registers": {"reg_tokens": 2, "no_embed_class": True},
+    "layer scale": {"init_values": 0.5},
+    "normalised queries and keys": {"qk_norm": True},
+    "normalised attention": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "without bias": {"qkv_bias": False},
+    "norm before": {"pre_norm": True},
+    "average pooling": {"global_pool": "avg"},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+}
+SHORTENED = [name for name in VARIANTS if "pooling" not in name]
+
+
+class _Concatenated(vit_blocks.SplitQKV):
+    """Query, key and value apart for PEFT, but by PEFT's own forward, and handed to timm's own attention as one."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat((self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)), dim=-1)
+
+
+def _vit(**variant: object) -> VisionTransformer:
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=WIDTH, depth=3, num_heads=3, num_classes=0, **variant
+    )
+    for parameter in vit.parameters():  # timm starts biases and some tokens at zero, where a fault would not be seen
+        nn.init.normal_(parameter, std=0.2)
+    return vit.eval().requires_grad_(False)
+
+
+def _adapted(vit: VisionTransformer) -> nn.Module:
+    config = LoraConfig(r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    torch.manual_seed(1)
+    model = get_peft_model(vit, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)  # zero at the start, and then A has no gradient
+    return model
+
+
+def _pair(**variant: object) -> tuple[nn.Module, nn.Module]:
+    """Return timm's blocks with PEFT's layers, and ours, with the same weights."""
+    reference, ours = _vit(**variant), _vit(**variant)
+    for block in reference.blocks:
+        block.attn.qkv = _Concatenated(block.attn.qkv)
+    for block in ours.blocks:
+        vit_blocks.split(block.attn)
+    vit_blocks.shorten(ours)
+    return _adapted(reference), _adapted(ours)
+
+
+def _features_and_gradients(model: nn.Module, precision: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    weights = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
+    with autocast(images.device, precision):
+        features = pooled_features(model.get_base_model(), images)
+    (features.float() * weights).sum().backward()
+    return features.detach().float(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_and_gradients_are_those_of_timm_and_peft(variant, fused):
+    reference, ours = _pair(**VARIANTS[variant])
+    for model in (reference, ours):
+        for block in model.get_base_model().blocks:
+            block.attn.fused_attn = fused
+    expected, expected_gradients = _features_and_gradients(reference, "fp32")
+    actual, gradients = _features_and_gradients(ours, "fp32")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) == 3 * 4
+    for name, gradient in gradients.items():
+        scale = expected_gradients[name].abs().max()
+        assert scale > 0
+        torch.testing.assert_close(gradient / scale, expected_gradients[name] / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bfloat16_ours_is_as_near_to_float32_as_timm_and_peft_are():
+    exact, _ = _features_and_gradients(_pair()[0], "fp32")
+    reference, ours = (_features_and_gradients(model, "bf16")[0] for model in _pair())
+    error, expected_error = (ours - exact).norm() / exact.norm(), (reference - exact).norm() / exact.norm()
+    assert 0 < error < 1.5 * expected_error < 0.05
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_last_block_computes_the_class_token_alone_where_that_is_all_that_is_read(variant):
+    vit = _vit(**VARIANTS[variant])
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    tokens = vit.forward_features(images).shape[1]
+    vit_blocks.shorten(vit)
+    assert vit.forward_features(images).shape[1] == (1 if variant in SHORTENED else tokens)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
+    vit = _vit(**VARIANTS[variant])
+    before = backbones.hash_weights(vit)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    short = vit_blocks.for_features(vit)
+    torch.testing.assert_close(pooled_features(short, images), pooled_features(vit, images), rtol=1e-4, atol=1e-5)
+    assert backbones.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
+    assert short.patch_embed.proj.weight is vit.patch_embed.proj.weight  # not a second copy in memory
+
+
+def test_a_cnn_and_another_kind_of_vit_are_left_as_they_are():
+    for name in ("test_resnet", "test_vit4"):
+        module = timm.create_model(name)
+        other = module if name == "test_resnet" else type("Other", (VisionTransformer,), {})(depth=1, embed_dim=12)
+        assert vit_blocks.for_features(other) is other
+
+
+def test_a_restored_vit_is_timm_s_own_bit_for_bit():
+    vit = _vit()
+    expected, kinds = copy.deepcopy(vit.state_dict()), [type(module) for module in vit.modules()]
+    for block in vit.blocks:
+        vit_blocks.split(block.attn)
+    vit_blocks.shorten(vit)
+    assert [type(module) for module in vit.modules()] != kinds
+    vit_blocks.restore(vit)
+    assert [type(module) for module in vit.modules()] == kinds
+    assert vit.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in vit.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_cpu_dropout_drops_its_share_and_keeps_the_mean(share):
+    dropout, values = vit_blocks.CpuDropout(share), torch.ones(1000, 1001)  # no multiple of four
+    torch.manual_seed(0)
+    out = dropout(values)
+    dropped = (out == 0).double().mean().item()
+    count = values.numel()
+    assert abs(dropped - share) < 5 * (share * (1 - share) / count) ** 0.5 + 2**-16
+    kept = out[out != 0]
+    assert kept.unique().numel() == 1
+    assert kept[0].item() == pytest.approx(1 / (1 - share), rel=0.01)
+    rows, columns = (out == 0).double().mean(0), (out == 0).double().mean(1)
+    for part in (rows, columns):  # no row, no column, no place within a random number is special
+        assert (part - share).abs().max() < 6 * (share * (1 - share) / 1000) ** 0.5
+
+
+def test_cpu_dropout_masks_the_gradient_and_follows_the_seed():
+    dropout = vit_blocks.CpuDropout(0.25)
+    values = torch.randn(7, 33, requires_grad=True)
+
+    def dropped(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return dropout(values)
+
+    out = dropped(0)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, torch.where(out == 0, 0.0, 4 / 3))
+    torch.testing.assert_close(out, values * values.grad)
+    assert torch.equal(dropped(0), out) and not torch.equal(dropped(1), out)
+    assert dropout.eval()(values) is values
+
+
+def test_cpu_dropout_agrees_with_pytorch_s_on_what_it_does_to_a_product():
+    """The mean and the variance of a sum over dropped values, against nn.Dropout's."""
+    values = torch.rand(400, 300, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for kind in (vit_blocks.CpuDropout, nn.Dropout):
+        torch.manual_seed(1)
+        sums.append(torch.stack([functional.linear(kind(0.3)(values), torch.ones(1, 300)) for _ in range(50)]))
+    ours, theirs = sums
+    assert abs(ours.mean() - theirs.mean()) < 0.2
+    assert ours.std(0).mean() == pytest.approx(theirs.std(0).mean().item(), rel=0.03)
