@@ -104,8 +104,8 @@ def main(config: Config) -> None:
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             measured[name] = {**done[name], **about, "environment": environment | {"created": created}}
             record.write(config.out, measured)
-            for comparison in done[name]["comparisons"]:
-                print(*measuring.lines(comparison), sep="\n")
+            for found in done[name]["records"]:
+                print(*measuring.lines(found), sep="\n")
             print(*(f"  note: {note}" for note in done[name]["notes"]), sep="\n", flush=True)
     print(f"wrote {config.out}")
 
@@ -133,6 +133,8 @@ def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
         train_images=config.train_images,
         test_images=config.test_images,
     )
+    counts = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+    print(f"images: {config.dataset}, {counts}, as PNG files for both sides", flush=True)
     samples.write_few(scratch / "few", scratch / "sample")
     return sizes
 

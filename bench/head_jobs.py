@@ -42,7 +42,8 @@ def whole(
         textbook[tag] = found["textbook"]
         records += whole_records(tag, found, epochs=epochs, long_epochs=long_epochs)
     return {
-        "comparisons": records,
+        "weights": "random",
+        "records": records,
         "textbook_reports": textbook,
         "notes": [
             RANDOM,
@@ -107,7 +108,8 @@ def cached(
         records.append(_hit(sample, tag=tag, repeats=repeats))
     reused = "the textbook's seconds are those of `head` in this call" if textbook else "both sides alternate"
     return {
-        "comparisons": records,
+        "weights": "random",
+        "records": records,
         "notes": [RANDOM, reused, "the features stay in .cache/features, where later runs remove the oldest"],
     }
 
@@ -143,7 +145,7 @@ def sweep(sample: Path, few: Path, scratch: Path, *, tag: str, epochs: int, repe
         "8 learning rates": lambda: _ours(sample, scratch=scratch, tag=tag, epochs=epochs, lrs=LEARNING_RATES),
     }
     found = alternate(sides, repeats, desc=f"sweep {tag}")
-    return {"comparisons": [paired(f"{tag}, {epochs} epochs", found)], "notes": [RANDOM]}
+    return {"weights": "random", "records": [paired(f"{tag}, {epochs} epochs", found)], "notes": [RANDOM]}
 
 
 def _ours(

@@ -26,7 +26,7 @@ def compare(*, images: int, repeats: int) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     return {
-        "comparisons": records,
+        "records": records,
         "notes": [f"{images} random images in batches of {BATCH_IMAGES}, bicubic, one thread, no worker processes"],
     }
 

@@ -38,7 +38,8 @@ def measure(scratch: Path, *, data_dir: Path, dataset: str = "mnist", sizes: Seq
         }
         records += [single(f"{size:,} images: {what}", [value / 1e6], unit="MB") for what, value in known.items()]
     return {
-        "comparisons": records,
+        "weights": "random",
+        "records": records,
         "notes": [
             f"{dataset} at {IMAGE_SIZE}x{IMAGE_SIZE} through {BACKBONE} with random weights, one epoch, "
             f"{TEST_IMAGES:,} test images, no feature cache; the peak of the one process (resident, PyTorch itself "

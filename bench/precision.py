@@ -41,7 +41,8 @@ def compare(
         differing = int((predicted["fp32"] != predicted["bf16"]).sum())
         records.append(single(f"{arm}, predictions that differ", [differing], unit=f"of {test_images:,}"))
     return {
-        "comparisons": records,
+        "weights": "demo/weights",
+        "records": records,
         "notes": [
             f"{dataset}, {train_images:,} training and {test_images:,} test images, one seed; in bf16 the frozen "
             "backbone alone is rounded; real weights (demo/weights)"

@@ -23,7 +23,7 @@ def start(*, repeats: int, scripts: Sequence[str] = SCRIPTS) -> dict[str, Any]:
         call()
     found = alternate(sides, repeats, desc="start")
     records = [single(f"{script} --help", seconds, unit="s") for script, seconds in found.items()]
-    return {"comparisons": records, "notes": ["whole processes, one side only"]}
+    return {"records": records, "notes": ["whole processes, one side only"]}
 
 
 def plots(scratch: Path, *, repeats: int, seeds: int = 5, test_images: int = 10_000) -> dict[str, Any]:
@@ -42,12 +42,11 @@ def plots(scratch: Path, *, repeats: int, seeds: int = 5, test_images: int = 10_
         latest.append(shutil.copytree(scratch / "results", next(copies)))  # as the runs left them: no intervals kept
         return _draw(latest[-1])
 
-    sides = {"intervals kept": lambda: _draw(latest[-1]), "intervals computed": first}
-    # "computed" is listed second to be the ratio's numerator, and has to come first
-    found = alternate(dict(reversed(sides.items())), repeats, desc="plots")
-    record = paired(f"plot_results.py, {runs} runs", {side: found[side] for side in sides})
+    sides = {"intervals computed": first, "intervals kept": lambda: _draw(latest[-1])}
+    found = alternate(sides, repeats, desc="plots")
+    record = paired(f"plot_results.py, {runs} runs", {side: found[side] for side in reversed(sides)})
     return {
-        "comparisons": [record],
+        "records": [record],
         "notes": [f"{runs} runs with invented numbers, {test_images:,} test images each; whole processes"],
     }
 

@@ -81,7 +81,7 @@ def main() -> None:
     report = {
         "epoch_seconds": epoch_seconds,
         "test_seconds": time.perf_counter() - started,
-        "images": {split.dataset.root: len(split.dataset) for split in (train, val, test)},
+        "images": [len(split.dataset) for split in (train, val, test)],
         "val_accuracy": best_accuracy,
         "test_accuracy": test_accuracy,
     }

@@ -36,7 +36,8 @@ def compare(*, tag: str, batch_size: int, repeats: int) -> dict[str, Any]:
         comparisons.append(found[0])
         singles += found[1:]
     return {
-        "comparisons": comparisons + singles,
+        "weights": "random",
+        "records": comparisons + singles,
         "notes": [
             "weights are random on both sides: nothing is downloaded, and their values do not change the speed",
             f"{FLOP_PER_IMAGE / 1e9:.0f} GFLOP are counted per image of {COUNTED}: its forward pass and the gradient "
