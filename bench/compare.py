@@ -9,8 +9,8 @@ eight learning rates against one; vit: a LoRA step against transformers + PEFT, 
 images to batches against Pillow; start: --help; plots: the figures of 45 runs; memory: peak against the number of
 images; precision: accuracy in bfloat16 against float32. The sides alternate, warm-up is outside the clock, and every
 measured value goes to bench/results.json after each measurement; the next call adds to it. Backbones have random
-weights (but for precision), so that nothing but data is downloaded. Expected: a median ratio above 1 for each pair in
-head, cache, vit and input, where a ratio says how many times as long the other side takes; not yet measured.
+weights (but for precision), so that nothing but data is downloaded. Expected: of each pair min, median and max of both
+sides and of their ratio, which says how many times as long the second side takes; the values are not yet measured.
 """
 
 import datetime

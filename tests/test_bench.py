@@ -109,7 +109,7 @@ WRONG = [
     (["--backbones", "resnet5000"], "timm has no such model"),
     (["--dataset=/no/such/folder"], "no data set"),
     (["--dataset=digits", "--train-images=20", "--test-images=20"], "100 or more"),
-    (["--dataset=digits", "--test-images=500"], "--test-images"),
+    (["--dataset=digits", "--train-images=100", "--test-images=500"], "--test-images"),
     (["--dataset=digits", "--train-images=2000", "--test-images=20"], "--train-images"),
 ]
 
