@@ -45,7 +45,7 @@ def measure(scratch: Path, *, data_dir: Path, dataset: str = "mnist", sizes: Seq
             f"{TEST_IMAGES:,} test images, no feature cache; the peak of the one process (resident, PyTorch itself "
             f"included), one run each; at any size the whole data set of {whole:,} training images is read before the "
             "sample is taken",
-            f"where {COMPILE_PAYS_AFTER_IMAGES:,} images or more are trained on, the backbone is compiled, which takes "
+            f"on the CPU the backbone is compiled from {COMPILE_PAYS_AFTER_IMAGES['cpu']:,} images on, which takes "
             "memory of its own",
         ],
     }

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from common import backbones, lora, runtime
 from common.backbones import pooled_features
+from common.inference import for_inference
 
 BATCH_IMAGES = {"cpu": 4, "cuda": 64, "mps": 16}
 STEPS = 3
@@ -51,7 +52,7 @@ def _measure(config: Any) -> tuple[float, float, int]:
     images = torch.zeros(BATCH_IMAGES[device.type], 3, size, size, device=device)
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
     if config.method != "lora":
-        module = backbone.module.to(device, memory_format=torch.channels_last)
+        module = for_inference(backbone).to(device, memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
 
         def forward() -> None:

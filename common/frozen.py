@@ -9,9 +9,9 @@ from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExam
 from common.experiment import Experiment, Outcome, describe_model
 from common.features import Extractor, Features, extract, prune
 from common.heads import Head, head_file
+from common.inference import for_inference
 from common.prediction import predict
 from common.training import fit
-from common.vit_blocks import for_features
 
 
 def fit_head(experiment: Experiment, dataset: Dataset, backbone: Backbone, head: Head) -> Outcome:
@@ -75,4 +75,4 @@ def _augmented(experiment: Experiment, images: Images, backbone: Backbone) -> Au
     config = experiment.config
     transform = replace(backbone.transform(config.resize), augment=config.augment)
     source = ImageExamples(images, transform, experiment.device, config.workers, seed=config.seed)
-    return AugmentedFeatureExamples(source, for_features(backbone.module).to(experiment.device), experiment.precision)
+    return AugmentedFeatureExamples(source, for_inference(backbone).to(experiment.device), experiment.precision)

@@ -4,8 +4,6 @@ What is saved: the concatenation of query, key and value, a cast for each of the
 the slow masks of dropout on the CPU, and in the last block all tokens but the class token.
 """
 
-import copy
-
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -127,16 +125,6 @@ def restore(vit: nn.Module) -> None:
         if isinstance(block.attn, SplitAttention):
             block.attn.qkv = block.attn.qkv.fused()
             block.attn.__class__ = Attention
-
-
-def for_features(module: nn.Module) -> nn.Module:
-    """Return a frozen backbone that computes the same pooled features: of a plain ViT a shortened one."""
-    if not is_plain_vit(module):
-        return module
-    weights = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    vit = copy.deepcopy(module, weights)  # shared with the original, not copied
-    shorten(vit)
-    return vit
 
 
 def is_plain_vit(module: nn.Module) -> bool:

@@ -3,14 +3,13 @@
 import copy
 
 import pytest
-import timm
 import torch
 from peft import LoraConfig, get_peft_model
 from timm.models import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
-from common import backbones, vit_blocks
+from common import vit_blocks
 from common.backbones import pooled_features
 from common.runtime import autocast
 
@@ -36,7 +35,8 @@ class _Concatenated(vit_blocks.SplitQKV):
         return torch.cat((self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)), dim=-1)
 
 
-def _vit(**variant: object) -> VisionTransformer:
+def small_vit(**variant: object) -> VisionTransformer:
+    """Return a frozen ViT of three blocks for images of ``SIZE`` x ``SIZE``."""
     torch.manual_seed(0)
     vit = VisionTransformer(
         img_size=SIZE, patch_size=8, embed_dim=WIDTH, depth=3, num_heads=3, num_classes=0, **variant
@@ -58,7 +58,7 @@ def _adapted(vit: VisionTransformer) -> nn.Module:
 
 def _pair(**variant: object) -> tuple[nn.Module, nn.Module]:
     """Return timm's blocks with PEFT's layers, and ours, with the same weights."""
-    reference, ours = _vit(**variant), _vit(**variant)
+    reference, ours = small_vit(**variant), small_vit(**variant)
     for block in reference.blocks:
         block.attn.qkv = _Concatenated(block.attn.qkv)
     for block in ours.blocks:
@@ -102,33 +102,15 @@ def test_in_bfloat16_ours_is_as_near_to_float32_as_timm_and_peft_are():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_last_block_computes_the_class_token_alone_where_that_is_all_that_is_read(variant):
-    vit = _vit(**VARIANTS[variant])
+    vit = small_vit(**VARIANTS[variant])
     images = torch.zeros(2, 3, SIZE, SIZE)
     tokens = vit.forward_features(images).shape[1]
     vit_blocks.shorten(vit)
     assert vit.forward_features(images).shape[1] == (1 if variant in SHORTENED else tokens)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
-    vit = _vit(**VARIANTS[variant])
-    before = backbones.hash_weights(vit)
-    images = torch.randn(2, 3, SIZE, SIZE)
-    short = vit_blocks.for_features(vit)
-    torch.testing.assert_close(pooled_features(short, images), pooled_features(vit, images), rtol=1e-4, atol=1e-5)
-    assert backbones.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
-    assert short.patch_embed.proj.weight is vit.patch_embed.proj.weight  # not a second copy in memory
-
-
-def test_a_cnn_and_another_kind_of_vit_are_left_as_they_are():
-    for name in ("test_resnet", "test_vit4"):
-        module = timm.create_model(name)
-        other = module if name == "test_resnet" else type("Other", (VisionTransformer,), {})(depth=1, embed_dim=12)
-        assert vit_blocks.for_features(other) is other
-
-
 def test_a_restored_vit_is_timm_s_own_bit_for_bit():
-    vit = _vit()
+    vit = small_vit()
     expected, kinds = copy.deepcopy(vit.state_dict()), [type(module) for module in vit.modules()]
     for block in vit.blocks:
         vit_blocks.split(block.attn)
