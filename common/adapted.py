@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from common.backbones import Backbone
 from common.data import Dataset, Images
-from common.examples import ImageExamples
+from common.examples import ImageExamples, resident
 from common.experiment import Experiment, Outcome, describe_model
 from common.lora import ADAPTED, LoraViT, adapter_files, merged
 from common.prediction import predict
@@ -25,7 +25,7 @@ def fit_lora(experiment: Experiment, dataset: Dataset, backbone: Backbone, model
         transform = replace(plain, augment=augment)
         return ImageExamples(images, transform, experiment.device, config.workers, seed=config.seed)
 
-    train, val = examples(dataset.train, config.augment), examples(dataset.val)
+    train, val = resident(examples(dataset.train, config.augment)), resident(examples(dataset.val))
     fitted = fit(model, train, val, experiment.loop, experiment.checkpoint(dataset, backbone))
     val_logits = predict(model, val, batch_size=config.batch_size, desc="validation")
 

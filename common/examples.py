@@ -13,8 +13,11 @@ from torch import nn
 
 from common.backbones import pooled_features
 from common.data import Images
-from common.preprocessing import Transform, image_batches
+from common.preprocessing import Transform, image_batches, normalise, resized_batches
 from common.runtime import autocast
+
+# Of a GPU's free memory, for images that stay there; the model's activations need the rest.
+MOST_RESIDENT_MEMORY = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,58 @@ class ImageExamples:
         return image_batches(
             self.images, positions, self.transform, device=self.device, workers=self.workers, augment_key=key
         )
+
+
+class ResidentExamples:
+    """The batches of ``ImageExamples`` without augmentation, bit for bit, from uint8 images kept on their device.
+
+    Each image is kept when it is first needed: the first epoch costs what it always does.
+    """
+
+    def __init__(self, examples: ImageExamples) -> None:
+        self.examples = examples
+        self.pixels = torch.empty(_shape(examples), dtype=torch.uint8, device=examples.device)  # (N, 1 or 3, S, S)
+        self.kept = np.zeros(len(examples.labels), dtype=bool)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class numbers, (N,) int64."""
+        return self.examples.labels
+
+    def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
+        """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
+        all_kept = all(self.kept[batch].all() for batch in positions)
+        for pixels in map(self._at, positions) if all_kept else self._keep(positions):
+            yield normalise(pixels, self.examples.transform)
+
+    def _at(self, batch: np.ndarray) -> torch.Tensor:
+        return self.pixels[torch.from_numpy(batch).to(self.pixels.device)]
+
+    def _keep(self, positions: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        its = self.examples
+        made = resized_batches(its.images, positions, its.transform, device=its.device, workers=its.workers)
+        for batch, pixels in zip(positions, made, strict=True):
+            self.pixels[torch.from_numpy(batch).to(self.pixels.device)] = pixels  # grey is spread over three channels
+            self.kept[batch] = True
+            yield pixels
+
+
+def resident(examples: ImageExamples) -> ImageExamples | ResidentExamples:
+    """Return the examples kept on their GPU where a quarter of its free memory holds them, else as they are.
+
+    Augmented images, which are others in each epoch, and images on the CPU are returned as they are.
+    """
+    if examples.device.type != "cuda" or examples.transform.augment != "none":
+        return examples
+    free, _ = torch.cuda.mem_get_info(examples.device)
+    return ResidentExamples(examples) if np.prod(_shape(examples)) <= MOST_RESIDENT_MEMORY * free else examples
+
+
+def _shape(examples: ImageExamples) -> tuple[int, int, int, int]:
+    """Return (N, channels, S, S); files may be grey or colour, which is known only when they are decoded."""
+    pixels, size = examples.images.pixels, examples.transform.size
+    grey = pixels is not None and pixels.ndim == 3
+    return len(examples.labels), 1 if grey else 3, size, size
 
 
 @dataclass(frozen=True)
@@ -74,4 +129,4 @@ class AugmentedFeatureExamples:
             yield features.float()
 
 
-Examples = ImageExamples | FeatureExamples | AugmentedFeatureExamples
+Examples = ImageExamples | ResidentExamples | FeatureExamples | AugmentedFeatureExamples

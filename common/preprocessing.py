@@ -49,6 +49,24 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield one normalised batch (B, 3, S, S) float32 on ``device`` for each array of positions into ``images``.
 
+    Arguments and errors are those of ``resized_batches``.
+    """
+    resized = resized_batches(images, batches, transform, device=device, workers=workers, augment_key=augment_key)
+    for pixels in resized:
+        yield normalise(pixels, transform)
+
+
+def resized_batches(
+    images: Images,
+    batches: Sequence[np.ndarray],
+    transform: Transform,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    augment_key: tuple[int, int] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield one batch (B, 1 or 3, S, S) uint8 on ``device`` for each array of positions into ``images``.
+
     Args:
         batches: positions (B,) int64 each; the batches come in this order.
         workers: processes that decode and resize (None: chosen by ``default_workers``; 0: this process).
@@ -70,7 +88,7 @@ def image_batches(
     for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
         if isinstance(item, str):
             raise UserError(item)
-        yield normalise(item.to(device, non_blocking=True), transform)
+        yield item.to(device, non_blocking=True)
 
 
 def _ignore_interrupt(worker: int) -> None:
