@@ -7,10 +7,11 @@
 head: the CNN head as a whole job against the recipe of bench/textbook.py; cache: the same with features kept; sweep:
 eight learning rates against one; vit: a LoRA step against transformers + PEFT, and against the machine's peak; input:
 images to batches against Pillow; start: --help; plots: the figures of 45 runs; memory: peak against the number of
-images; precision: accuracy in bfloat16 against float32. The sides alternate, warm-up is outside the clock, and every
-measured value goes to bench/results.json after each measurement; the next call adds to it. Backbones have random
-weights (but for precision), so that nothing but data is downloaded. Expected: of each pair min, median and max of both
-sides and of their ratio, which says how many times as long the second side takes; the values are not yet measured.
+images; precision: accuracy in bfloat16 against float32; profile: where the time of a step goes. The sides alternate,
+warm-up is outside the clock, and every measured value goes to bench/results.json after each measurement; the next call
+adds to it. Backbones have random weights (but for precision), so that nothing but data is downloaded. Expected: of
+each pair min, median and max of both sides and of their ratio, which says how many times as long the second side takes;
+what it gave on one machine stands in bench/README.md.
 """
 
 import datetime
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from common import cli  # noqa: E402, found once its folder is on the path
 from common.errors import UserError  # noqa: E402
 
-Name = Literal["head", "cache", "sweep", "vit", "input", "start", "plots", "memory", "precision"]
+Name = Literal["head", "cache", "sweep", "vit", "input", "start", "plots", "memory", "precision", "profile"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class Config:
     long_epochs: int = 20
     """head: measured here as well, and scaled for the textbook."""
     backbones: tuple[str, ...] = ("resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
-    """head, cache: timm names with their weight tags; sweep takes the last of them."""
+    """head, cache, profile: timm names with their weight tags; sweep takes the last of them."""
     vit: str = "vit_base_patch16_224.augreg_in1k"
-    """vit: a timm VisionTransformer."""
+    """vit, profile: a timm VisionTransformer."""
     batch_size: int = 8
-    """vit: images in one step."""
+    """vit, profile: images in one step."""
     out: Path = Path("bench/results.json")
     """Where all measurements are kept."""
 
@@ -141,26 +142,26 @@ def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
 
 def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return the measurement ``name``; ``done`` holds what this call has measured so far."""
-    from bench import head_jobs, inputs, memory, precision, shell, vit_step
+    from bench import head_jobs, inputs, memory, precision, profiles, shell, vit_step
     from common import backbones
 
     own = scratch / name
     own.mkdir()
     jobs = {"sample": scratch / "sample", "few": scratch / "few", "scratch": own, "epochs": config.epochs}
     repeats, tags = config.repeats, tuple(map(backbones.resolve_tag, config.backbones))
+    vit = backbones.resolve_tag(config.vit)
     textbook = done["head"]["textbook_reports"] if "head" in done else {}
     return {
         "head": lambda: head_jobs.whole(**jobs, tags=tags, long_epochs=config.long_epochs, repeats=repeats),
         "cache": lambda: head_jobs.cached(**jobs, tags=tags, repeats=repeats, textbook=textbook),
         "sweep": lambda: head_jobs.sweep(**jobs, tag=tags[-1], repeats=repeats),
-        "vit": lambda: vit_step.compare(
-            tag=backbones.resolve_tag(config.vit), batch_size=config.batch_size, repeats=repeats
-        ),
+        "vit": lambda: vit_step.compare(tag=vit, batch_size=config.batch_size, repeats=repeats),
         "input": lambda: inputs.compare(images=256, repeats=repeats),
         "start": lambda: shell.start(repeats=repeats),
         "plots": lambda: shell.plots(own, repeats=repeats),
         "memory": lambda: memory.measure(own, data_dir=config.data_dir),
         "precision": lambda: precision.compare(own, data_dir=config.data_dir),
+        "profile": lambda: profiles.compare(vit=vit, cnns=tags, batch_size=config.batch_size),
     }[name]
 
 

@@ -84,7 +84,10 @@ def paired(what: str, sides: Mapping[str, Sequence[float]], *, unit: str = "s") 
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
-    """Return a record of ``single`` or ``paired`` as lines for a person: min, median and max of each side."""
+    """Return a record as lines for a person: min, median and max of each side, or the share of each operation."""
+    if "operations" in record:
+        shares = (f"    {share:5.1f} {record['unit']}  {name}" for name, share in record["operations"].items())
+        return [f"  {record['what']}", *shares]
     sides = record["sides"]
     shown = [f"  {side}: {_numbers(found)} {record['unit']}" for side, found in sides.items()]
     if "ratio" not in record:

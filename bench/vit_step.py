@@ -49,8 +49,7 @@ def compare(*, tag: str, batch_size: int, repeats: int) -> dict[str, Any]:
 def _at_precision(
     tag: str, precision: str, device: torch.device, *, batch_size: int, steps: int
 ) -> list[dict[str, Any]]:
-    images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    labels = torch.arange(batch_size, device=device) % CLASSES
+    images, labels = examples(batch_size, device)
     base = backbones.load(tag, weights="random", image_size=IMAGE_SIZE)
     blocks, heads = len(base.module.blocks), base.module.blocks[0].attn.num_heads
     twin = new_twin(
@@ -61,16 +60,7 @@ def _at_precision(
         patch=base.module.patch_embed.patch_size[0],
     )
     tokens = batch_size * base.module.pos_embed.shape[1]
-    ours = lora.attach(
-        base,
-        classes=CLASSES,
-        rank=RANK,
-        alpha=ALPHA,
-        dropout=DROPOUT,
-        seed=0,
-        precision=precision,
-        device=device,
-    ).train()
+    ours = adapted(base, precision, device)
     twin = twin.to(device).train()
 
     def twin_logits(batch: torch.Tensor) -> torch.Tensor:
@@ -93,6 +83,18 @@ def _at_precision(
         shares = {side: [batch_size / s * FLOP_PER_IMAGE / peak for s in found[side]] for side in found}
         records += [single(f"{side}, {what}", shares[side], unit="of the peak") for side in shares]
     return records
+
+
+def examples(batch_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random images (B, 3, 224, 224) float32 and labels (B,) int64."""
+    images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    return images, torch.arange(batch_size, device=device) % CLASSES
+
+
+def adapted(base: backbones.Backbone, precision: str, device: torch.device) -> lora.LoraViT:
+    """Return the model that train_vit_lora.py trains with its defaults."""
+    settings = {"classes": CLASSES, "rank": RANK, "alpha": ALPHA, "dropout": DROPOUT, "seed": 0}
+    return lora.attach(base, **settings, precision=precision, device=device).train()
 
 
 def new_step(

@@ -111,6 +111,11 @@ def extract(extractor: Extractor, images: Images, split: str, *, folder: Path) -
     return Features(values, sum(parts[start][1] for start in starts), cache_hit=not missing)
 
 
+def batch_images(device: torch.device, image_size: int) -> int:
+    """Return how many images go through a frozen backbone at a time."""
+    return min(MOST_BATCH_IMAGES, max(1, BATCH_PIXELS[device.type] // image_size**2))
+
+
 def prune(folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
     """Remove the features that were not used for longest, until those in ``folder`` take at most ``limit_bytes``."""
     entries = []
@@ -133,7 +138,7 @@ def _make_parts(
     if not starts:
         return
     device = extractor.device
-    size = min(MOST_BATCH_IMAGES, max(1, BATCH_PIXELS[device.type] // extractor.transform.size**2))
+    size = batch_images(device, extractor.transform.size)
     plan = [_batches_of_part(start, len(images), size) for start in starts]
     batches = [batch for part in plan for batch in part]
     stream = image_batches(images, batches, extractor.transform, device=device, workers=extractor.workers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import compare, head_jobs, inputs, measuring, record, samples, shell, textbook, vit_step
+from bench import compare, head_jobs, inputs, measuring, profiles, record, samples, shell, textbook, vit_step
 from common import backbones, cli, data, heads, lora, runtime
 from common.errors import UserError
 
@@ -198,3 +198,13 @@ def test_a_step_moves_what_is_trained_and_nothing_else():
     step(), step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_profile_names_the_operations_that_take_the_time():
+    found = profiles.compare(vit="test_vit.r160_in1k", cnns=["test_resnet.r160_in1k"], batch_size=2)
+    step, features = found["records"]
+    for one in (step, features):
+        shares = list(one["operations"].values())
+        assert shares == sorted(shares, reverse=True) and 50 < sum(shares) <= 100
+    assert any("conv" in name for name in features["operations"])
+    assert any(name.startswith("aten::addmm x") or name.startswith("aten::mm x") for name in step["operations"])
