@@ -1,5 +1,6 @@
 """What the predictions of a data set's runs say, with its uncertainty; computed once and kept beside the runs."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -113,13 +114,18 @@ def _sample(run: Run) -> _Sampled:
     """Resample one run's test images and calibrate it on its validation images."""
     predictions = results.read_predictions(run.folder, run.result)
     probabilities, labels = metrics.softmax(predictions.logits), predictions.labels
-    counts = resampling.counts(len(labels), RESAMPLES, np.random.default_rng(len(labels)))
     whole = resampling.metrics(probabilities, labels, np.ones((len(labels), 1)))
     values = {name: float(value[0]) for name, value in whole.items()}
-    resampled = resampling.metrics(probabilities, labels, counts)
+    resampled = resampling.metrics(probabilities, labels, _counts(len(labels), RESAMPLES))
     intervals = {name: statistics.over_images(values[name], resampled[name]) for name in values}
     record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, probabilities)}
     return _Sampled(values, resampled, probabilities.argmax(axis=1) == labels, record)
+
+
+@functools.lru_cache(maxsize=1)
+def _counts(num_images: int, resamples: int) -> np.ndarray:
+    """Return the draws of all runs with so many test images, made once in a process."""
+    return resampling.counts(num_images, resamples, np.random.default_rng(num_images))
 
 
 def _calibration(predictions: results.Predictions, probabilities: np.ndarray) -> dict:
