@@ -8,7 +8,6 @@ from typing import Any
 from bench.measuring import run_script, single
 from common import backbones, data
 from common.progress import progress
-from common.runtime import COMPILE_PAYS_AFTER_IMAGES
 
 BACKBONE = "test_efficientnet.r160_in1k"  # a third of a million parameters: what grows with the images shows
 IMAGE_SIZE = 224
@@ -45,8 +44,6 @@ def measure(scratch: Path, *, data_dir: Path, dataset: str = "mnist", sizes: Seq
             f"{TEST_IMAGES:,} test images, no feature cache; the peak of the one process (resident, PyTorch itself "
             f"included), one run each; at any size the whole data set of {whole:,} training images is read before the "
             "sample is taken",
-            f"on the CPU the backbone is compiled from {COMPILE_PAYS_AFTER_IMAGES['cpu']:,} images on, which takes "
-            "memory of its own",
         ],
     }
 

@@ -5,6 +5,7 @@ the cache off, in the run's own folder. Either way a killed extraction goes on w
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from common.backbones import Backbone, pooled_features
+from common.costs import forward_flops
 from common.data import Images
 from common.inference import for_inference
 from common.locks import locked
@@ -28,6 +31,7 @@ from common.progress import progress
 from common.runtime import autocast, compiled, compiling_pays, memory_errors
 from common.storage import remove_leftovers, sha256, write_atomically
 
+ALGORITHM = 2  # raise it whenever features would come out otherwise: what older code kept is then made again
 PART_IMAGES = 2_048
 CACHE_BYTES = 20 * 2**30
 # Of a batch: 8, 256 and 64 images of 224x224, of smaller ones more. On the CPU so few that feature maps stay in its
@@ -53,7 +57,12 @@ class Extractor:
 
     def compiles(self, images: Images) -> bool:
         """Whether so many images repay the compiler."""
-        return self.compile == "auto" and compiling_pays(len(images), self.transform.size, self.device)
+        return self.compile == "auto" and compiling_pays(len(images) * self.image_flops, self.device)
+
+    @functools.cached_property
+    def image_flops(self) -> int:
+        """Operations of one image's features."""
+        return forward_flops(self.backbone.module, nn.Identity(), self.transform.size)
 
     def key(self, images: Images, split: str) -> dict[str, Any]:
         """Return everything that the features of these ``images`` of a split depend on, JSON-able."""
@@ -66,6 +75,7 @@ class Extractor:
             "split": split,
             "images": sha256(images.indices.tobytes() + images.labels.tobytes()),
             "count": len(images),
+            "algorithm": ALGORITHM,
             "part_images": PART_IMAGES,
             "transform": asdict(self.transform),
             "precision": self.precision,

@@ -17,10 +17,11 @@ import torch
 
 from common.errors import UserError
 
-# Forward passes of one 224x224 image that repay the compiler. Measured on two CPU cores, on folded backbones: it takes
-# 5 to 17 s, and then EfficientNet-B0 makes 185 instead of 149 images a second in bfloat16, ResNet50 45 instead of 38
-# (break-even at 13,000 and 2,000). On a GPU, not measured: half a minute is 100,000 images of an eager backbone.
-COMPILE_PAYS_AFTER_IMAGES = {"cpu": 15_000, "cuda": 500_000, "mps": 500_000}
+# Operations of a frozen backbone's forward passes that repay the compiler. Measured on two CPU cores with BatchNorm
+# folded: it takes 5 to 17 s, after which ResNet50 makes 45 instead of 38 images a second in bfloat16, 23 instead of 21
+# in float32, EfficientNet-B0 185 instead of 149 and 110 instead of 104: break-even at 10 to 22 T operations. On a GPU
+# not measured: half a minute of 100 T operations a second.
+COMPILING_PAYS_AFTER = {"cpu": 20e12, "cuda": 3e15, "mps": 3e15}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -68,12 +69,12 @@ def prepare(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def compiling_pays(images: int, image_size: int, device: torch.device) -> bool:
-    """Whether so many forward passes repay the compiler: by number and size alone, never by a stopwatch.
+def compiling_pays(operations: float, device: torch.device) -> bool:
+    """Whether so many operations repay the compiler: by their number alone, never by a stopwatch.
 
     So a repeated run computes the same thing.
     """
-    return images * image_size**2 >= COMPILE_PAYS_AFTER_IMAGES[device.type] * 224**2
+    return operations >= COMPILING_PAYS_AFTER[device.type]
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,13 +1,19 @@
 """Frozen backbones run faster without a gradient, and compute the same features."""
 
+import math
+
+import numpy as np
 import pytest
 import timm
 import torch
 from test_vit_blocks import SIZE, VARIANTS, small_vit
 from torch import nn
 
-from common import backbones, inference
+from common import backbones, costs, features, inference, runtime
 from common.backbones import pooled_features
+from common.images import Images
+
+CPU = torch.device("cpu")
 
 
 def _with_statistics(module: nn.Module) -> nn.Module:
@@ -81,3 +87,48 @@ def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
     torch.testing.assert_close(pooled_features(short, images), pooled_features(vit, images), rtol=1e-4, atol=1e-5)
     assert backbones.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
     assert short.patch_embed.proj.weight is vit.patch_embed.proj.weight  # not a second copy in memory
+
+
+def _extractor(images_size: int = 32, compile: str = "auto") -> features.Extractor:
+    backbone = backbones.load("test_resnet.r160_in1k", weights="random", image_size=images_size)
+    return features.Extractor(backbone, backbone.transform("squash"), CPU, "fp32", compile, 0, "f")
+
+
+def _grey(count: int) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    return Images(np.zeros(count, np.int64), np.arange(count), pixels)
+
+
+def test_the_compiler_is_called_where_the_operations_repay_it():
+    extractor = _extractor()
+    enough = math.ceil(runtime.COMPILING_PAYS_AFTER["cpu"] / extractor.image_flops)
+    labels = np.zeros(enough, np.int64)
+    assert extractor.compiles(Images(labels, labels))
+    assert not extractor.compiles(Images(labels[1:], labels[1:]))
+    assert not _extractor(compile="off").compiles(Images(labels, labels))
+
+
+@pytest.mark.parametrize(("name", "images", "pays"), [("resnet50", 3_000, True), ("efficientnet_b0", 3_000, False)])
+def test_of_the_study_s_cnns_the_larger_repays_it_sooner(name, images, pays):
+    with torch.device("meta"):
+        module = timm.create_model(name, num_classes=0)
+    operations = images * costs.forward_flops(module, nn.Identity(), 224)
+    assert runtime.compiling_pays(operations, CPU) == pays
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # PyTorch's own
+def test_compiled_features_are_those_of_the_plain_backbone(tmp_path, monkeypatch):
+    plain = features.extract(_extractor(), _grey(300), "train", folder=tmp_path)
+    monkeypatch.setitem(runtime.COMPILING_PAYS_AFTER, "cpu", 0)
+    calls, compiled = [], features.compiled
+    monkeypatch.setattr(features, "compiled", lambda forward: calls.append(1) or compiled(forward))
+    quick = features.extract(_extractor(), _grey(300), "train", folder=tmp_path)
+    assert calls and not quick.cache_hit  # compiled features are an entry of their own
+    torch.testing.assert_close(quick.values, plain.values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "images"), [(32, 256), (224, 8), (384, 2), (1024, 1)])
+def test_on_the_cpu_larger_images_come_in_smaller_batches(size, images):
+    assert features.batch_images(CPU, size) == images
