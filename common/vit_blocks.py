@@ -61,7 +61,8 @@ def _project(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 class SplitAttention(Attention):
     """timm's attention on a ``SplitQKV``, also of the first ``queries`` tokens alone: (B, N, D) -> (B, queries, D).
 
-    An ``Attention`` becomes one by ``split``; it is never constructed.
+    An ``Attention`` becomes one by ``split``; it is never constructed. The backbone's own dropout, which is off in all
+    that is done here, is left out.
     """
 
     def forward(
@@ -112,9 +113,10 @@ def shorten(vit: nn.Module) -> None:
     that pool over all tokens, or with another kind of block, are left as they are.
     """
     reads_class_token = vit.global_pool == "token" and vit.attn_pool is None
-    if reads_class_token and type(vit.blocks[-1]) is Block and isinstance(vit.blocks[-1].attn, Attention):
-        split(vit.blocks[-1].attn)
-        vit.blocks[-1].__class__ = ClassTokenBlock
+    last = vit.blocks[-1]
+    if reads_class_token and type(last) is Block and type(last.attn) in (Attention, SplitAttention):
+        split(last.attn)
+        last.__class__ = ClassTokenBlock
 
 
 def restore(vit: nn.Module) -> None:
@@ -133,13 +135,13 @@ def is_plain_vit(module: nn.Module) -> bool:
 
 
 class CpuDropout(nn.Dropout):
-    """Dropout whose masks come four to a 64-bit random number: a tenth of the time of PyTorch's on the CPU.
+    """Dropout whose masks come four to a 64-bit random number: a quarter of the time of PyTorch's on the CPU.
 
-    ``p`` is rounded to a multiple of 2**-16, and the values that stay are scaled by exactly that.
+    ``p`` is rounded to a multiple of 2**-16 below 1, and the values that stay are scaled by exactly that.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
         if not self.training or dropped == 0:
             return input
         words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits

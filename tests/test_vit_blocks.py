@@ -22,6 +22,7 @@ VARIANTS = {
     "normalised attention": {"scale_attn_norm": True, "scale_mlp_norm": True},
     "without bias": {"qkv_bias": False},
     "norm before": {"pre_norm": True},
+    "gated attention": {"gated": True},
     "average pooling": {"global_pool": "avg"},
     "attention pooling": {"global_pool": "map", "class_token": False},
 }
@@ -35,12 +36,14 @@ class _Concatenated(vit_blocks.SplitQKV):
         return torch.cat((self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)), dim=-1)
 
 
-def small_vit(**variant: object) -> VisionTransformer:
+def small_vit(*, gated: bool = False, **variant: object) -> VisionTransformer:
     """Return a frozen ViT of three blocks for images of ``SIZE`` x ``SIZE``."""
     torch.manual_seed(0)
     vit = VisionTransformer(
         img_size=SIZE, patch_size=8, embed_dim=WIDTH, depth=3, num_heads=3, num_classes=0, **variant
     )
+    for block in vit.blocks if gated else ():
+        block.attn.gate = nn.Linear(WIDTH, WIDTH)
     for parameter in vit.parameters():  # timm starts biases and some tokens at zero, where a fault would not be seen
         nn.init.normal_(parameter, std=0.2)
     return vit.eval().requires_grad_(False)
