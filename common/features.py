@@ -61,8 +61,9 @@ class Extractor:
 
     @functools.cached_property
     def image_flops(self) -> int:
-        """Operations of one image's features."""
-        return forward_flops(self.backbone.module, nn.Identity(), self.transform.size)
+        """Operations of one image's features; a UserError where the memory is too small for it."""
+        with memory_errors(1):
+            return forward_flops(self.backbone.module, nn.Identity(), self.transform.size)
 
     def key(self, images: Images, split: str) -> dict[str, Any]:
         """Return everything that the features of these ``images`` of a split depend on, JSON-able."""

@@ -11,6 +11,7 @@ from common.backbones import Backbone, pooled_features
 
 # Of the pooled features' norm, in float32: folding changes the order of rounding, and nothing else.
 TOLERANCE = 1e-4
+TRIAL_SIZE = 128
 
 
 def for_inference(backbone: Backbone) -> nn.Module:
@@ -24,7 +25,7 @@ def for_inference(backbone: Backbone) -> nn.Module:
         vit = copy.deepcopy(module, weights)
         vit_blocks.shorten(vit)
         return vit
-    return folded(module, backbone.image_size)
+    return folded(module, min(backbone.image_size, TRIAL_SIZE))
 
 
 def folded(module: nn.Module, image_size: int) -> nn.Module:

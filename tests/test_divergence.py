@@ -104,7 +104,7 @@ def test_a_script_that_diverges_stops_with_2_and_writes_no_result(nursery, arm, 
     ("arm", "flags", "advice"),
     [
         ("lora", ["--image-size=320", "--batch-size=60"], "out of memory with batches of 60: try --batch-size 30"),
-        ("head", ["--image-size=640"], "out of memory with batches of 256: try a smaller --image-size"),
+        ("head", ["--image-size=2048"], "out of memory with batches of 1: try a smaller --image-size"),
     ],
 )
 def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(nursery, arm, flags, advice, tmp_path):
