@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,20 +40,13 @@ class Transform:
 
 
 def image_batches(
-    images: Images,
-    batches: Sequence[np.ndarray],
-    transform: Transform,
-    *,
-    device: torch.device,
-    workers: int | None = None,
-    augment_key: tuple[int, int] | None = None,
+    images: Images, batches: Sequence[np.ndarray], transform: Transform, **options: Any
 ) -> Iterator[torch.Tensor]:
-    """Yield one normalised batch (B, 3, S, S) float32 on ``device`` for each array of positions into ``images``.
+    """Yield one normalised batch (B, 3, S, S) float32 on the device for each array of positions into ``images``.
 
-    Arguments and errors are those of ``resized_batches``.
+    ``options`` and errors are those of ``resized_batches``.
     """
-    resized = resized_batches(images, batches, transform, device=device, workers=workers, augment_key=augment_key)
-    for pixels in resized:
+    for pixels in resized_batches(images, batches, transform, **options):
         yield normalise(pixels, transform)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from finished import ARMS, left
-from test_training import SETTINGS, _examples, _fit, _head, _timeless
+from test_training import SETTINGS, _examples, _fit, _head, _interrupt_at, _timeless
 
 from common import training
 from common.checkpoint import Checkpoint
@@ -60,14 +60,8 @@ def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch)
 def test_a_run_with_a_diverged_rate_resumes_bitwise(stop, tmp_path, monkeypatch):
     settings = _with(1e-2, DIVERGES, 3e-3)
     whole, expected = _fit(tmp_path / "whole", settings)
-    step, steps = training._Loop._step, iter(range(10_000))
-
-    def interrupted(self, inputs, labels):
-        if next(steps) == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        step(self, inputs, labels)
-
-    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    step = training._Loop._step
+    _interrupt_at(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped", settings)
     monkeypatch.setattr(training._Loop, "_step", step)
@@ -138,15 +132,9 @@ def test_an_interrupt_during_validation_loses_no_step(tmp_path, monkeypatch):
 
 
 def _stopped_and_resumed(folder, stop, monkeypatch, change=lambda state, tensors: (state, tensors)):
-    step, steps, load = training._Loop._step, iter(range(10_000)), Checkpoint.load
-
-    def interrupted(self, inputs, labels):
-        if next(steps) == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        step(self, inputs, labels)
-
+    load = Checkpoint.load
     with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "_step", interrupted)
+        _interrupt_at(stop, patch)
         with pytest.raises(KeyboardInterrupt):
             _fit(folder)
     with monkeypatch.context() as patch:

@@ -54,6 +54,18 @@ def _timeless(fit: training.Fit) -> tuple:
     return rows, fit.trials, fit.best_epoch
 
 
+def _interrupt_at(stop: int, patch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C arrive while step number ``stop`` of all that follow is under way."""
+    steps, step = iter(range(10_000)), training._Loop._step
+
+    def interrupted(self, inputs, labels):
+        if next(steps) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, inputs, labels)
+
+    patch.setattr(training._Loop, "_step", interrupted)
+
+
 class _Killed(Exception):
     """Stands for a kill: nothing in the code under test catches it."""
 
@@ -61,15 +73,8 @@ class _Killed(Exception):
 @pytest.mark.parametrize("stop", [0, 1, 3, 6, 7, 8, 20, 21, 25, 41])
 def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, monkeypatch):
     whole, expected = _fit(tmp_path / "whole")
-    steps = iter(range(10_000))
     step = training._Loop._step
-
-    def interrupted(self, inputs, labels):
-        if next(steps) == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        step(self, inputs, labels)
-
-    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    _interrupt_at(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
     again = []
