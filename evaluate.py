@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from common import cli, remarks
-from common.errors import UserError
+from common import cli
+from common.config import check_device, check_weights, require
+from common.evaluation.metrics import scores_in_words
+from common.runtime import errors
+from common.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from common.results import Run
-    from common.trained import Trained
+    from common.runs.result import Run
+    from common.training.restore import RestoredModel
 
 # Largest logit difference that another machine's or library's order of summation explains.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
@@ -54,17 +57,17 @@ class Config:
     """Processes that decode images (default: chosen from the data and the machine)."""
 
     def __post_init__(self) -> None:
-        cli.require(len(self.runs) > 0, "runs", self.runs, "at least one run's folder")
+        require(len(self.runs) > 0, "runs", self.runs, "at least one run's folder")
         asked = [name for name in ("dataset", "predict", "export") if getattr(self, name)]
         if len(asked) > 1:
             raise UserError(f"--{asked[0]} and --{asked[1]} do not go together: one at a time")
         suffixes = {"predict": (".csv",), "dataset": (".json",)}.get(asked[0] if asked else "", ())
         if self.out:
-            cli.require(self.out.suffix in suffixes, "out", str(self.out), _out_rule(suffixes))
+            require(self.out.suffix in suffixes, "out", str(self.out), _out_rule(suffixes))
         elif self.predict:
             raise UserError("--predict needs --out FILE.csv")
         if self.export:
-            cli.require(
+            require(
                 self.export.suffix in (".safetensors", ".pt2"),
                 "export",
                 str(self.export),
@@ -74,9 +77,9 @@ class Config:
         if target and target.exists():
             raise UserError(f"{str(target)!r} exists already; name another file or remove it")
         if self.weights not in (None, "pretrained", "random"):
-            cli.check_weights(self.weights)
-        cli.check_device(self.device)
-        cli.require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
+            check_weights(self.weights)
+        check_device(self.device)
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
 
 
 def _out_rule(suffixes: tuple[str, ...]) -> str:
@@ -85,14 +88,15 @@ def _out_rule(suffixes: tuple[str, ...]) -> str:
 
 def main(config: Config) -> None:
     """Rebuild each run and do what was asked with it."""
-    from common import runtime, trained
+    from common.runtime.device import resolve_device
+    from common.training.restore import restore_run
 
     runs = [run for folder in config.runs for run in _find(folder)]
     if len(runs) > 1 and (config.out or config.export):
         raise UserError(f"{len(runs)} runs, but one output file: name one run's seed folder")
-    device = runtime.resolve_device(config.device)
+    device = resolve_device(config.device)
     for run in runs:
-        model = trained.load(run, weights=config.weights, device=device, workers=config.workers)
+        model = restore_run(run, weights=config.weights, device=device, workers=config.workers)
         if config.predict:
             label(model, config.predict, config.out)
         elif config.export:
@@ -105,33 +109,35 @@ def main(config: Config) -> None:
 
 def _find(folder: Path) -> list["Run"]:
     """Return the run in a seed's folder, or those of all seeds in a run's folder."""
-    from common import results
+    from common.runs.result import RESULT_FILE, Run, read_result
 
-    seeds = [folder] if (folder / results.RESULT).exists() else sorted(folder.glob("seed*"))
-    finished = [seed for seed in seeds if (seed / results.RESULT).exists()]
+    seeds = [folder] if (folder / RESULT_FILE).exists() else sorted(folder.glob("seed*"))
+    finished = [seed for seed in seeds if (seed / RESULT_FILE).exists()]
     if not finished:
-        raise UserError(f"{str(folder)!r} holds no finished run (no {results.RESULT}, no seed*/{results.RESULT})")
-    return [results.Run(seed, results.read(seed / results.RESULT)) for seed in finished]
+        raise UserError(f"{str(folder)!r} holds no finished run (no {RESULT_FILE}, no seed*/{RESULT_FILE})")
+    return [Run(seed, read_result(seed / RESULT_FILE)) for seed in finished]
 
 
-def score_again(model: "Trained", config: Config) -> None:
+def score_again(model: "RestoredModel", config: Config) -> None:
     """Score the run's own test split and compare with the stored predictions."""
     import numpy as np
 
-    from common import data, metrics, results
+    from common.data.dataset import load_dataset_of_run
+    from common.evaluation import metrics
+    from common.runs.predictions import read_predictions
 
     stored, settings = model.run.result, model.run.result["config"]
-    dataset = data.load_for(settings, data_dir=config.data_dir, workers=config.workers)
+    dataset = load_dataset_of_run(settings, data_dir=config.data_dir, workers=config.workers)
     if dataset.fingerprint != stored["data"]["fingerprint"]:
         raise UserError(
             f"{settings['dataset']!r} does not hold the images that {str(model.run.folder)!r} was made from"
         )
-    before = results.read_predictions(model.run.folder, stored)
+    before = read_predictions(model.run.folder, stored)
     logits = model.logits(dataset.test, "test")
     test, _ = metrics.score(logits, dataset.test.labels, dataset.classes)
     difference = float(np.abs(logits - before.logits).max())
     changed = int((logits.argmax(1) != before.logits.argmax(1)).sum())
-    print(f"{model.run.folder}: {remarks.scores(test)}")
+    print(f"{model.run.folder}: {scores_in_words(test)}")
     verdict = "identical" if difference == 0 else f"largest logit difference {difference:.2g}"
     verdict += f", {changed} of {len(logits):,} predictions changed"
     if difference > TOLERANCE[settings["precision"]]:
@@ -139,22 +145,23 @@ def score_again(model: "Trained", config: Config) -> None:
     print(f"equals the stored predictions: {verdict}")
 
 
-def score_other(model: "Trained", config: Config) -> None:
+def score_other(model: "RestoredModel", config: Config) -> None:
     """Score other labelled images; their classes are matched by name."""
     import numpy as np
 
-    from common import data, metrics
-    from common.storage import write_atomically
+    from common.data.dataset import load_labelled
+    from common.evaluation import metrics
+    from common.runtime.files import write_atomically
 
     data_dir = config.data_dir or Path(model.run.result["config"]["data_dir"])
-    images, classes = data.load_labelled(config.dataset, data_dir, workers=config.workers)
+    images, classes = load_labelled(config.dataset, data_dir, workers=config.workers)
     unknown = [name for name in classes if name not in model.classes]
     if unknown:
         raise UserError(f"{config.dataset!r} has the class {unknown[0]!r}, the run knows {model.classes!r}")
     number = np.array([model.classes.index(name) for name in classes])
     images = replace(images, labels=number[images.labels])
     test, notes = metrics.score(model.logits(images, "scoring"), images.labels, model.classes)
-    print(f"{model.run.folder} on {len(images):,} images of {config.dataset}: {remarks.scores(test)}")
+    print(f"{model.run.folder} on {len(images):,} images of {config.dataset}: {scores_in_words(test)}")
     for note in notes:
         print(f"note: {note}")
     if config.out:
@@ -171,12 +178,13 @@ def score_other(model: "Trained", config: Config) -> None:
         print(f"wrote {config.out}")
 
 
-def label(model: "Trained", folder: Path, out: Path) -> None:
+def label(model: "RestoredModel", folder: Path, out: Path) -> None:
     """Write one row an image: file, class, probability, and the probability of each class."""
-    from common import data, metrics
-    from common.storage import write_atomically
+    from common.data.dataset import load_unlabelled
+    from common.evaluation import metrics
+    from common.runtime.files import write_atomically
 
-    images = data.load_unlabelled(folder)
+    images = load_unlabelled(folder)
     probabilities = metrics.softmax(model.logits(images, "predicting"))  # (N, C)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -189,9 +197,9 @@ def label(model: "Trained", folder: Path, out: Path) -> None:
     print(f"wrote {out} ({len(images):,} images)")
 
 
-def export(model: "Trained", path: Path) -> None:
+def export(model: "RestoredModel", path: Path) -> None:
     """Write the model as a plain timm checkpoint or as a torch.export program, and say how to load it."""
-    from common.storage import write_atomically
+    from common.runtime.files import write_atomically
 
     size, classes = model.backbone.image_size, len(model.classes)
     if path.suffix == ".pt2":
@@ -209,10 +217,10 @@ def export(model: "Trained", path: Path) -> None:
     print(
         f"input: RGB / 255, resized to {size}x{size}, minus mean {model.backbone.mean}, over std {model.backbone.std}"
     )
-    print(f"classes: {', '.join(map(cli.shown, model.classes))}")
+    print(f"classes: {', '.join(map(errors.shown, model.classes))}")
 
 
-def _size(model: "Trained") -> str:
+def _size(model: "RestoredModel") -> str:
     """Return the argument that a ViT at another than its own image size needs."""
     import timm
 
@@ -221,7 +229,7 @@ def _size(model: "Trained") -> str:
     return f", img_size={model.backbone.image_size}" if needed else ""
 
 
-def _export_program(model: "Trained") -> bytes:
+def _export_program(model: "RestoredModel") -> bytes:
     import torch
 
     size = model.backbone.image_size

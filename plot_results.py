@@ -18,9 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common import cli, comparison, parallel, results
-from common.comparison import Comparison
-from common.errors import UserError
+from common import cli
+from common.config import check_folder, require
+from common.evaluation.comparison import Comparison, compare
+from common.runs.result import find_runs, unfinished_runs
+from common.runtime.errors import UserError
+from common.runtime.parallel import parallel_map
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,27 @@ class Config:
     """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 
     def __post_init__(self) -> None:
-        cli.check_folder("figures-dir", self.figures_dir)
+        check_folder("figures-dir", self.figures_dir)
         for pair in self.labels:
             run, equals, label = pair.partition("=")
-            cli.require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")
+            require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")
 
 
 def main(config: Config) -> None:
-    from common import (
-        report,
-        style,
-        tables,
-        verdict_tables,
-        verdicts,
-    )  # matplotlib takes a second, --help does not wait
+    from common.figures import style
+    from common.report import tables
+    from common.report.html import require_jinja2, write_report
+    from common.report.sentences import verdict_sentences
+    from common.report.verdict_tables import write_verdicts  # matplotlib takes a second, --help does not wait
 
     if config.report:
-        report.jinja2()  # missing: said before the figures are drawn, not after
+        require_jinja2()  # missing: said before the figures are drawn, not after
     # Data: the finished runs, those tested on the same images together
-    runs, problems = results.find(config.results_dir, config.runs)
-    compared, remarks = comparison.compare(runs, dict(pair.split("=", 1) for pair in config.labels))
+    runs, problems = find_runs(config.results_dir, config.runs)
+    compared, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
     compared = [replace(one, with_published=config.published) for one in compared]
     lines = [f"left out: {problem}" for problem in problems] + remarks
-    lines += [f"unfinished: {str(folder)!r}" for folder in comparison.unfinished(config.results_dir)]
+    lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]
     print(*lines, sep="\n", end="\n" * bool(lines))
     if not compared:
         raise UserError(
@@ -87,49 +88,63 @@ def main(config: Config) -> None:
         print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
     figures = {one.dataset: [] for one in compared} | {"": []}
     drawn = list(_figures(compared))
-    files = parallel.mapped(_draw, [(config.figures_dir / stem, config.width, *figure) for stem, *figure in drawn])
+    files = parallel_map(_draw, [(config.figures_dir / stem, config.width, *figure) for stem, *figure in drawn])
     for (_, _, subject), paths in zip(drawn, files, strict=True):
         print(*paths, sep="\n", flush=True)
         figures[subject.dataset if isinstance(subject, Comparison) else ""] += paths
 
     # Tables and verdicts
     print(*tables.write_summary(compared, config.results_dir), sep="\n")
-    print(*verdict_tables.write_verdicts(compared, config.results_dir), sep="\n")
-    print("", *verdicts.verdict_sentences(compared), sep="\n")
+    print(*write_verdicts(compared, config.results_dir), sep="\n")
+    print("", *verdict_sentences(compared), sep="\n")
 
     # Report
     if config.report:
         shown = {"figures": figures, "statements": _statements(compared), "data_dir": config.data_dir}
-        print(*report.write(config.report, compared, **shown), config.report, sep="\n")
+        print(*write_report(config.report, compared, **shown), config.report, sep="\n")
 
 
 def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
     """Yield a file's stem, the function that draws its figure, and the function's argument."""
-    from common import dotplots, intervals, panels, plots
+    from common.figures.bars import final_benchmark_comparison, overview
+    from common.figures.confusion import confusion_matrices
+    from common.figures.differences import differences
+    from common.figures.few_shot import few_shot, few_shot_curves
+    from common.figures.learning_curves import learning_curves
+    from common.figures.per_class import per_class_f1
+    from common.figures.reliability import reliability
+    from common.figures.roc import roc_curves
+    from common.figures.trade_offs import (
+        accuracy_vs_flops,
+        accuracy_vs_parameters,
+        accuracy_vs_saved_bytes,
+        accuracy_vs_time,
+    )
 
     for one in compared:
         benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
-        yield f"{benchmark}_final_benchmark_comparison", plots.final_benchmark_comparison, one
-        of_one = [plots.learning_curves, panels.confusion_matrices, panels.roc_curves, dotplots.per_class_f1]
-        of_one += [intervals.reliability]
-        of_one += [intervals.differences] * bool(one.evidence.differences)
-        of_one += [intervals.few_shot] * bool(intervals.few_shot_curves(one))
+        yield f"{benchmark}_final_benchmark_comparison", final_benchmark_comparison, one
+        of_one = [learning_curves, confusion_matrices, roc_curves, per_class_f1]
+        of_one += [reliability]
+        of_one += [differences] * bool(one.evidence.differences)
+        of_one += [few_shot] * bool(few_shot_curves(one))
         for draw in of_one:
             yield f"{one.dataset}_{draw.__name__}", draw, one
-    of_all = (dotplots.accuracy_vs_parameters, dotplots.accuracy_vs_time, dotplots.accuracy_vs_flops)
-    for draw in (plots.overview, *of_all, dotplots.accuracy_vs_saved_bytes):
+    of_all = (accuracy_vs_parameters, accuracy_vs_time, accuracy_vs_flops)
+    for draw in (overview, *of_all, accuracy_vs_saved_bytes):
         yield draw.__name__, draw, compared
 
 
 def _statements(compared: list[Comparison]):
     """Return what the intervals say, in the words of the report."""
-    from common import report, verdicts
+    from common.report.html import Statements
+    from common.report.sentences import verdict_sentences
 
     means = {(one.dataset, name): mean["accuracy"] for one in compared for name, mean in one.evidence.means.items()}
-    return report.Statements(
+    return Statements(
         intervals={key: f"{mean.low:.3f} to {mean.high:.3f}" for key, mean in means.items()},
         verdicts={
-            one.dataset: [line.removeprefix(f"{one.dataset}: ") for line in verdicts.verdict_sentences([one])]
+            one.dataset: [line.removeprefix(f"{one.dataset}: ") for line in verdict_sentences([one])]
             for one in compared
         },
     )
@@ -137,7 +152,7 @@ def _statements(compared: list[Comparison]):
 
 def _draw(figure: tuple[Path, str, Callable, object]) -> list[Path]:
     """Draw and save one figure; return the paths written."""
-    from common import style
+    from common.figures import style
 
     stem, columns, draw, argument = figure
     with style.context(columns):

@@ -22,9 +22,16 @@ import tyro
 import plot_results
 import train_cnn_head
 import train_vit_lora
-from common import cli, comparison, data, downloads, grids, jobs, remarks, results, tables
-from common.grids import Arm, Grid
-from common.jobs import Job
+from common import cli
+from common.config import check_folder, require
+from common.data.dataset import load_dataset, result_name
+from common.evaluation.comparison import compare, training_seconds
+from common.grid import prefetch, scheduler
+from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
+from common.grid.scheduler import Job
+from common.report import tables
+from common.runs.result import RESULT_FILE, find_runs, read_result
+from common.runtime.progress import duration
 
 SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
@@ -98,23 +105,23 @@ class Config:
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
-    jobs: int | None = None
+    scheduler: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:
-        cli.check_folder("results-dir", self.results_dir)
-        cli.check_folder("figures-dir", self.figures_dir)
+        check_folder("results-dir", self.results_dir)
+        check_folder("figures-dir", self.figures_dir)
         is_comparison = self.profile == "compare"
-        cli.require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
-        cli.require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
-        cli.require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
-        cli.require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
+        require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
+        require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
+        require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
+        require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
         known = [name for grid in PROFILES.get(self.profile, ()) for name in grid.datasets]
         for name in self.datasets:
-            cli.require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
+            require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
-            cli.require(0 <= seed < 2**63, "seeds", seed, "0 or more")
-        cli.require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
+            require(0 <= seed < 2**63, "seeds", seed, "0 or more")
+        require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
 
 
 def main(config: Config) -> None:
@@ -122,20 +129,20 @@ def main(config: Config) -> None:
     folder = config.results_dir / config.profile
     asked = _grids(config)
     planned = [
-        grids.job(one) for grid in asked for one in grids.configs(grid, data_dir=config.data_dir, results_dir=folder)
+        job_for(one) for grid in asked for one in grid_configs(grid, data_dir=config.data_dir, results_dir=folder)
     ]
     if config.show_list:
-        print(*(f"{jobs.state(job):<10} {job.name}" for job in planned), sep="\n")
+        print(*(f"{scheduler.job_state(job):<10} {job.name}" for job in planned), sep="\n")
         return
     if config.print_commands:
         print(*(job.shell_line for job in planned), sep="\n")
         return
 
     # What the runs read: fetched here, one after the other, never by runs side by side
-    remote = downloads.wanted([job.config for job in planned])
+    remote = prefetch.wanted([job.config for job in planned])
     if config.profile in ("paper", "compare"):
         _announce_needs(config, asked[0], planned, remote)
-    absent = downloads.fetch(remote, config.data_dir)
+    absent = prefetch.fetch(remote, config.data_dir)
     if config.download_only:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
@@ -145,7 +152,7 @@ def main(config: Config) -> None:
     failures = _train(config, planned, absent)
 
     # Figures, tables, summary
-    if any(jobs.state(job) == "finished" for job in planned):
+    if any(scheduler.job_state(job) == "finished" for job in planned):
         _draw_and_summarise(config, planned)
     _exit_with_failures({job.name: reason for job, reason in failures.items()})
 
@@ -153,28 +160,29 @@ def main(config: Config) -> None:
 def _grids(config: Config) -> list[Grid]:
     """Return the profile's grids, reduced to the seeds and data sets that were asked for."""
     if config.profile == "compare":
-        return [grids.narrowed(_comparison_grid(config), seeds=config.seeds)]
+        return [narrow_grid(_comparison_grid(config), seeds=config.seeds)]
     profile = PROFILES[config.profile]
     if config.tune:
         tuned = [tuple(arm.with_recipe(lr=RATES[arm.script]) for arm in grid.arms) for grid in profile]
         profile = [replace(grid, arms=arms) for grid, arms in zip(profile, tuned, strict=True)]
-    return [grids.narrowed(grid, seeds=config.seeds, datasets=config.datasets) for grid in profile]
+    return [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in profile]
 
 
 def _comparison_grid(config: Config) -> Grid:
     """Return a grid on the user's own images: of a ViT LoRA and its head alone, of a CNN its head."""
-    from common import backbones, demo_backbones
+    from common.models import demo_backbones
+    from common.models.backbones import is_vit, resolve_tag
 
-    tags = list(map(backbones.resolve_tag, config.backbones))
+    tags = list(map(resolve_tag, config.backbones))
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
-    loaded = data.load(config.dataset, data_dir=config.data_dir)
+    loaded = load_dataset(config.dataset, data_dir=config.data_dir)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
     epochs = min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))
     arms = []
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
-        if backbones.is_vit(tag):
+        if is_vit(tag):
             lora = Arm(train_vit_lora, tag, LORA | COMPARE | {"epochs": epochs, "lr": RATES[train_vit_lora]})
             arms += [lora, lora.with_recipe(rank=0, lr=RATES[train_cnn_head])]
         else:
@@ -185,21 +193,21 @@ def _comparison_grid(config: Config) -> Grid:
 
 def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list[str]) -> None:
     """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
-    from common import estimate
+    from common.grid import estimate
 
-    size = sum(downloads.SIZES.get(name, 0) for name in remote) / 1e6
+    size = sum(prefetch.DOWNLOAD_BYTES.get(name, 0) for name in remote) / 1e6
     reads = (
         f"reads {', '.join(remote)}: {size:,.0f} MB, downloaded where not here yet" if remote else "downloads nothing"
     )
     print(f"{config.profile} {reads}", flush=True)
-    todo = [job.config for job in planned if jobs.state(job) != "finished"]
+    todo = [job.config for job in planned if scheduler.job_state(job) != "finished"]
     if config.download_only or not todo:
         return
     print("measuring this machine for an estimate of the time", flush=True)
     seconds, feature_bytes = estimate.grid(todo, grid.images)
-    at_once = len(jobs.devices(config.jobs))
+    at_once = len(scheduler.job_devices(config.jobs))
     print(
-        f"{len(todo)} runs take about {remarks.duration(seconds / at_once)} here, {at_once} at a time, and "
+        f"{len(todo)} runs take about {duration(seconds / at_once)} here, {at_once} at a time, and "
         f"{feature_bytes / 1e9:.1f} GB of disk for features (.cache/features, to be deleted at will); "
         "they may be stopped and resumed at any time",
         flush=True,
@@ -208,32 +216,32 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
 
 def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
     """Make the runs that are not finished; return why each that is still not is not."""
-    states = {job: jobs.state(job) for job in planned}
-    counts = [f"{sum(found == state for found in states.values())} {state}" for state in jobs.STATES]
+    states = {job: scheduler.job_state(job) for job in planned}
+    counts = [f"{sum(found == state for found in states.values())} {state}" for state in scheduler.STATES]
     print(f"{config.profile}: {len(planned)} runs: {', '.join(counts)}", flush=True)
-    failures = {job: f"in use by {jobs.holder(job)}" for job in planned if states[job] == "running"}
-    damaged = {job: jobs.damage(job) for job in planned if states[job] == "finished"}
+    failures = {job: f"in use by {scheduler.job_holder(job)}" for job in planned if states[job] == "running"}
+    damaged = {job: scheduler.job_damage(job) for job in planned if states[job] == "finished"}
     failures |= {job: problem for job, problem in damaged.items() if problem}
     for job in planned:
         missing = [absent[name] for name in (job.config.dataset, job.config.backbone) if name in absent]
         if missing and states[job] != "finished":
             failures[job] = missing[0]
     to_do = [job for job in planned if states[job] != "finished" and job not in failures]
-    return failures | jobs.run_all(to_do, jobs.devices(config.jobs), _outcome)
+    return failures | scheduler.run_all(to_do, scheduler.job_devices(config.jobs), _outcome)
 
 
 def _outcome(job: Job) -> str:
-    result = results.read(job.folder / results.RESULT)
-    return f"test accuracy {result['test']['accuracy']:.4f}, training {comparison.training_seconds(result):.0f} s"
+    result = read_result(job.folder / RESULT_FILE)
+    return f"test accuracy {result['test']['accuracy']:.4f}, training {training_seconds(result):.0f} s"
 
 
 def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
     """Draw the profile's figures and tables, and print its scores and the command of one run."""
     folder = config.results_dir / config.profile
     figures = config.figures_dir / config.profile
-    drawn = f"{data.result_name(config.dataset)}/*" if config.profile == "compare" else "*"
+    drawn = f"{result_name(config.dataset)}/*" if config.profile == "compare" else "*"
     plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=drawn))
-    compared, _ = comparison.compare(results.find(folder, drawn)[0], {})
+    compared, _ = compare(find_runs(folder, drawn)[0], {})
     print("", tables.terminal(compared), sep="\n")
     if config.profile == "compare":
         print(f"\n{COMPARE_LIMITS}")

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common import cli
+from common.config import Plumbing, check_recipe, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(cli.Plumbing):
+class Config(Plumbing):
     """Hyper-parameters of the frozen CNN: the published recipe. Edit a default here, or override it as a flag."""
 
     dataset: str = "cifar10"
@@ -43,8 +44,8 @@ class Config(cli.Plumbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        cli.check_recipe(self)
-        cli.require(0 <= self.head_dropout < 1, "head-dropout", self.head_dropout, "0 or more and below 1")
+        check_recipe(self)
+        require(0 <= self.head_dropout < 1, "head-dropout", self.head_dropout, "0 or more and below 1")
 
     @property
     def method(self) -> str:
@@ -54,9 +55,12 @@ class Config(cli.Plumbing):
 
 def main(config: Config) -> None:
     """Train, test and save one run; a finished one is only pointed at."""
-    from common import backbones, data, experiment, frozen, heads
+    from common.data.dataset import load_dataset_of_run
+    from common.models import backbones, heads
+    from common.training.methods.head import fit_head
+    from common.training.run import announce_data, open_run, save_run
 
-    with experiment.begin(config) as run:
+    with open_run(config) as run:
         if run is None:
             return
 
@@ -67,8 +71,8 @@ def main(config: Config) -> None:
         backbones.require_cnn(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
-        dataset = data.load_for(run.settings)
-        notes = experiment.announce(dataset, run)
+        dataset = load_dataset_of_run(run.settings)
+        notes = announce_data(dataset, run)
 
         # Model: a new head on the frozen CNN
         head = heads.new_head(
@@ -81,10 +85,10 @@ def main(config: Config) -> None:
         )
 
         # Train the head on validation-selected epochs, then test once
-        outcome = frozen.fit_head(run, dataset, backbone, head)
+        outcome = fit_head(run, dataset, backbone, head)
 
         # Save
-        experiment.save(run, dataset, backbone, outcome, notes)
+        save_run(run, dataset, backbone, outcome, notes)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common import cli
+from common.config import Plumbing, check_recipe, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(cli.Plumbing):
+class Config(Plumbing):
     """Hyper-parameters of the adapted ViT: the published recipe. Edit a default here, or override it as a flag."""
 
     dataset: str = "cifar10"
@@ -44,10 +45,10 @@ class Config(cli.Plumbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        cli.check_recipe(self)
-        cli.require(0 <= self.rank <= 4096, "rank", self.rank, "0 to 4096")
-        cli.require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
-        cli.require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
+        check_recipe(self)
+        require(0 <= self.rank <= 4096, "rank", self.rank, "0 to 4096")
+        require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
     @property
     def method(self) -> str:
@@ -57,9 +58,13 @@ class Config(cli.Plumbing):
 
 def main(config: Config) -> None:
     """Train, test and save one run; a finished one is only pointed at."""
-    from common import adapted, backbones, data, experiment, frozen, heads, lora
+    from common.data.dataset import load_dataset_of_run
+    from common.models import backbones, heads, lora
+    from common.training.methods.head import fit_head
+    from common.training.methods.lora import fit_lora
+    from common.training.run import announce_data, open_run, save_run
 
-    with experiment.begin(config) as run:
+    with open_run(config) as run:
         if run is None:
             return
 
@@ -70,8 +75,8 @@ def main(config: Config) -> None:
         lora.require_plain_vit(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
-        dataset = data.load_for(run.settings)
-        notes = experiment.announce(dataset, run)
+        dataset = load_dataset_of_run(run.settings)
+        notes = announce_data(dataset, run)
 
         # Model: LoRA on query and value of the frozen ViT, and a new classifier; at rank 0 the classifier alone.
         # Train on validation-selected epochs, then test once
@@ -87,15 +92,15 @@ def main(config: Config) -> None:
                 precision=run.precision,
                 device=run.device,
             )
-            outcome = adapted.fit_lora(run, dataset, backbone, model)
+            outcome = fit_lora(run, dataset, backbone, model)
         else:
             head = heads.new_head(
                 backbone.module, backbone.width, classes, kind="linear", dropout=0.0, seed=config.seed
             )
-            outcome = frozen.fit_head(run, dataset, backbone, head)
+            outcome = fit_head(run, dataset, backbone, head)
 
         # Save
-        experiment.save(run, dataset, backbone, outcome, notes)
+        save_run(run, dataset, backbone, outcome, notes)
 
 
 if __name__ == "__main__":

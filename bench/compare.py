@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402, found once its folder is on the path
-from common.errors import UserError  # noqa: E402
+from common.config import as_record, require  # noqa: E402, found once its folder is on the path
+from common.runtime.errors import UserError  # noqa: E402, found once its folder is on the path
 
 Name = Literal["head", "cache", "sweep", "vit", "input", "start", "plots", "memory", "precision", "profile"]
 
@@ -63,14 +64,14 @@ class Config:
     """Where all measurements are kept."""
 
     def __post_init__(self) -> None:
-        cli.require(1 <= self.repeats <= 1_000, "repeats", self.repeats, "1 to 1,000")
-        cli.require(bool(self.dataset.strip()), "dataset", self.dataset, "a data set's name or an image folder")
+        require(1 <= self.repeats <= 1_000, "repeats", self.repeats, "1 to 1,000")
+        require(bool(self.dataset.strip()), "dataset", self.dataset, "a data set's name or an image folder")
         for flag in ("train_images", "test_images", "epochs", "batch_size"):
             value = getattr(self, flag)
-            cli.require(1 <= value <= 1_000_000, flag.replace("_", "-"), value, "at least 1")
-        cli.require(self.long_epochs >= self.epochs, "long-epochs", self.long_epochs, "--epochs or more")
-        cli.require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
-        cli.require(not self.out.is_dir(), "out", str(self.out), "a file")
+            require(1 <= value <= 1_000_000, flag.replace("_", "-"), value, "at least 1")
+        require(self.long_epochs >= self.epochs, "long-epochs", self.long_epochs, "--epochs or more")
+        require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
+        require(not self.out.is_dir(), "out", str(self.out), "a file")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,11 +82,12 @@ class Config:
 
 def main(config: Config) -> None:
     from bench import measuring, record
-    from common import runtime
+    from common.runtime.device import resolve_device, resolve_precision
+    from common.runtime.environment import describe_environment
 
     # Machine: measurements of another one are not overwritten
-    device = runtime.resolve_device("auto")
-    environment = runtime.environment(device, runtime.resolve_precision("auto", device))
+    device = resolve_device("auto")
+    environment = describe_environment(device, resolve_precision("auto", device))
     measured = record.read(config.out, environment)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         scratch = Path(folder)
@@ -99,7 +101,7 @@ def main(config: Config) -> None:
             print(f"{name} ({number} of {len(config.names)})", flush=True)
             done[name] = _measurement(name, config, scratch, done)()
             about = {
-                "settings": cli.as_record(config) | {"images": sizes},
+                "settings": as_record(config) | {"images": sizes},
                 "command": shlex.join(["python", *sys.argv]),
             }
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -114,19 +116,20 @@ def main(config: Config) -> None:
 def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
     """Find the data and packages of all measurements; write the images of the whole jobs, and return how many."""
     from bench import samples
-    from common import backbones, data
+    from common.data.dataset import check_dataset, load_dataset
+    from common.models.backbones import resolve_tag
 
     names = set(config.names)
     if "vit" in names and not importlib.util.find_spec("transformers"):
         raise UserError("the measurement vit needs transformers: pip install -r requirements-dev.txt")
     for name, dataset in (("memory", "mnist"), ("precision", "fashion_mnist")):
         if name in names:
-            data.load(dataset, data_dir=config.data_dir)
+            load_dataset(dataset, data_dir=config.data_dir)
     for tag in (*config.backbones, config.vit):
-        backbones.resolve_tag(tag)
+        resolve_tag(tag)
     if not names & {"head", "cache", "sweep"}:
         return None
-    data.check_request(config.dataset)
+    check_dataset(config.dataset)
     sizes = samples.write(
         scratch / "sample",
         dataset=config.dataset,
@@ -143,13 +146,13 @@ def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
 def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return the measurement ``name``; ``done`` holds what this call has measured so far."""
     from bench import head_jobs, inputs, memory, precision, profiles, shell, vit_step
-    from common import backbones
+    from common.models.backbones import resolve_tag
 
     own = scratch / name
     own.mkdir()
     jobs = {"sample": scratch / "sample", "few": scratch / "few", "scratch": own, "epochs": config.epochs}
-    repeats, tags = config.repeats, tuple(map(backbones.resolve_tag, config.backbones))
-    vit = backbones.resolve_tag(config.vit)
+    repeats, tags = config.repeats, tuple(map(resolve_tag, config.backbones))
+    vit = resolve_tag(config.vit)
     textbook = done["head"]["textbook_reports"] if "head" in done else {}
     return {
         "head": lambda: head_jobs.whole(**jobs, tags=tags, long_epochs=config.long_epochs, repeats=repeats),

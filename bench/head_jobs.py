@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.measuring import alternate, paired, run_script, timed
-from common import backbones, data, runtime
-from common.experiment import FEATURE_CACHE
-from common.features import Extractor, extract
+from common.data.dataset import load_dataset
+from common.models import backbones
+from common.runtime.device import resolve_device, resolve_precision
+from common.training.features import Extractor, extract
+from common.training.run import FEATURE_CACHE
 
 IMAGE_SIZE = 224
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -116,14 +118,14 @@ def cached(
 
 def _hit(sample: Path, *, tag: str, repeats: int) -> dict[str, Any]:
     """Time the reading of the training images' features against what their extraction cost when it was made."""
-    device = runtime.resolve_device("auto")
+    device = resolve_device("auto")
     backbone = backbones.load(tag, weights="random", image_size=IMAGE_SIZE)
-    dataset = data.load(str(sample), data_dir=sample)
+    dataset = load_dataset(str(sample), data_dir=sample)
     extractor = Extractor(
         backbone=backbone,
         transform=backbone.transform("squash"),
         device=device,
-        precision=runtime.resolve_precision("auto", device),
+        precision=resolve_precision("auto", device),
         compile="auto",
         workers=None,
         fingerprint=dataset.fingerprint,

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from bench.measuring import alternate, paired, timed
-from common.images import Images
-from common.preprocessing import Transform, image_batches
+from common.data.images import LabelledImages
+from common.data.loader import image_batches
+from common.data.transforms import Transform
 
 TRANSFORM = Transform(
     size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bicubic", resize="squash"
@@ -50,7 +51,7 @@ def random_pixels(images: int, shape: Sequence[int]) -> np.ndarray:
 def ours(pixels: np.ndarray) -> Iterator[torch.Tensor]:
     """Yield the batches as the training scripts see them, (B, 3, 224, 224)."""
     count = len(pixels)
-    images = Images(np.zeros(count, np.int64), np.arange(count), pixels)
+    images = LabelledImages(np.zeros(count, np.int64), np.arange(count), pixels)
     return image_batches(images, _positions(count), TRANSFORM, device=torch.device("cpu"), workers=0)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.errors import UserError
-from common.progress import progress
+from common.runtime.errors import UserError
+from common.runtime.progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")

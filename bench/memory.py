@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.measuring import run_script, single
-from common import backbones, data
-from common.progress import progress
+from common.data.dataset import load_dataset
+from common.models import backbones
+from common.runtime.progress import progress
 
 BACKBONE = "test_efficientnet.r160_in1k"  # a third of a million parameters: what grows with the images shows
 IMAGE_SIZE = 224
@@ -22,7 +23,7 @@ def measure(scratch: Path, *, data_dir: Path, dataset: str = "mnist", sizes: Seq
     Raises:
         UserError: the data are missing, or fewer than a size.
     """
-    loaded = data.load(dataset, data_dir=data_dir)
+    loaded = load_dataset(dataset, data_dir=data_dir)
     whole = len(loaded.train) + len(loaded.val)
     image_bytes = loaded.train.pixels[0].nbytes
     width = backbones.load(BACKBONE, weights="random", image_size=IMAGE_SIZE).width

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from bench.measuring import run_script, single
-from common import results
-from common.progress import progress
+from common.runs.predictions import read_predictions
+from common.runs.result import read_result
+from common.runtime.progress import progress
 
 HEAD = ("--epochs", 10, "--lr", 1e-3)
 # Name -> script and flags; the backbones and their weights are this repository's own, see demo/README.md.
@@ -53,5 +54,5 @@ def compare(
 def _outcome(results_dir: Path) -> tuple[np.ndarray, float]:
     """Return the predicted classes (N,) int64 and the test accuracy of the one run below ``results_dir``."""
     (file,) = results_dir.glob("*/*/seed0/result.json")
-    result = results.read(file)
-    return results.read_predictions(file.parent, result).logits.argmax(1), result["test"]["accuracy"]
+    result = read_result(file)
+    return read_predictions(file.parent, result).logits.argmax(1), result["test"]["accuracy"]

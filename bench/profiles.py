@@ -7,10 +7,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench import vit_step
-from common import backbones, runtime
-from common.backbones import pooled_features
-from common.features import batch_images
-from common.inference import for_inference
+from common.models import backbones
+from common.models.backbones import pooled_features
+from common.models.fuse_batchnorm import for_inference
+from common.runtime.device import autocast, resolve_device, resolve_precision, synchronize
+from common.training.features import batch_images
 
 IMAGE_SIZE = 224
 SHOWN = 8
@@ -21,8 +22,8 @@ def compare(*, vit: str, cnns: Sequence[str], batch_size: int) -> dict[str, Any]
 
     Shares are of the sum of all operations' own time, on a GPU of its kernels', after two calls to warm up.
     """
-    device = runtime.resolve_device("auto")
-    precision = runtime.resolve_precision("auto", device)
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
     base = backbones.load(vit, weights="random", image_size=IMAGE_SIZE)
     model = vit_step.adapted(base, precision, device)
     images, labels = vit_step.examples(batch_size, device)
@@ -43,9 +44,9 @@ def _extraction(tag: str, batch: int, device: torch.device, precision: str) -> C
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device).contiguous(memory_format=torch.channels_last)
 
     def features() -> None:
-        with torch.inference_mode(), runtime.autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision):
             pooled_features(module, images)
-        runtime.synchronize(device)
+        synchronize(device)
 
     return features
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.storage import write_atomically
+from common.runtime.errors import UserError
+from common.runtime.files import write_atomically
 
 # Measurements stand in one file only where these agree; the rest of the environment is recorded with each of them.
 SAME = ("cpu", "cores", "threads", "device", "precision", "torch")

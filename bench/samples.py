@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common import data
-from common.errors import UserError
-from common.images import Images, decode
+from common.data.dataset import load_dataset
+from common.data.images import LabelledImages, decode
+from common.runtime.errors import UserError
 
 VAL_FRACTION = 0.1
 
@@ -23,7 +23,7 @@ def write(folder: Path, *, dataset: str, data_dir: Path, train_images: int, test
     """
     limits = {"train_limit": train_images - round(VAL_FRACTION * train_images), "test_limit": test_images}
     try:
-        loaded = data.load(dataset, data_dir=data_dir, val_fraction=VAL_FRACTION, **limits)
+        loaded = load_dataset(dataset, data_dir=data_dir, val_fraction=VAL_FRACTION, **limits)
     except UserError as error:
         raise UserError(
             str(error).replace("--train-limit", "--train-images").replace("--test-limit", "--test-images")
@@ -49,5 +49,5 @@ def write_few(folder: Path, source: Path) -> None:
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _pixels(images: Images, position: int) -> np.ndarray:
+def _pixels(images: LabelledImages, position: int) -> np.ndarray:
     return images.pixels[position] if images.pixels is not None else decode(images.files[position])

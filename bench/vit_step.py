@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from bench.measuring import alternate, paired, single, timed
-from common import backbones, lora, runtime
+from common.models import backbones, lora
+from common.runtime.device import autocast, resolve_device, resolve_precision, synchronize
 
 CLASSES = 10
 IMAGE_SIZE = 224
@@ -28,8 +29,8 @@ def compare(*, tag: str, batch_size: int, repeats: int) -> dict[str, Any]:
 
     A step is forward, cross-entropy, backward, AdamW, with rank 16, alpha 32, dropout 0.1, on the same random images.
     """
-    device = runtime.resolve_device("auto")
-    precisions = dict.fromkeys(["fp32", runtime.resolve_precision("auto", device)])
+    device = resolve_device("auto")
+    precisions = dict.fromkeys(["fp32", resolve_precision("auto", device)])
     comparisons, singles = [], []
     for precision in precisions:
         found = _at_precision(tag, precision, device, batch_size=batch_size, steps=2 * repeats + 4)
@@ -64,7 +65,7 @@ def _at_precision(
     twin = twin.to(device).train()
 
     def twin_logits(batch: torch.Tensor) -> torch.Tensor:
-        with runtime.autocast(device, precision):
+        with autocast(device, precision):
             return twin(batch).logits
 
     step, twin_step = new_step(ours, ours, images, labels), new_step(twin, twin_logits, images, labels)
@@ -100,7 +101,7 @@ def adapted(base: backbones.Backbone, precision: str, device: torch.device) -> l
 def new_step(
     model: nn.Module, logits: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[], None]:
-    """Return one optimiser step as ``common.training`` makes it, over the parameters that require a gradient."""
+    """Return one optimiser step as ``common.training.loop`` makes it, over the parameters that require a gradient."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=WEIGHT_DECAY)
 
@@ -110,7 +111,7 @@ def new_step(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        runtime.synchronize(images.device)
+        synchronize(images.device)
 
     return step
 
@@ -154,7 +155,7 @@ def peak_flops(precision: str, device: torch.device, *, tokens: int, width: int)
 
         def multiply(activations: torch.Tensor = activations, weight: torch.Tensor = weight) -> None:
             functional.linear(activations, weight)
-            runtime.synchronize(device)
+            synchronize(device)
 
         with torch.inference_mode():
             multiply()

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402, found once its folder is on the path
+from common.config import require  # noqa: E402, found once its folder is on the path
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 
@@ -43,20 +44,20 @@ class Config:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.backbones if name not in NAMES]
-        cli.require(bool(self.backbones) and not unknown, "backbones", self.backbones, f"among {', '.join(NAMES)}")
-        cli.require(1 <= self.epochs <= 10_000, "epochs", self.epochs, "at least 1")
-        cli.require(1 <= self.batch_size <= 50_000, "batch-size", self.batch_size, "1 to 50,000")
-        cli.require(0 < self.lr < 1, "lr", self.lr, "between 0 and 1")
-        cli.require(0 <= self.weight_decay < float("inf"), "weight-decay", self.weight_decay, "0 or more, and finite")
-        cli.require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")
+        require(bool(self.backbones) and not unknown, "backbones", self.backbones, f"among {', '.join(NAMES)}")
+        require(1 <= self.epochs <= 10_000, "epochs", self.epochs, "at least 1")
+        require(1 <= self.batch_size <= 50_000, "batch-size", self.batch_size, "1 to 50,000")
+        require(0 < self.lr < 1, "lr", self.lr, "between 0 and 1")
+        require(0 <= self.weight_decay < float("inf"), "weight-decay", self.weight_decay, "0 or more, and finite")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")
 
 
 def main(config: Config) -> None:
-    from common import named_sets, splits
+    from common.data import registry, splits
     from demo import pretraining
 
     # Data: the whole training split; nothing is selected, so nothing is set aside for validation
-    source = named_sets.read("cifar10", config.data_dir)
+    source = registry.read("cifar10", config.data_dir)
     fingerprint = splits.fingerprint(source.classes, source.parts)
 
     recipe = pretraining.Recipe(config.epochs, config.batch_size, config.lr, config.weight_decay, config.seed)

@@ -14,14 +14,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common import backbones, runtime, storage
-from common.checkpoint import Checkpoint, below, optimizer_tensors, restore_optimizer
-from common.data import Images
-from common.examples import ImageExamples
-from common.prediction import loss_and_accuracy, predict, split_batches
-from common.preprocessing import Transform, normalise
-from common.progress import progress
-from common.randomness import numpy_generator, torch_seed
+from common.data.images import LabelledImages
+from common.data.transforms import Transform, normalise
+from common.models import backbones
+from common.runtime.device import autocast, resolve_device, resolve_precision
+from common.runtime.environment import describe_environment
+from common.runtime.files import sha256, sha256_of_file, write_atomically
+from common.runtime.progress import progress
+from common.runtime.seeding import numpy_generator, torch_seed
+from common.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, strip_prefix
+from common.training.loaders import ImageLoader
+from common.training.predict import loss_and_accuracy, predict, split_batches
 
 CLASSES = 10
 PADDING = 4  # pixels of the random crop
@@ -43,20 +46,20 @@ def is_finished(path: Path, recipe: Recipe, fingerprint: str) -> bool:
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         is_same = record["recipe"] == asdict(recipe) and record["data"]["fingerprint"] == fingerprint
-        return is_same and record["file"]["sha256"] == storage.sha256_of_file(path)
+        return is_same and record["file"]["sha256"] == sha256_of_file(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def train(
-    name: str, images: Images, recipe: Recipe, fingerprint: str, path: Path
+    name: str, images: LabelledImages, recipe: Recipe, fingerprint: str, path: Path
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train backbone ``name`` and a classifier on all ``images``; return it in eval mode, and a row an epoch.
 
     Raises:
         UserError: a checkpoint beside ``path`` belongs to another recipe, or cannot be written.
     """
-    device = runtime.resolve_device("auto")
+    device = resolve_device("auto")
     torch.manual_seed(torch_seed(recipe.seed, "pretraining"))
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
@@ -69,8 +72,8 @@ def train(
     if found := checkpoint.load():
         record, tensors = found
         history = record["history"]
-        model.load_state_dict(below("model/", tensors))
-        restore_optimizer(optimizer, parameters, below("optimizer/", tensors))
+        model.load_state_dict(strip_prefix("model/", tensors))
+        restore_optimizer(optimizer, parameters, strip_prefix("optimizer/", tensors))
         print(f"{name}: resuming after epoch {len(history)}", flush=True)
     for epoch in range(len(history), recipe.epochs):
         row = _train_epoch(model, optimizer, images, recipe, _transform(name), epoch)
@@ -89,7 +92,7 @@ def train(
 def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Images,
+    images: LabelledImages,
     recipe: Recipe,
     transform: Transform,
     epoch: int,
@@ -108,7 +111,7 @@ def _train_epoch(
         pixels = torch.from_numpy(crop_and_flip(images.pixels[batch], rng)).permute(0, 3, 1, 2)  # (B, 3, 32, 32)
         inputs = normalise(pixels.to(device), transform).contiguous(memory_format=torch.channels_last)
         targets = torch.from_numpy(images.labels[batch]).to(device)
-        with runtime.autocast(device, precision):
+        with autocast(device, precision):
             logits = model(inputs)  # (B, 10)
         loss = functional.cross_entropy(logits.float(), targets)
         optimizer.zero_grad()
@@ -150,11 +153,11 @@ def _transform(name: str) -> Transform:
 def _precision(model: nn.Module, device: torch.device) -> str:
     """Return the faster precision: on the CPU depthwise convolutions are slower in bfloat16 (404 to 551 images/s)."""
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
-    return "fp32" if depthwise and device.type == "cpu" else runtime.resolve_precision("auto", device)
+    return "fp32" if depthwise and device.type == "cpu" else resolve_precision("auto", device)
 
 
 def save(
-    name: str, model: nn.Module, history: list, test: Images, recipe: Recipe, fingerprint: str, path: Path
+    name: str, model: nn.Module, history: list, test: LabelledImages, recipe: Recipe, fingerprint: str, path: Path
 ) -> float:
     """Write the weights in float16, and the record of what exactly these score on the test images; return accuracy.
 
@@ -168,7 +171,7 @@ def save(
         for key, value in model.cpu().state_dict().items()
     }
     model.load_state_dict(rounded)
-    examples = ImageExamples(test, _transform(name), device, workers=None)
+    examples = ImageLoader(test, _transform(name), device, workers=None)
     logits = predict(model.to(device), examples, batch_size=256, desc="test")
     loss, accuracy = loss_and_accuracy(logits, test.labels)
     model.reset_classifier(0)
@@ -183,10 +186,10 @@ def save(
         "test": {"images": len(test), "loss": loss, "accuracy": accuracy},
         "history": history,
         "seconds": sum(row["seconds"] for row in history),
-        "environment": runtime.environment(device, _precision(model, device)),
-        "file": {"name": path.name, "bytes": len(content), "sha256": storage.sha256(content)},
+        "environment": describe_environment(device, _precision(model, device)),
+        "file": {"name": path.name, "bytes": len(content), "sha256": sha256(content)},
     }
-    storage.write_atomically(path, content)
-    storage.write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(path, content)
+    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return accuracy

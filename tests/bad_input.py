@@ -17,7 +17,7 @@ from fake_results import fake_run
 from PIL import Image
 from safetensors.torch import save_file
 
-from common import results
+from common.runs.result import encode_record
 
 SMALL = ["--weights=random", "--image-size=32", "--epochs=1", "--no-feature-cache", "--precision=fp32", "--workers=0"]
 CNN, VIT = [*SMALL, "--backbone=test_resnet"], [*SMALL, "--backbone=test_vit"]
@@ -132,7 +132,7 @@ def _edited(**changes: object) -> Callable[[Path], object]:
     def make(here: Path) -> None:
         folder = fake_run(here / "results", num_test=20).folder
         record = json.loads((folder / "result.json").read_text())
-        (folder / "result.json").write_bytes(results.dumps({**record, **changes}))
+        (folder / "result.json").write_bytes(encode_record({**record, **changes}))
 
     return make
 

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 from fake_results import MODELS, fake_run
 
-from common import data, metrics, results, storage
-from common.data import Dataset
+from common.data.dataset import DatasetSplits, load_dataset_of_run
+from common.evaluation import metrics
+from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.result import Run, write_result
+from common.runtime.files import sha256, write_atomically
 
 SETTINGS = {
     "dataset": "digits",
@@ -21,10 +24,10 @@ SETTINGS = {
 }
 
 
-def digit_runs(results_dir: Path, *, models: int = 3, seeds: int = 2, test_limit: int | None = None) -> Dataset:
+def digit_runs(results_dir: Path, *, models: int = 3, seeds: int = 2, test_limit: int | None = None) -> DatasetSplits:
     """Write runs of the first ``models`` of ``MODELS``; return the data that they were tested on."""
     settings = SETTINGS | {"test_limit": test_limit}
-    dataset = data.load_for(settings)
+    dataset = load_dataset_of_run(settings)
     for number, name in enumerate(list(MODELS)[:models]):
         for seed in range(seeds):
             rng = np.random.default_rng([number, seed])
@@ -35,23 +38,23 @@ def digit_runs(results_dir: Path, *, models: int = 3, seeds: int = 2, test_limit
     return dataset
 
 
-def with_predictions(run: results.Run, dataset: Dataset, predict, settings: dict) -> None:
+def with_predictions(run: Run, dataset: DatasetSplits, predict, settings: dict) -> None:
     """Write ``run`` again with what ``predict`` (pixels -> logits) says of ``dataset``'s images."""
     arrays = {}
     for prefix, images in (("", dataset.test), ("val_", dataset.val)):
         arrays[f"{prefix}logits"] = predict(images.pixels)
         arrays |= {f"{prefix}labels": images.labels, f"{prefix}indices": images.indices}
-    predictions = results.npz_bytes(**arrays)
-    storage.write_atomically(run.folder / results.PREDICTIONS, predictions)
+    predictions = npz_bytes(**arrays)
+    write_atomically(run.folder / PREDICTIONS_FILE, predictions)
     sizes = {f"num_{name}": len(getattr(dataset, name)) for name in ("train", "val", "test")}
     result = run.result | {
         "config": settings,
         "data": {**run.result["data"], **sizes, "classes": list(dataset.classes), "fingerprint": dataset.fingerprint},
         "val": metrics.score(arrays["val_logits"], dataset.val.labels, dataset.classes)[0],
         "test": metrics.score(arrays["logits"], dataset.test.labels, dataset.classes)[0],
-        "files": {results.PREDICTIONS: {"sha256": storage.sha256(predictions), "bytes": len(predictions)}},
+        "files": {PREDICTIONS_FILE: {"sha256": sha256(predictions), "bytes": len(predictions)}},
     }
-    results.write(run.folder, result)
+    write_result(run.folder, result)
 
 
 def _regression(pixels: np.ndarray, labels: np.ndarray):

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common import metrics, results, storage
+from common.evaluation import metrics
+from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.result import RESULT_FILE, Run, read_result, write_result
+from common.runs.schema import SCHEMA_VERSION
+from common.runtime.files import sha256, write_atomically
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # run name: (backbone, method, total parameters, trainable parameters, skill, train seconds, feature seconds)
@@ -67,7 +71,7 @@ def fake_run(
     trials: int = 1,
     train_limit: int | None = None,
     shift: int = 0,
-) -> results.Run:
+) -> Run:
     """Write one run's folder under ``results_dir`` and return it.
 
     ``test_set`` draws other test images, ``shift`` other predictions; ``trials`` learning rates were tried.
@@ -85,9 +89,9 @@ def fake_run(
     val, _ = metrics.score(arrays["val_logits"], arrays["val_labels"], classes)
     curves = history(epochs, val["accuracy"], rng)
     lora = {"rank": 16, "alpha": 32, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
-    predictions = results.npz_bytes(**arrays)
+    predictions = npz_bytes(**arrays)
     result = {
-        "schema_version": results.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "method": method,
         "dataset": dataset,
         "backbone": backbone,
@@ -133,11 +137,11 @@ def fake_run(
             "saved_bytes": 4 * trainable,
         },
         "environment": {"device": "cpu", "created": created},
-        "files": {results.PREDICTIONS: {"sha256": storage.sha256(predictions), "bytes": len(predictions)}},
+        "files": {PREDICTIONS_FILE: {"sha256": sha256(predictions), "bytes": len(predictions)}},
         "skipped_images": [],
         "notes": notes,
     }
     folder = results_dir / dataset / (folder_name or name) / f"seed{seed}"
-    storage.write_atomically(folder / results.PREDICTIONS, predictions)
-    results.write(folder, result)
-    return results.Run(folder, results.read(folder / results.RESULT))
+    write_atomically(folder / PREDICTIONS_FILE, predictions)
+    write_result(folder, result)
+    return Run(folder, read_result(folder / RESULT_FILE))

@@ -12,7 +12,7 @@ ARMS = {
     "lora": ("train_vit_lora", [*TINY, "--backbone=test_vit", "--rank=2", "--lr=1e-2"]),
 }
 # Checkpoints after every step, and features in several parts, so that 60 images have all phases of 60,000.
-FINE = {"common.training.CHECKPOINT_SECONDS": -1, "common.features.PART_IMAGES": 32}
+FINE = {"common.training.loop.CHECKPOINT_SECONDS": -1, "common.training.features.PART_IMAGES": 32}
 _TIMES = ("train_seconds", "feature_seconds", "eval_seconds", "train_images_per_second", "feature_cache_hit")
 
 

@@ -153,9 +153,9 @@ def _watch_disk(steps: _Steps) -> None:
 
 
 def _interrupt_training(number: int, action: str) -> None:
-    from common import training
+    from common.training import loop
 
-    step, steps = training._Loop._step, iter(range(10**9))
+    step, steps = loop._Loop._step, iter(range(10**9))
     signals = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM, "terminal": signal.SIGINT}
     send = os.killpg if action == "terminal" else os.kill  # a terminal sends Ctrl-C to the workers as well
 
@@ -164,11 +164,11 @@ def _interrupt_training(number: int, action: str) -> None:
             send(os.getpid(), signals[action])
         step(self, inputs, labels)
 
-    training._Loop._step = interrupted
+    loop._Loop._step = interrupted
 
 
 class _ForkedRun:
-    """In place of ``subprocess.Popen`` in ``common.jobs``: the run's process is a fork of this one."""
+    """In place of ``subprocess.Popen`` in ``common.grid.scheduler``: the run's process is a fork of this one."""
 
     def __init__(self, command, *, stdout, **_) -> None:
         self.returncode = None
@@ -236,11 +236,14 @@ def _make_grid_tiny() -> None:
     import reproduce
     import train_cnn_head
     import train_vit_lora
-    from common import grids, jobs, storage, style
+    from common.figures import style
+    from common.grid import scheduler
+    from common.grid.grid import Arm, Grid
+    from common.runtime.files import write_atomically
 
     def save(figure, stem):
         for suffix in (".png", ".pdf"):
-            storage.write_atomically(stem.with_suffix(suffix), b"drawn")
+            write_atomically(stem.with_suffix(suffix), b"drawn")
         return [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
 
     def in_this_process(*_, **__):
@@ -248,28 +251,28 @@ def _make_grid_tiny() -> None:
 
     few = {"epochs": 1, "batch_size": 32, "lr": (1e-3,), "weights": "random", "feature_cache": False}
     arms = (
-        grids.Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | few),
-        grids.Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | few),
+        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | few),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | few),
     )
     small = {"train_limit": 60, "test_limit": 20, "image_size": 32, "precision": "fp32"}
-    reproduce.PROFILES["demo"] = (grids.Grid(arms, {"digits": small}, seeds=(0,)),)
-    jobs.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
-    reproduce.downloads = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
+    reproduce.PROFILES["demo"] = (Grid(arms, {"digits": small}, seeds=(0,)),)
+    scheduler.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
+    reproduce.prefetch = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
     style.save = save
     for module in list(sys.modules.values()):
-        if hasattr(module, "ProcessPoolExecutor") and module.__name__ in ("plot_results", "common.parallel"):
+        if hasattr(module, "ProcessPoolExecutor") and module.__name__ in ("plot_results", "common.runtime.parallel"):
             module.ProcessPoolExecutor = in_this_process
 
 
 def _child(request: dict) -> int:
-    from common import runtime
+    from common.runtime import environment as environment_module
 
     os.setsid()
     folder = Path(request["folder"])
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-    runtime._git = lambda *_: None  # a process, for nothing that is tested here
+    environment_module._git = lambda *_: None  # a process, for nothing that is tested here
     if request["script"] == "reproduce":
         _make_grid_tiny()
     for name, value in request.get("patch", {}).items():
@@ -302,7 +305,14 @@ def _serve() -> None:
         importlib.import_module(name)
     import timm.models  # noqa: F401
 
-    for name in ("adapted", "experiment", "frozen", "style", "tables", "trained", "estimate"):
+    for name in (
+        "training.methods.lora",
+        "training.methods.head",
+        "training.restore",
+        "figures.style",
+        "report.tables",
+        "grid.estimate",
+    ):
         importlib.import_module(f"common.{name}")
     for name in SCRIPTS:
         importlib.import_module(name)

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from common import backbones, costs, heads, lora
-from common.errors import UserError
+from common.models import backbones, complexity, heads, lora
+from common.models.weights import hash_weights
+from common.runtime.errors import UserError
 
 STUDY = {
     "vit_base_patch16_224.augreg_in1k": ((0.5, 0.5, 0.5), "bicubic"),
@@ -67,7 +68,7 @@ def test_images_are_224_where_the_backbone_was_made_for_it_and_else_its_own_size
 @pytest.mark.parametrize("tag", STUDY)
 def test_each_backbone_is_fed_by_its_own_mean_and_interpolation(tag, monkeypatch):
     # Only the shapes are built: the weights do not matter here.
-    monkeypatch.setattr(backbones, "_build_random", _meta)
+    monkeypatch.setattr(backbones, "build_random", _meta)
     monkeypatch.setattr(backbones, "hash_weights", lambda module: "")
     backbone = backbones.load(tag, weights="random", image_size=224)
     assert (backbone.mean, backbone.interpolation) == STUDY[tag]
@@ -102,9 +103,9 @@ def test_the_hash_covers_weights_and_batchnorm_statistics_but_no_classifier():
         if tensor.is_floating_point() and name.split(".")[-1] in ("weight", "running_mean"):
             kept = tensor.view(-1)[0].item()
             tensor.view(-1)[0] += 1
-            assert backbones.hash_weights(module) != backbone.sha256, name
+            assert hash_weights(module) != backbone.sha256, name
             tensor.view(-1)[0] = kept
-    assert backbones.hash_weights(module) == backbone.sha256
+    assert hash_weights(module) == backbone.sha256
 
 
 def test_a_vit_keeps_its_hash_at_another_image_size_and_needs_a_multiple_of_its_patch():
@@ -211,11 +212,11 @@ def test_a_head_is_drawn_from_its_seed_alone():
 def test_the_heads_of_the_study_train_their_published_share():
     head = heads.new_head(nn.ReLU(), 2048, 10, kind="mlp", dropout=0.5, seed=0)
     # 2048 x 1024 + 1024, 1024 x 10 + 10: with ResNet50's 23,508,032 these are the study's 8.231 %.
-    counted = costs.count_parameters(_meta("resnet50", num_classes=0).requires_grad_(False), head)
+    counted = complexity.count_parameters(_meta("resnet50", num_classes=0).requires_grad_(False), head)
     assert counted["trainable_params"] == 2_108_426
     assert round(counted["trainable_percent"], 3) == 8.231
     small = heads.new_head(nn.SiLU(), 1280, 10, kind="mlp", dropout=0.5, seed=0)
-    counted = costs.count_parameters(_meta("efficientnet_b0", num_classes=0).requires_grad_(False), small)
+    counted = complexity.count_parameters(_meta("efficientnet_b0", num_classes=0).requires_grad_(False), small)
     assert round(counted["trainable_percent"], 3) == 14.159
 
 
@@ -256,7 +257,7 @@ class _Tiny(nn.Module):
 
 def test_the_operations_of_one_convolution_and_one_linear_layer_are_those_counted_by_hand():
     expected = 2 * (8 * 8 * 4) * (3 * 3 * 3) + 2 * 4 * 10  # outputs x multiply-adds each; features x classes
-    assert costs.forward_flops(_Tiny(), nn.Linear(4, 10), 16) == expected
+    assert complexity.forward_flops(_Tiny(), nn.Linear(4, 10), 16) == expected
 
 
 def test_fused_attention_is_counted_and_left_switched_on():
@@ -267,7 +268,7 @@ def test_fused_attention_is_counted_and_left_switched_on():
     tokens = 1 + (32 // 16) ** 2
     block = tokens * width * (3 * width + width + 2 * hidden) + 2 * tokens * tokens * width
     expected = 2 * (4 * 16 * 16 * 3 * width + depth * block + width * 10)
-    assert costs.forward_flops(vit, nn.Linear(width, 10), 32) == expected
+    assert complexity.forward_flops(vit, nn.Linear(width, 10), 32) == expected
     assert attention.fused_attn
 
 
@@ -276,13 +277,13 @@ def test_the_counts_of_known_networks_are_those_that_torchvision_publishes(name,
     module = _meta(name, num_classes=0)
     with torch.device("meta"):
         head = nn.Linear(module.num_features, 1000)
-    assert round(costs.forward_flops(module, head, 224) / 2e9, 2) == gmacs
+    assert round(complexity.forward_flops(module, head, 224) / 2e9, 2) == gmacs
 
 
 def test_a_shared_tensor_and_a_replaced_classifier_are_not_counted_twice():
     shared = nn.Linear(3, 3)
     model = nn.ModuleList([shared, shared, nn.Linear(3, 2).requires_grad_(False)])
-    assert costs.count_parameters(model, shared) == {
+    assert complexity.count_parameters(model, shared) == {
         "total_params": 20,
         "trainable_params": 12,
         "trainable_percent": 60.0,
@@ -291,8 +292,8 @@ def test_a_shared_tensor_and_a_replaced_classifier_are_not_counted_twice():
     plain = _load("test_vit").module
     width, depth = plain.embed_dim, len(plain.blocks)
     trainable = depth * 2 * (2 * 4 * width) + 5 * width + 5
-    assert costs.count_parameters(adapted)["trainable_params"] == trainable
+    assert complexity.count_parameters(adapted)["trainable_params"] == trainable
     base = sum(parameter.numel() for parameter in plain.parameters())
-    assert costs.count_parameters(adapted)["total_params"] == base + trainable
+    assert complexity.count_parameters(adapted)["total_params"] == base + trainable
     merged = lora.merged(adapted)
-    assert costs.count_parameters(merged)["total_params"] == base + 5 * width + 5
+    assert complexity.count_parameters(merged)["total_params"] == base + 5 * width + 5

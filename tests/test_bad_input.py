@@ -18,7 +18,10 @@ import plot_results
 import reproduce
 import train_cnn_head
 import train_vit_lora
-from common import cli, comparison, images, results
+from common import cli
+from common.data import images
+from common.evaluation.comparison import Comparison, compare
+from common.runs.result import find_runs, read_result
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {module.__name__: module for module in (evaluate, plot_results, reproduce, train_cnn_head, train_vit_lora)}
@@ -87,7 +90,7 @@ def test_class_names_of_every_kind_are_trained_scored_and_drawn(script, flags, t
     argv = [*flags, f"--dataset={here / 'pets'}", "--val-fraction=0.3", "--results-dir", str(tmp_path / "out")]
     assert cli.run(script.main, script.Config, argv) == 0, capsys.readouterr().err
     (path,) = (tmp_path / "out").rglob("result.json")
-    assert results.read(path)["data"]["classes"] == sorted(ODD)
+    assert read_result(path)["data"]["classes"] == sorted(ODD)
     assert cli.run(evaluate.main, evaluate.Config, [str(path.parent)]) == 0
     for flags in (
         [f"--predict={here}", f"--out={tmp_path / 'labels.csv'}"],
@@ -106,8 +109,8 @@ def test_their_figures_are_drawn(tmp_path):
             assert path.stat().st_size
 
 
-def _compared(folder: Path) -> list[comparison.Comparison]:
-    return comparison.compare(results.find(folder)[0], {})[0]
+def _compared(folder: Path) -> list[Comparison]:
+    return compare(find_runs(folder)[0], {})[0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])
@@ -132,8 +135,8 @@ def test_all_damaged_images_are_found_in_one_pass_and_can_be_left_out(tmp_path, 
     assert [line.split("'")[1] for line in printed.out.splitlines() if line.startswith("damaged: ")] == names
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--skip-damaged"]) == 0
     (path,) = (tmp_path / "out").rglob("result.json")
-    assert results.read(path)["skipped_images"] == names
-    assert "12 damaged images were left out" in " ".join(results.read(path)["notes"])
+    assert read_result(path)["skipped_images"] == names
+    assert "12 damaged images were left out" in " ".join(read_result(path)["notes"])
 
 
 def test_memory_that_is_short_is_no_damage_to_an_image(tmp_path, monkeypatch, capsys):
@@ -148,8 +151,8 @@ def test_runs_with_other_test_images_are_left_out_by_name(tmp_path, capsys):
     for seed in range(2):
         fake_run(tmp_path, seed=seed, num_test=20)
     other = fake_run(tmp_path, "efficientnet_b0.ra_in1k-head_mlp", num_test=20, test_set=1)
-    runs, _ = results.find(tmp_path)
-    compared, lines = comparison.compare(runs, {})
+    runs, _ = find_runs(tmp_path)
+    compared, lines = compare(runs, {})
     assert [series.name for series in compared[0].series] == ["resnet50.tv2_in1k-head_mlp"]
     assert any(line.startswith("left out: ") and repr(str(other.folder)) in line for line in lines)
 

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from bench import compare, head_jobs, inputs, measuring, profiles, record, samples, shell, textbook, vit_step
-from common import backbones, cli, data, heads, lora, runtime
-from common.errors import UserError
+from common import cli
+from common.data.dataset import load_dataset
+from common.models import backbones, heads, lora
+from common.runtime.device import resolve_device, resolve_precision
+from common.runtime.environment import describe_environment
+from common.runtime.errors import UserError
 
 TAG = "test_efficientnet.r160_in1k"
 
@@ -60,8 +64,8 @@ def test_a_script_that_fails_is_shown(capfd):
 
 
 def _environment() -> dict:
-    device = runtime.resolve_device("auto")
-    return runtime.environment(device, runtime.resolve_precision("auto", device))
+    device = resolve_device("auto")
+    return describe_environment(device, resolve_precision("auto", device))
 
 
 def test_a_measurement_is_added_to_those_of_the_same_machine(tmp_path, capsys):
@@ -144,7 +148,7 @@ def test_both_ways_from_pixels_to_batches_give_the_same_within_two_grey_levels(s
 
 
 def test_the_textbook_reads_the_same_images_and_trains_the_same_head(sample, tmp_path, monkeypatch):
-    dataset = data.load(str(sample), data_dir=tmp_path)
+    dataset = load_dataset(str(sample), data_dir=tmp_path)
     monkeypatch.setattr(textbook, "WORKERS", 0)
     for split in ("train", "val", "test"):
         ours, theirs = getattr(dataset, split), textbook.loader(sample, split, 32).dataset
@@ -173,7 +177,7 @@ def test_the_textbook_runs(sample, tmp_path):
 
 def test_a_few_images_of_each_class_warm_up(sample, tmp_path):
     samples.write_few(tmp_path / "few", sample)
-    few = data.load(str(tmp_path / "few"), data_dir=tmp_path)
+    few = load_dataset(str(tmp_path / "few"), data_dir=tmp_path)
     assert np.bincount(few.train.labels).tolist() == [2] * 10
     assert len(few.val) == 10 and len(few.test) == 20
 

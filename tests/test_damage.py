@@ -10,9 +10,12 @@ import torch
 from fake_results import fake_run
 from finished import ARMS, left
 
-from common import backbones, features, heads, lora, results, runs, trained
-from common.checkpoint import Checkpoint
-from common.errors import UserError
+from common.models import backbones, heads, lora
+from common.runs.folder import open_run_folder
+from common.runs.result import Run, read_result
+from common.runtime.errors import UserError
+from common.training import feature_cache, restore
+from common.training.checkpoint import Checkpoint
 
 KEY = {"backbone": "b", "count": 3}
 STATE = {"histories": [[{"epoch": 1, "val_accuracy": 0.5}]], "step": 3, "loss_sum": 1.25}
@@ -52,31 +55,31 @@ def test_a_damaged_checkpoint_is_never_taken_up(tmp_path, capsys):
 def test_damaged_features_are_never_read(tmp_path):
     path = tmp_path / "features-00000000.safetensors"
     values = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    features._write_part(path, "digest", KEY, values, 1.5)
+    feature_cache.write_part(path, "digest", KEY, values, 1.5)
     content = path.read_bytes()
     refused = 0
     for other in damaged(content):
         path.write_bytes(other)
-        found = features._read_part(path, "digest")
+        found = feature_cache.read_part(path, "digest")
         refused += found is None
         assert found is None or (torch.equal(found[0], values) and found[1] == 1.5)
     assert refused > 500
     path.write_bytes(content)
-    assert features._read_part(path, "digest") is not None
+    assert feature_cache.read_part(path, "digest") is not None
     exchanged = path.rename(tmp_path / "features-00002048.safetensors")
-    assert features._read_part(exchanged, "digest") is None
-    assert features._read_part(path, "another digest") is None
+    assert feature_cache.read_part(exchanged, "digest") is None
+    assert feature_cache.read_part(path, "another digest") is None
 
 
 @pytest.fixture(scope="module")
-def finished(nursery, tmp_path_factory) -> dict[str, results.Run]:
+def finished(nursery, tmp_path_factory) -> dict[str, Run]:
     """A finished run of each arm."""
     found = {}
     for arm, (script, argv) in ARMS.items():
         folder = tmp_path_factory.mktemp(arm)
         assert nursery.run(script, [*argv, "--results-dir", folder]).code == 0
         (path,) = folder.rglob("result.json")
-        found[arm] = results.Run(path.parent, results.read(path))
+        found[arm] = Run(path.parent, read_result(path))
     return found
 
 
@@ -91,25 +94,25 @@ def finished(nursery, tmp_path_factory) -> dict[str, results.Run]:
 )
 def test_a_damaged_file_of_a_run_is_refused_by_name(arm, name, finished, tmp_path):
     folder = Path(shutil.copytree(finished[arm].folder, tmp_path / "seed0"))
-    run = results.Run(folder, finished[arm].result)
+    run = Run(folder, finished[arm].result)
     content = (folder / name).read_bytes()
     draw = np.random.default_rng(0)
     for at in draw.integers(len(content), size=150):
         for other in (content[:at], content[:at] + bytes([content[at] ^ 1 << int(at % 8)]) + content[at + 1 :]):
             (folder / name).write_bytes(other)
             with pytest.raises(UserError, match=name):
-                trained._check_files(run)
+                restore._check_files(run)
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
-        trained._check_files(run)
+        restore._check_files(run)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_weights_that_the_result_does_not_list_are_not_loaded(arm, finished):
     run = finished[arm]
-    bare = results.Run(run.folder, {**run.result, "files": {}})
+    bare = Run(run.folder, {**run.result, "files": {}})
     with pytest.raises(UserError, match="is not the file that the run wrote"):
-        trained._check_files(bare)
+        restore._check_files(bare)
 
 
 def test_an_adapter_or_a_head_that_is_none_is_refused(finished, tmp_path):
@@ -177,5 +180,5 @@ def test_leftovers_of_killed_writes_are_removed_by_who_holds_the_folder(tmp_path
     kept = fake_run(tmp_path, num_test=20)
     leftover = kept.folder / ".checkpoint.1.tmp"
     leftover.write_bytes(b"half")
-    with runs.opened(kept.folder, kept.result["config"], overwrite=True):
+    with open_run_folder(kept.folder, kept.result["config"], overwrite=True):
         assert not leftover.exists()

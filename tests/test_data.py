@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import data, folders, named_sets, published_files, splits
-from common.errors import UserError
-from common.images import Images
+from common.data import formats, image_folder, registry, splits
+from common.data.dataset import DatasetSplits, load_dataset, load_unlabelled, result_name
+from common.data.images import LabelledImages
+from common.runtime.errors import UserError
 
 
 def _write(folder: Path, count: int, *, size: int = 8, seed: int = 0) -> None:
@@ -36,8 +37,8 @@ def _tree(root: Path, **counts: dict[str, int]) -> Path:
     return root
 
 
-def _load(dataset: Path | str, **options) -> data.Dataset:
-    return data.load(str(dataset), **{"data_dir": Path("absent"), **options})
+def _load(dataset: Path | str, **options) -> DatasetSplits:
+    return load_dataset(str(dataset), **{"data_dir": Path("absent"), **options})
 
 
 def _refusal(dataset: Path | str, **options) -> str:
@@ -47,7 +48,7 @@ def _refusal(dataset: Path | str, **options) -> str:
     return str(caught.value)
 
 
-def _sizes(dataset: data.Dataset) -> tuple[int, int, int]:
+def _sizes(dataset: DatasetSplits) -> tuple[int, int, int]:
     return len(dataset.train), len(dataset.val), len(dataset.test)
 
 
@@ -55,18 +56,18 @@ def _sizes(dataset: data.Dataset) -> tuple[int, int, int]:
 
 
 def test_mnist_is_mnist(real_data):
-    mnist = data.load("mnist", data_dir=real_data)
-    assert mnist.fingerprint == named_sets.FINGERPRINTS["mnist"] and mnist.notes == ()
+    mnist = load_dataset("mnist", data_dir=real_data)
+    assert mnist.fingerprint == registry.FINGERPRINTS["mnist"] and mnist.notes == ()
     assert _sizes(mnist) == (54_000, 6_000, 10_000)
     assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert mnist.train.pixels.shape == (54_000, 28, 28)
-    limited = data.load("mnist", data_dir=real_data, train_limit=100, test_limit=50, split_seed=3)
+    limited = load_dataset("mnist", data_dir=real_data, train_limit=100, test_limit=50, split_seed=3)
     assert limited.fingerprint == mnist.fingerprint and _sizes(limited) == (100, 11, 50)
 
 
 def test_fashion_mnist_is_fashion_mnist(real_data):
-    fashion = data.load("fashion_mnist", data_dir=real_data)
-    assert fashion.fingerprint == named_sets.FINGERPRINTS["fashion_mnist"]
+    fashion = load_dataset("fashion_mnist", data_dir=real_data)
+    assert fashion.fingerprint == registry.FINGERPRINTS["fashion_mnist"]
     assert fashion.notes == ()  # no test image is a copy of a training image, to the last pixel
     assert [fashion.classes[label] for label in fashion.test.labels[:3]] == ["Ankle boot", "Pullover", "Trouser"]
 
@@ -95,16 +96,16 @@ def test_cifar10_as_an_image_folder(real_data, tmp_path):
                 archive.extract(member, tmp_path, filter="data")
     cifar10 = _load("cifar10", data_dir=tmp_path, val_fraction=0.25)
     assert _sizes(cifar10) == (30, 10, 40) and cifar10.train.pixels.shape == (30, 32, 32, 3)
-    assert cifar10.classes == named_sets.CLASSES["cifar10"]
+    assert cifar10.classes == registry.CLASSES["cifar10"]
     for position, file in enumerate(cifar10.train.files):
         assert cifar10.classes[cifar10.train.labels[position]] == file.parent.name
 
 
 def test_folders_named_like_the_classes_get_their_numbers(tmp_path):
-    names = [name.replace("/", "_") for name in named_sets.CLASSES["fashion_mnist"]]
+    names = [name.replace("/", "_") for name in registry.CLASSES["fashion_mnist"]]
     _tree(tmp_path / "fashion_mnist", train=dict.fromkeys(names, 3), test=dict.fromkeys(names, 1))
     fashion = _load("fashion_mnist", data_dir=tmp_path, val_fraction=0.34)
-    assert fashion.classes == named_sets.CLASSES["fashion_mnist"]
+    assert fashion.classes == registry.CLASSES["fashion_mnist"]
     named = {
         file.parent.name: fashion.classes[y] for file, y in zip(fashion.test.files, fashion.test.labels, strict=True)
     }
@@ -184,34 +185,35 @@ def test_published_files_are_read_as_torchvision_reads_them(tmp_path, train, mon
 
     _mnist_files(tmp_path)
     kind = datasets.MNIST(str(tmp_path), train=train)
-    images = named_sets.read("mnist", tmp_path, download=False).parts["train" if train else "test"]
+    images = registry.read("mnist", tmp_path, download=False).parts["train" if train else "test"]
     np.testing.assert_array_equal(images.pixels, kind.data.numpy())
     np.testing.assert_array_equal(images.labels, kind.targets.numpy())
 
-    folder = tmp_path / published_files.CIFAR10_FOLDER
+    folder = tmp_path / formats.CIFAR10_FOLDER
     folder.mkdir()
     sums = {}
-    for seed, name in enumerate([*published_files.CIFAR10_MD5, "batches.meta"]):
+    for seed, name in enumerate([*formats.CIFAR10_MD5, "batches.meta"]):
         pixels = np.random.default_rng(seed).integers(0, 256, (20, 3072)).astype(np.uint8)
         batch = {"data": pixels, "labels": (np.arange(20) % 10).tolist(), "label_names": list("abcdefghij")}
         (folder / name).write_bytes(pickle.dumps(batch))
         sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    names = list(published_files.CIFAR10_MD5)
+    names = list(formats.CIFAR10_MD5)
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [(name, sums[name]) for name in names[:5]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [(names[5], sums[names[5]])])
     meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
     with pytest.raises(UserError, match="cifar10 is not under"):  # pickles of other sums are not opened
-        named_sets.read("cifar10", tmp_path, download=False)
-    monkeypatch.setattr(published_files, "CIFAR10_MD5", {name: sums[name] for name in names})
+        registry.read("cifar10", tmp_path, download=False)
+    monkeypatch.setattr(formats, "CIFAR10_MD5", {name: sums[name] for name in names})
     kind = datasets.CIFAR10(str(tmp_path), train=train)
-    images = named_sets.read("cifar10", tmp_path, download=False).parts["train" if train else "test"]
+    images = registry.read("cifar10", tmp_path, download=False).parts["train" if train else "test"]
     np.testing.assert_array_equal(images.pixels, kind.data)
     assert images.labels.tolist() == kind.targets
 
 
 def test_named_data_are_read_without_torch(real_data):
-    code = f"import sys; from common import data; data.load('mnist', data_dir={str(real_data)!r}); "
+    code = "import sys; from common.data.dataset import load_dataset\n"
+    code += f"load_dataset('mnist', data_dir={str(real_data)!r})\n"
     code += "print({'torch', 'torchvision'} & set(sys.modules))"
     folder = Path(__file__).parents[1]
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
@@ -267,7 +269,7 @@ def test_links_to_themselves_and_to_parents_end(tmp_path):
     assert sum(_sizes(_load(root, val_fraction=0.2))) == 20
     (root / "b" / "up").symlink_to("..", target_is_directory=True)
     assert "holds the folder 'up'" in _refusal(root)
-    assert len(data.load_unlabelled(root)) == 20
+    assert len(load_unlabelled(root)) == 20
 
 
 def test_damaged_files_are_listed_in_one_line_or_skipped(tmp_path):
@@ -298,7 +300,7 @@ def test_copies_between_splits_are_counted(tmp_path):
 # Splits and limits
 
 
-def _keys(images: Images) -> set[int]:
+def _keys(images: LabelledImages) -> set[int]:
     return set(images.indices.tolist())
 
 
@@ -351,10 +353,10 @@ def test_stratified_samples_follow_the_proportions():
 
 def test_the_fingerprint_sees_every_change(tmp_path):
     root = _tree(tmp_path, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
-    before = folders.read(root)
+    before = image_folder.read(root)
     prints = {splits.fingerprint(before.classes, before.parts)}
     (root / "test" / "a" / "000.png").rename(root / "test" / "b" / "001.png")
-    moved = folders.read(root)
+    moved = image_folder.read(root)
     prints.add(splits.fingerprint(moved.classes, moved.parts))
     prints.add(splits.fingerprint(("a", "c"), before.parts))
     assert len(prints) == 3
@@ -369,17 +371,17 @@ def test_an_unknown_name_brings_a_suggestion():
 
 
 def test_result_names_are_safe_path_components():
-    assert data.result_name("mnist") == "mnist" and data.result_name("/x/my pets!") == "my_pets_"
-    assert data.result_name("/x/.hidden") == "hidden" and data.result_name("mnist", "mine") == "mine"
+    assert result_name("mnist") == "mnist" and result_name("/x/my pets!") == "my_pets_"
+    assert result_name("/x/.hidden") == "hidden" and result_name("mnist", "mine") == "mine"
     for name in ("", "a/b", "..", "-x"):
         with pytest.raises(UserError, match="--dataset-name"):
-            data.result_name("mnist", name)
+            result_name("mnist", name)
 
 
 def test_images_without_labels_are_found_at_any_depth(tmp_path):
     _write(tmp_path / "x" / "y", 2)
     (tmp_path / "x" / "._junk.png").touch()
-    found = data.load_unlabelled(tmp_path)
+    found = load_unlabelled(tmp_path)
     assert [file.name for file in found.files] == ["000.png", "001.png"] and found.labels.tolist() == [-1, -1]
     with pytest.raises(UserError, match="no folder with images"):
-        data.load_unlabelled(tmp_path / "absent")
+        load_unlabelled(tmp_path / "absent")

@@ -10,9 +10,10 @@ import timm
 import torch
 from PIL import Image
 
-from common import backbones, demo_backbones, storage
-from common.errors import UserError
-from common.named_sets import CLASSES
+from common.data.registry import CLASSES
+from common.models import backbones, demo_backbones, weights
+from common.runtime.errors import UserError
+from common.runtime.files import sha256_of_file
 from demo import pretrain, pretraining
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def test_the_three_were_trained_alike_and_are_small_enough_to_ship():
 @pytest.mark.parametrize("name", demo_backbones.NAMES)
 def test_the_file_is_the_one_that_was_tested_and_the_readme_says_what_it_scored(name):
     record, path = RECORDS[name], demo_backbones.WEIGHTS / f"{name}.safetensors"
-    assert record["file"]["sha256"] == storage.sha256_of_file(path)
+    assert record["file"]["sha256"] == sha256_of_file(path)
     (row,) = re.findall(rf"^\| `{name}` \|.*$", (REPOSITORY / "demo" / "README.md").read_text(), re.MULTILINE)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert f"{100 * record['test']['accuracy']:.1f} %" in cells
@@ -59,7 +60,7 @@ def test_timm_loads_them_offline_for_any_number_of_classes(name, classes):
     module = timm.create_model(name, pretrained=True, num_classes=classes)
     shipped = backbones.load(f"{name}.cifar10", weights="pretrained", image_size=32)
     module.reset_classifier(0)
-    assert backbones.hash_weights(module) == shipped.sha256
+    assert weights.hash_weights(module) == shipped.sha256
     assert shipped.image_size == 32
     assert shipped.mean == (0.4914, 0.4822, 0.4465)
 

@@ -12,8 +12,14 @@ from fake_results import fake_run
 from finished import ARMS, FINE, TINY, left
 from nursery import Ended
 
-from common import comparison, locks, results, runs, storage, style, tables
-from common.errors import UserError
+from common.evaluation.comparison import compare
+from common.figures import style
+from common.report import tables
+from common.runs.folder import RunFolder, finish_run_folder, open_run_folder
+from common.runs.result import read_result
+from common.runtime import files, locks
+from common.runtime.errors import UserError
+from common.runtime.files import flush_folder, write_atomically
 
 ERRORS = (errno.ENOSPC, errno.EIO, -errno.ENOSPC, errno.EACCES, errno.EROFS)  # negative: half of the write first
 FAULTS = 10  # disk steps of a run that fail, spread evenly; -m slow takes every one
@@ -178,18 +184,18 @@ def test_images_that_another_user_may_not_read_are_named(nursery, shared_folder)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES])
 def test_a_write_that_fails_at_any_step_leaves_the_old_file_alone(step, error, tmp_path, monkeypatch):
     path = tmp_path / "file"
-    storage.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def failing(*_, **__):
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
         if step == "open":
-            patch.setattr(storage, "open", failing, raising=False)
+            patch.setattr(files, "open", failing, raising=False)
         else:
-            patch.setattr(storage.os, step, failing)
+            patch.setattr(files.os, step, failing)
         with pytest.raises(UserError, match=os.strerror(error)) as caught:
-            storage.write_atomically(path, b"new")
+            write_atomically(path, b"new")
     assert "nothing was overwritten" in str(caught.value) and repr(str(path)) in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
@@ -202,16 +208,16 @@ def test_a_folder_that_cannot_be_flushed_is_told_apart_from_a_write_that_failed(
             raise OSError(errno.EIO, "Input/output error")
         fsync(descriptor)
 
-    monkeypatch.setattr(storage.os, "fsync", failing)
+    monkeypatch.setattr(files.os, "fsync", failing)
     with pytest.raises(UserError, match="was written, but the disk did not confirm it"):
-        storage.write_atomically(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
-    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
-    storage.flush_folder(tmp_path)  # a file system that cannot flush folders
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+    flush_folder(tmp_path)  # a file system that cannot flush folders
 
 
 def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    compared, _ = comparison.compare([fake_run(tmp_path / "results", num_test=20)], {})
+    compared, _ = compare([fake_run(tmp_path / "results", num_test=20)], {})
     from matplotlib.figure import Figure
 
     drawn = style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
@@ -224,14 +230,14 @@ def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypat
 
     for path in before:
         path.write_bytes(path.read_bytes() + b" ")
-    monkeypatch.setattr(storage.os, "replace", failing)
+    monkeypatch.setattr(files.os, "replace", failing)
     with pytest.raises(UserError, match="No space left"):
         style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
     with pytest.raises(UserError, match="No space left"):
         tables.write_summary(compared, tmp_path / "results")
     assert {path: path.read_bytes() for path in before} == {path: b + b" " for path, b in before.items()}
     assert not list(tmp_path.rglob("*.tmp"))
-    monkeypatch.setattr(storage.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
 
 
 def test_a_lock_that_cannot_be_written_is_named_and_not_left_behind(tmp_path, monkeypatch):
@@ -255,9 +261,9 @@ def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, ca
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", unsupported)
-    with runs.opened(tmp_path / "run" / "seed0", {}, overwrite=False) as run:
+    with open_run_folder(tmp_path / "run" / "seed0", {}, overwrite=False) as run:
         assert run.finished is None
-        assert locks.holder(tmp_path / "run" / ".seed0.lock") is None
+        assert locks.lock_holder(tmp_path / "run" / ".seed0.lock") is None
     assert "has no locks (No locks available): start no run twice" in capsys.readouterr().out
 
 
@@ -265,7 +271,7 @@ def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, ca
 def test_an_exchange_of_folders_that_fails_leaves_the_old_run_readable(call, tmp_path, monkeypatch):
     kept = fake_run(tmp_path, num_test=20)
     before = left(tmp_path)
-    run = runs.RunFolder(kept.folder, None)
+    run = RunFolder(kept.folder, None)
     rename, count = Path.rename, iter(range(1, 9))
 
     def failing(self, target):
@@ -275,9 +281,9 @@ def test_an_exchange_of_folders_that_fails_leaves_the_old_run_readable(call, tmp
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(UserError, match="Input/output error; what was there is as it was"):
-        runs.finish(run, {}, {**kept.result, "notes": ["new"]})
+        finish_run_folder(run, {}, {**kept.result, "notes": ["new"]})
     assert left(tmp_path) == before
-    assert results.read(kept.folder / "result.json") == kept.result
+    assert read_result(kept.folder / "result.json") == kept.result
 
 
 def test_a_log_that_cannot_be_opened_stops_the_grid_with_its_name(nursery, tmp_path):

@@ -14,9 +14,10 @@ import torch
 from finished import ARMS, left
 from test_training import SETTINGS, _examples, _fit, _head, _interrupt_at, _timeless
 
-from common import training
-from common.checkpoint import Checkpoint
-from common.errors import UserError
+from common.runtime.errors import UserError
+from common.training import loop
+from common.training.checkpoint import Checkpoint
+from common.training.loop import OptimizerConfig
 
 DIVERGES = 1e30  # of this AdamW makes infinite weights within two steps
 
@@ -25,7 +26,7 @@ def _same(one, two) -> bool:
     return all(torch.equal(one.state_dict()[name], tensor) for name, tensor in two.state_dict().items())
 
 
-def _with(*lrs: float) -> training.Settings:
+def _with(*lrs: float) -> OptimizerConfig:
     return dataclasses.replace(SETTINGS, lrs=lrs)
 
 
@@ -46,7 +47,7 @@ def test_a_rate_that_diverges_does_not_lose_the_others_work(place, tmp_path, cap
 def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch):
     accuracies = iter([0.5, 0.6, 0.4, 0.9, 0.9])
     monkeypatch.setattr(
-        training, "loss_and_accuracy", lambda *_: (1.0, value) if (value := next(accuracies, None)) else (math.nan, 0.0)
+        loop, "loss_and_accuracy", lambda *_: (1.0, value) if (value := next(accuracies, None)) else (math.nan, 0.0)
     )
     fit, head = _fit(tmp_path / "both")  # the second rate: 0.9, 0.9, then no number
     accuracies = iter([0.5, 0.6, 0.4])
@@ -60,11 +61,11 @@ def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch)
 def test_a_run_with_a_diverged_rate_resumes_bitwise(stop, tmp_path, monkeypatch):
     settings = _with(1e-2, DIVERGES, 3e-3)
     whole, expected = _fit(tmp_path / "whole", settings)
-    step = training._Loop._step
+    step = loop._Loop._step
     _interrupt_at(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped", settings)
-    monkeypatch.setattr(training._Loop, "_step", step)
+    monkeypatch.setattr(loop._Loop, "_step", step)
     resumed, head = _fit(tmp_path / "stopped", settings)
     assert _timeless(resumed) == _timeless(whole) and _same(head, expected)
 
@@ -111,18 +112,18 @@ def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(nursery, 
 
 def test_an_interrupt_during_validation_loses_no_step(tmp_path, monkeypatch):
     whole, expected = _fit(tmp_path / "whole")
-    predict, calls = training.predict, iter(range(100))
+    predict, calls = loop.predict, iter(range(100))
 
     def interrupted(*arguments, **options):
         if next(calls) == 1:
             raise KeyboardInterrupt
         return predict(*arguments, **options)
 
-    monkeypatch.setattr(training, "predict", interrupted)
+    monkeypatch.setattr(loop, "predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
-    done, step = [], training._Loop._step
-    monkeypatch.setattr(training._Loop, "_step", lambda *given: done.append(1) or step(*given))
+    done, step = [], loop._Loop._step
+    monkeypatch.setattr(loop._Loop, "_step", lambda *given: done.append(1) or step(*given))
     resumed, head = _fit(tmp_path / "stopped")
     assert len(done) == 4 * 7  # two of the six epochs of seven steps were made
     assert _timeless(resumed) == _timeless(whole) and _same(head, expected)
@@ -149,14 +150,14 @@ def test_without_one_part_of_the_state_the_resumed_run_is_another(part, tmp_path
     def scored(logits, labels):  # the best epoch is an early one, which later ones do not hide
         return 1.0, next(scores)
 
-    monkeypatch.setattr(training, "loss_and_accuracy", scored)
+    monkeypatch.setattr(loop, "loss_and_accuracy", scored)
     scores = iter(accuracies)
     whole, expected = _fit(tmp_path / "whole")
     for lost in (False, True):
         stop = {"best/": 24, "histories": 24, "diverged": 24}.get(part, 10)
 
         def change(state, tensors, lost=lost):
-            blank = dataclasses.asdict(training._State())
+            blank = dataclasses.asdict(loop._State())
             if lost and part in blank:
                 state[part] = blank[part]
             return state, {name: torch.zeros_like(tensor) if lost and name.startswith(part) else tensor
@@ -179,10 +180,10 @@ def test_draws_from_a_stream_in_place_of_keys_make_the_resumed_run_another(name,
             return lambda *_, **__: next(numbers)
         return lambda *_, **__: np.random.default_rng(next(numbers))
 
-    monkeypatch.setattr(training, name, stream())
+    monkeypatch.setattr(loop, name, stream())
     whole, expected = _fit(tmp_path / "whole")
-    monkeypatch.setattr(training, name, stream())
-    step, steps = training._Loop._step, iter(range(10_000))
+    monkeypatch.setattr(loop, name, stream())
+    step, steps = loop._Loop._step, iter(range(10_000))
 
     def interrupted(self, inputs, labels):
         if next(steps) == 10:
@@ -190,14 +191,14 @@ def test_draws_from_a_stream_in_place_of_keys_make_the_resumed_run_another(name,
         step(self, inputs, labels)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Loop, "_step", interrupted)
+        patch.setattr(loop._Loop, "_step", interrupted)
         _fit(tmp_path / "stopped")
-    monkeypatch.setattr(training, name, stream())  # a new process starts its stream anew
+    monkeypatch.setattr(loop, name, stream())  # a new process starts its stream anew
     resumed, head = _fit(tmp_path / "stopped")
     assert not (_timeless(resumed) == _timeless(whole) and _same(head, expected))
 
 
 def test_nothing_of_a_run_that_diverged_at_once_is_left_behind(tmp_path):
     with pytest.raises(UserError):
-        training.fit(_head(), _examples(100, 0), _examples(40, 1), _with(DIVERGES), Checkpoint(tmp_path / "c", {}))
+        loop.fit(_head(), _examples(100, 0), _examples(40, 1), _with(DIVERGES), Checkpoint(tmp_path / "c", {}))
     assert left(tmp_path) == {}

@@ -15,8 +15,11 @@ from PIL import Image
 import evaluate
 import train_cnn_head
 import train_vit_lora
-from common import cli, results, trained
-from common.preprocessing import normalise, resize
+from common import cli
+from common.data.transforms import normalise, resize
+from common.runs.predictions import read_predictions
+from common.runs.result import Run, read_result
+from common.training.restore import restore_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--epochs=2", "--lr=1e-2"]
@@ -47,13 +50,13 @@ def _evaluate(*argv: object) -> int:
 
 def _test_images(run: Path) -> tuple[torch.Tensor, np.ndarray]:
     """The normalised test images of a run, and its stored logits."""
-    from common import data
+    from common.data.dataset import load_dataset
 
-    result = results.read(run / "result.json")
-    images = data.load("digits", data_dir=Path("data")).test
-    model = trained.load(results.Run(run, result), weights=None, device=torch.device("cpu"), workers=0)
+    result = read_result(run / "result.json")
+    images = load_dataset("digits", data_dir=Path("data")).test
+    model = restore_run(Run(run, result), weights=None, device=torch.device("cpu"), workers=0)
     pixels = resize(torch.from_numpy(images.pixels)[:, None], model.transform)
-    return normalise(pixels, model.transform), results.read_predictions(run, result).logits
+    return normalise(pixels, model.transform), read_predictions(run, result).logits
 
 
 @pytest.mark.parametrize("kind", ["lora", "linear", "mlp", "frozen_vit"])
@@ -73,7 +76,7 @@ def test_a_fresh_process_reproduces_all_seeds_of_a_run(runs):
 @pytest.mark.parametrize("kind", ["lora", "linear", "frozen_vit"])
 def test_the_exported_checkpoint_is_a_plain_timm_model_with_the_same_logits(runs, kind, tmp_path):
     assert _evaluate(runs[kind], "--export", tmp_path / "model.safetensors") == 0
-    backbone = results.read(runs[kind] / "result.json")["backbone"]
+    backbone = read_result(runs[kind] / "result.json")["backbone"]
     size = {} if kind == "linear" else {"img_size": 32}
     path = str(tmp_path / "model.safetensors")
     model = timm.create_model(backbone, num_classes=10, checkpoint_path=path, **size).eval()

@@ -6,25 +6,30 @@ import numpy as np
 import pytest
 from fake_results import MODELS, fake_run
 
-from common import comparison, evidence, results, verdicts
-from common.statistics import Estimate
+from common.evaluation import comparison, uncertainty
+from common.evaluation.formatting import interval, signed
+from common.evaluation.significance import Estimate, verdict
+from common.evaluation.uncertainty import DIFFERENCES, INTERVALS, Difference, Uncertainty, estimates
+from common.report import sentences
+from common.report.sentences import verdict_sentences
+from common.runs.result import RESULT_FILE, find_runs
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
 
 
 def compare(folder, pattern="*"):
-    runs, problems = results.find(folder, pattern)
+    runs, problems = find_runs(folder, pattern)
     assert problems == []
     return comparison.compare(runs, {})[0]
 
 
-def numbers(found: evidence.Evidence) -> list:
+def numbers(found: Uncertainty) -> list:
     return [found.seeds, found.means, found.differences]
 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr(evidence, "RESAMPLES", 200)
+    monkeypatch.setattr(uncertainty, "RESAMPLES", 200)
 
 
 @pytest.fixture
@@ -39,8 +44,8 @@ def folder(tmp_path):
 @pytest.fixture
 def sampled(monkeypatch):
     """Return the list of the runs that are resampled."""
-    runs, sample = [], evidence._sample
-    monkeypatch.setattr(evidence, "_sample", lambda run: (runs.append(run.folder), sample(run))[1])
+    runs, sample = [], uncertainty._sample
+    monkeypatch.setattr(uncertainty, "_sample", lambda run: (runs.append(run.folder), sample(run))[1])
     return runs
 
 
@@ -70,7 +75,7 @@ def test_a_new_model_resamples_the_others_for_its_pairs_and_a_subset_keeps_the_r
 def test_a_damaged_or_foreign_file_is_made_again(folder, content):
     (first,) = compare(folder)
     before = str(numbers(first.evidence))
-    files = [*folder.rglob(evidence.INTERVALS), *folder.rglob(evidence.DIFFERENCES)]
+    files = [*folder.rglob(INTERVALS), *folder.rglob(DIFFERENCES)]
     good = {path: path.read_bytes() for path in files}
     assert len(files) == 5
     for path in files:
@@ -83,16 +88,16 @@ def test_a_damaged_or_foreign_file_is_made_again(folder, content):
 def test_a_changed_digit_or_another_algorithm_is_made_again(folder, sampled, monkeypatch):
     (first,) = compare(folder)
     before = str(numbers(first.evidence))
-    path = next(folder.rglob(evidence.INTERVALS))
+    path = next(folder.rglob(INTERVALS))
     path.write_text(path.read_text().replace("0.9", "0.8", 1))
     assert str(numbers(compare(folder)[0].evidence)) == before and len(sampled) == 5
-    monkeypatch.setattr(evidence, "ALGORITHM", 2)
+    monkeypatch.setattr(uncertainty, "ALGORITHM", 2)
     assert str(numbers(compare(folder)[0].evidence)) == before and len(sampled) == 9
 
 
 def test_other_predictions_are_resampled(folder, sampled):
     assert compare(folder)[0].evidence and len(sampled) == 4
-    intervals = next(folder.rglob(f"{RESNET}/seed1/{evidence.INTERVALS}"))
+    intervals = next(folder.rglob(f"{RESNET}/seed1/{INTERVALS}"))
     kept = intervals.read_bytes()
     fake_run(folder, RESNET, seed=1, num_test=60, shift=7)
     assert compare(folder)[0].evidence and len(sampled) == 4 + 4  # its pair needs the other model too
@@ -101,21 +106,21 @@ def test_other_predictions_are_resampled(folder, sampled):
 
 def test_a_folder_that_cannot_be_written_is_no_error(folder):
     for seed in folder.glob("*/*/seed*"):
-        (seed / evidence.INTERVALS).mkdir()
-    (folder / "cifar10" / evidence.DIFFERENCES).mkdir()
+        (seed / INTERVALS).mkdir()
+    (folder / "cifar10" / DIFFERENCES).mkdir()
     (compared,) = compare(folder)
     assert len(compared.evidence.differences) == 1
     assert not list(folder.rglob("*.tmp"))
 
 
 def test_many_images_are_shared_out_to_processes_with_the_same_numbers(folder, monkeypatch):
-    monkeypatch.setattr(evidence, "RESAMPLES", 2_000)  # as the new processes read it
+    monkeypatch.setattr(uncertainty, "RESAMPLES", 2_000)  # as the new processes read it
     (compared,) = compare(folder)
     before = str(numbers(compared.evidence))
     for path in folder.rglob("*.json"):
-        if path.name != results.RESULT:
+        if path.name != RESULT_FILE:
             path.unlink()
-    monkeypatch.setattr(evidence, "LARGE", 0)
+    monkeypatch.setattr(uncertainty, "LARGE", 0)
     assert str(numbers(compare(folder)[0].evidence)) == before
 
 
@@ -123,7 +128,7 @@ def test_estimates_are_the_numbers_of_the_records(folder):
     (compared,) = compare(folder)
     for series in compared.series:
         for run, record in zip(series.runs, compared.evidence.seeds[series.name], strict=True):
-            for name, estimate in evidence.estimates(record).items():
+            for name, estimate in estimates(record).items():
                 value = run.test.get(name, record["calibration"]["brier"])
                 assert estimate.value == pytest.approx(value, rel=1e-6) and estimate.low <= value <= estimate.high
             assert record["calibration"]["ece"]["15"] == pytest.approx(run.test["ece"])
@@ -139,7 +144,7 @@ def test_pairs_are_models_with_equally_many_training_images(tmp_path):
         fake_run(tmp_path, name, num_test=40, num_train=num_train)
     (compared,) = compare(tmp_path)
     assert [(one.ours, one.theirs) for one in compared.evidence.differences] == [(LORA, RESNET)]
-    (_, lonely) = verdicts.verdict_sentences([compared, *compare(tmp_path, EFFICIENTNET)])
+    (_, lonely) = verdict_sentences([compared, *compare(tmp_path, EFFICIENTNET)])
     assert lonely == "cifar10: nothing to compare, a single model"
 
 
@@ -149,7 +154,7 @@ def test_identical_predictions_are_no_difference(tmp_path):
     (compared,) = compare(tmp_path)
     (difference,) = compared.evidence.differences
     assert (difference.mcnemar, difference.holm) == ((1.0,), 1.0)
-    (sentence,) = verdicts.verdict_sentences([compared])
+    (sentence,) = verdict_sentences([compared])
     assert "no difference seen between ResNet50 (head) [a] and" in sentence
     assert "accuracy 0.0 points (95 % interval 0.0 to 0.0; one seed, 40 test images; one learning rate" in sentence
 
@@ -171,13 +176,13 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     (compared,) = compare(tmp_path)
     (difference,) = compared.evidence.differences
     value, low, high = (f"{100 * number:+.1f}" for number in difference.estimates["accuracy"])
-    assert verdicts.verdict_sentences([compared]) == [
+    assert verdict_sentences([compared]) == [
         "digits: ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy "
         f"{value} points (95 % interval {low} to {high}; 3 seeds, 360 test images; "
         "one learning rate, not tuned, for ViT-B/16 + LoRA (r=16))"
     ]
-    swapped = evidence.Difference(RESNET, LORA, {"accuracy": Estimate(-0.2, -0.25, -0.1)}, (0.1,), 0.1)
-    assert verdicts._sentence(compared, swapped).startswith(
+    swapped = Difference(RESNET, LORA, {"accuracy": Estimate(-0.2, -0.25, -0.1)}, (0.1,), 0.1)
+    assert sentences._sentence(compared, swapped).startswith(
         "ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +20.0 points (95 % interval +10.0 to +25.0;"
     )
 
@@ -194,10 +199,10 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     ],
 )
 def test_the_interval_decides(ends, word):
-    assert verdicts.verdict(Estimate(sum(ends) / 2, *ends)) == word
+    assert verdict(Estimate(sum(ends) / 2, *ends)) == word
 
 
 def test_numbers_in_words():
-    assert verdicts.interval(Estimate(0.01, -0.0012, 0.031)) == "-0.1 to +3.1"
-    assert verdicts.signed(0.0003) == "+0.03"  # an interval that excludes zero must not read as if it began there
-    assert verdicts.signed(0.0) == verdicts.signed(-0.0) == "0.0"
+    assert interval(Estimate(0.01, -0.0012, 0.031)) == "-0.1 to +3.1"
+    assert signed(0.0003) == "+0.03"  # an interval that excludes zero must not read as if it began there
+    assert signed(0.0) == signed(-0.0) == "0.0"

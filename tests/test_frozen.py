@@ -10,12 +10,19 @@ from torch import nn
 
 import train_cnn_head
 import train_vit_lora
-from common import backbones, cli, data, experiment, features, frozen, prediction, results, training
-from common.checkpoint import Checkpoint
-from common.errors import UserError
-from common.examples import AugmentedFeatureExamples, FeatureExamples, ImageExamples
-from common.heads import hidden_width, new_head, own_activation
-from common.preprocessing import Transform
+from common import cli
+from common.data.dataset import DatasetSplits, load_dataset
+from common.data.transforms import Transform
+from common.models import backbones, weights
+from common.models.heads import hidden_width, new_head, own_activation
+from common.runs.result import read_result
+from common.runtime.errors import UserError
+from common.training import feature_cache, features, loop, run
+from common.training.checkpoint import Checkpoint
+from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader
+from common.training.loop import OptimizerConfig
+from common.training.methods import head as head_module
+from common.training.predict import predict
 
 CPU = torch.device("cpu")
 NOWHERE = Path("data")  # the digits need no folder
@@ -34,8 +41,8 @@ def _backbone(name: str = "test_resnet") -> backbones.Backbone:
     return backbones.load(backbones.resolve_tag(name), weights="random", image_size=32)
 
 
-def _digits() -> data.Dataset:
-    return data.load("digits", data_dir=NOWHERE, train_limit=100, test_limit=40)
+def _digits() -> DatasetSplits:
+    return load_dataset("digits", data_dir=NOWHERE, train_limit=100, test_limit=40)
 
 
 def _extractor(backbone: backbones.Backbone, fingerprint: str = "f") -> features.Extractor:
@@ -53,7 +60,7 @@ def test_weights_and_batchnorm_statistics_are_bitwise_unchanged_by_a_run(name, a
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 0
     (backbone,) = seen
     assert any("running_mean" in key for key in backbone.module.state_dict())
-    assert backbones.hash_weights(backbone.module) == backbone.sha256  # over parameters and buffers
+    assert weights.hash_weights(backbone.module) == backbone.sha256  # over parameters and buffers
     assert not any(module.training for module in backbone.module.modules())
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
 
@@ -68,13 +75,15 @@ def test_weights_and_batchnorm_statistics_are_bitwise_unchanged_by_a_run(name, a
     ],
 )
 def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags, tmp_path, monkeypatch):
-    from common import adapted, preprocessing
+    from common.data import loader as data_loader
+    from common.data import transforms
+    from common.training.methods import lora
 
     digits = _digits()
     forbidden = {image.tobytes() for image in digits.test.pixels}
     allowed_copies = {image.tobytes() for image in digits.train.pixels}
     log = []
-    channels_first, fit = preprocessing._channels_first, training.fit
+    channels_first, fit = transforms.channels_first, loop.fit
 
     def spy(images):
         log.extend("test" for image in images if image.tobytes() in forbidden - allowed_copies)
@@ -85,9 +94,9 @@ def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags
         log.append("selected")
         return outcome
 
-    monkeypatch.setattr(preprocessing, "_channels_first", spy)
-    monkeypatch.setattr(frozen, "fit", logged_fit)
-    monkeypatch.setattr(adapted, "fit", logged_fit)
+    monkeypatch.setattr(data_loader, "channels_first", spy)
+    monkeypatch.setattr(head_module, "fit", logged_fit)
+    monkeypatch.setattr(lora, "fit", logged_fit)
     assert cli.run(script.main, script.Config, [*TINY, *flags, "--results-dir", str(tmp_path)]) == 0
     assert log[0] == "selected"
     assert log.count("test") >= len(forbidden - allowed_copies)
@@ -96,21 +105,19 @@ def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags
 def test_features_made_once_train_the_same_head_as_the_backbone_run_every_epoch(tmp_path):
     backbone, digits = _backbone(), _digits()
     extractor = _extractor(backbone)
-    settings = training.Settings((1e-3,), 3, 16, 0.01, 0)
+    settings = OptimizerConfig((1e-3,), 3, 16, 0.01, 0)
     once = features.extract(extractor, digits.train, "train", folder=tmp_path / "f")
-    val = FeatureExamples(
-        features.extract(extractor, digits.val, "val", folder=tmp_path / "f").values, digits.val.labels
-    )
-    images = ImageExamples(digits.train, extractor.transform, CPU, 0)
+    val = FeatureLoader(features.extract(extractor, digits.val, "val", folder=tmp_path / "f").values, digits.val.labels)
+    images = ImageLoader(digits.train, extractor.transform, CPU, 0)
     sources = {
-        "once": FeatureExamples(once.values, digits.train.labels),
-        "each": AugmentedFeatureExamples(images, backbone.module, "fp32"),
+        "once": FeatureLoader(once.values, digits.train.labels),
+        "each": AugmentedFeatureLoader(images, backbone.module, "fp32"),
     }
     logits, histories = {}, {}
     for name, train in sources.items():
         head = new_head(backbone.module, backbone.width, 10, kind="mlp", dropout=0.5, seed=0)
-        fit = training.fit(head, train, val, settings, Checkpoint(tmp_path / name, {}))
-        logits[name] = prediction.predict(head, val, batch_size=16, desc="val")
+        fit = loop.fit(head, train, val, settings, Checkpoint(tmp_path / name, {}))
+        logits[name] = predict(head, val, batch_size=16, desc="val")
         histories[name] = [row["train_loss"] for row in fit.history]
     # Batches of another size sum in another order: float32 rounding, grown over 21 steps.
     np.testing.assert_allclose(logits["once"], logits["each"], atol=1e-3)
@@ -145,7 +152,7 @@ def test_features_are_found_again_with_their_cost_and_damage_is_mended(tmp_path)
 
 def test_augmentation_is_drawn_from_the_seed_of_the_run(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(frozen, "ImageExamples", lambda *a, **k: made.append(ImageExamples(*a, **k)) or made[-1])
+    monkeypatch.setattr(head_module, "ImageLoader", lambda *a, **k: made.append(ImageLoader(*a, **k)) or made[-1])
     argv = [*TINY, "--backbone=test_resnet", "--no-feature-cache", "--augment=light", "--seed=3"]
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--results-dir", str(tmp_path)]) == 0
     (examples,) = made
@@ -156,13 +163,13 @@ def test_augmentation_is_drawn_from_the_seed_of_the_run(tmp_path, monkeypatch):
 
 
 def test_the_second_run_finds_the_features_of_the_first_and_records_their_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "FEATURE_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(run, "FEATURE_CACHE", tmp_path / "cache")
     records = []
     for flags in (["--seed=0"], ["--seed=1", "--head=linear", "--lr=1e-2", "--batch-size=16"], ["--train-limit=90"]):
         argv = [*TINY, "--backbone=test_resnet", "--results-dir", str(tmp_path / "r"), f"--run-name={len(records)}"]
         assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, *flags]) == 0
         (path,) = tmp_path.glob(f"r/digits/{len(records)}/seed*/result.json")
-        records.append(results.read(path)["efficiency"])
+        records.append(read_result(path)["efficiency"])
     assert [record["feature_cache_hit"] for record in records] == [False, True, False]
     assert records[0]["feature_seconds"] == records[1]["feature_seconds"] > 0
 
@@ -189,9 +196,9 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
         entry.mkdir()
         (entry / "part").write_bytes(b"x" * 100)
         os.utime(entry, (number, number))
-    features.prune(tmp_path, limit_bytes=250)
+    feature_cache.prune(tmp_path, limit_bytes=250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
-    features.prune(tmp_path, limit_bytes=0)
+    feature_cache.prune(tmp_path, limit_bytes=0)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]  # the newest is in use
 
 
@@ -213,7 +220,7 @@ def test_the_saved_head_is_hidden_and_output_alone_and_counts_match(tmp_path):
     (seed,) = tmp_path.glob("digits/*/seed0")
     saved = load_file(seed / "head.safetensors")
     assert set(saved) == {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
-    result = results.read(seed / "result.json")
+    result = read_result(seed / "result.json")
     assert result["model"]["trainable_params"] == sum(tensor.numel() for tensor in saved.values())
     assert result["data"]["num_train"] == 100
     assert sorted(path.name for path in seed.iterdir()) == ["head.safetensors", "predictions.npz", "result.json"]
@@ -264,7 +271,7 @@ def test_a_weights_file_is_loaded_whatever_its_own_class_count(tmp_path):
         loaded = backbones.load("test_resnet.r160_in1k", weights=str(tmp_path / "w.safetensors"), image_size=32)
         hashes.add(loaded.sha256)
     model.reset_classifier(0)
-    assert hashes == {backbones.hash_weights(model)}
+    assert hashes == {weights.hash_weights(model)}
 
 
 def test_without_network_and_weights_one_line_says_what_to_do(monkeypatch):

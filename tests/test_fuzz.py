@@ -16,8 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import comparison, data, images, named_sets, results, schema, tables
-from common.errors import UserError
+from common.data import images, registry
+from common.data.dataset import load_dataset
+from common.data.images import FORMATS, decode_bytes
+from common.evaluation.comparison import compare
+from common.report import tables
+from common.runs import schema
+from common.runs.result import Run, encode_record, find_runs, read_result
+from common.runtime.errors import UserError
 
 TIMES = float(os.environ.get("FUZZ_TIMES", "1"))  # a soak: FUZZ_TIMES=20 pytest tests/test_fuzz.py
 
@@ -54,7 +60,7 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory) -> results.Run:
+def good(tmp_path_factory) -> Run:
     """A run that the cases change."""
     return fake_run(tmp_path_factory.mktemp("good"), classes=("a", "b"), num_test=20, epochs=2)
 
@@ -78,12 +84,12 @@ def _changed(record: dict, path: tuple, value: object, remove: bool) -> dict:
     return record
 
 
-def _read_and_compare(content: bytes, run: results.Run) -> None:
+def _read_and_compare(content: bytes, run: Run) -> None:
     run.folder.joinpath("result.json").write_bytes(content)
-    found, problems = results.find(run.folder.parent.parent.parent)
+    found, problems = find_runs(run.folder.parent.parent.parent)
     assert len(found) + len(problems) == 1
     _allowed(schema.problem_with_rebuilding, found[0].result) if found else None
-    compared, _ = comparison.compare(found, {})
+    compared, _ = compare(found, {})
     if compared:
         tables.terminal(compared)
         tables.write_summary(compared, run.folder.parent)
@@ -97,14 +103,14 @@ def test_any_change_of_a_result_that_was_hashed_again(good):
     @given(st.sampled_from(places), JSON, st.booleans())
     def check(path, value, remove):
         with contextlib.suppress(ValueError):  # no program could have written it
-            content = results.dumps(_changed(good.result, path, value, remove))
+            content = encode_record(_changed(good.result, path, value, remove))
             _read_and_compare(content, good)
 
     check()
 
 
 def test_any_change_of_a_results_bytes(good):
-    content = results.dumps(good.result)
+    content = encode_record(good.result)
 
     @fuzz(500)
     @given(st.integers(0, len(content)), st.integers(0, 40), st.binary(max_size=20))
@@ -120,7 +126,7 @@ def test_any_json(value):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         path.write_bytes(json.dumps(value).encode())
-        assert _allowed(results.read, path) is None
+        assert _allowed(read_result, path) is None
 
 
 # idx files
@@ -164,13 +170,13 @@ def test_any_idx_files(pair):
         for part in ("train", "t10k"):
             (raw / f"{part}-images-idx3-ubyte").write_bytes(pair[0])
             (raw / f"{part}-labels-idx1-ubyte").write_bytes(pair[1])
-        source = _allowed(named_sets.read, "mnist", Path(folder))
+        source = _allowed(registry.read, "mnist", Path(folder))
         if source is not None:
             for part in source.parts.values():
                 assert part.pixels.dtype == np.uint8 and len(part.pixels) == len(part.labels) > 0
                 assert part.pixels.ndim == 3 and 0 not in part.pixels.shape
                 assert set(part.labels.tolist()) <= set(range(10))
-            _allowed(data.load, "mnist", data_dir=Path(folder))
+            _allowed(load_dataset, "mnist", data_dir=Path(folder))
 
 
 # Images
@@ -186,7 +192,7 @@ def _encoded(kind: str, mode: str) -> bytes:
 
 SAMPLES = [
     content
-    for kind in (*images.FORMATS, "ICO", "TGA")
+    for kind in (*FORMATS, "ICO", "TGA")
     for mode in ("L", "RGB", "RGBA", "P", "1", "I", "F", "CMYK")
     if (content := _encoded(kind, mode))
 ]
@@ -206,7 +212,7 @@ def broken_images(draw) -> bytes:
 @given(broken_images())
 def test_any_image_file(content):
     try:
-        pixels = images.decode_bytes(content)
+        pixels = decode_bytes(content)
     except ValueError as error:
         assert str(error)
     else:
@@ -239,7 +245,7 @@ def test_any_image_folder(tree, skip, fraction, limit):
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder) / "pets", tree)
         options = {"val_fraction": fraction, "train_limit": limit, "skip_damaged": skip, "workers": 1}
-        loaded = _allowed(data.load, str(Path(folder) / "pets"), data_dir=Path(folder), **options)
+        loaded = _allowed(load_dataset, str(Path(folder) / "pets"), data_dir=Path(folder), **options)
         if loaded is not None:
             for part in (loaded.train, loaded.val, loaded.test):
                 assert len(part) and set(part.labels.tolist()) <= set(range(len(loaded.classes)))

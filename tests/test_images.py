@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import images
-from common.errors import UserError
+from common.data import images
+from common.data.images import LabelledImages, decode, decode_bytes
+from common.runtime.errors import UserError
 
 RAMP = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
 COLOUR = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
@@ -29,15 +30,15 @@ def _encode(image, kind: str, **options) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_grey_stays_grey_and_colour_colour(kind):
-    np.testing.assert_array_equal(images.decode_bytes(_encode(RAMP, kind)), RAMP)
-    np.testing.assert_array_equal(images.decode_bytes(_encode(COLOUR, kind)), COLOUR)
+    np.testing.assert_array_equal(decode_bytes(_encode(RAMP, kind)), RAMP)
+    np.testing.assert_array_equal(decode_bytes(_encode(COLOUR, kind)), COLOUR)
 
 
 def test_transparency_is_laid_on_white():
     alpha = np.zeros((8, 8), np.uint8)
     alpha[:4] = 255
     for pixels in (RAMP, COLOUR):
-        decoded = images.decode_bytes(_encode(np.dstack([pixels, alpha]), "PNG"))
+        decoded = decode_bytes(_encode(np.dstack([pixels, alpha]), "PNG"))
         assert decoded.shape == pixels.shape
         np.testing.assert_array_equal(decoded[:4], pixels[:4])
         assert (decoded[4:] == 255).all()
@@ -46,35 +47,35 @@ def test_transparency_is_laid_on_white():
 def test_palettes_with_and_without_transparency():
     palette = Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)
     colours = np.asarray(palette.convert("RGB"))
-    np.testing.assert_array_equal(images.decode_bytes(_encode(palette, "PNG")), colours)
+    np.testing.assert_array_equal(decode_bytes(_encode(palette, "PNG")), colours)
     first = np.asarray(palette) == np.asarray(palette)[0, 0]
-    decoded = images.decode_bytes(_encode(palette, "PNG", transparency=int(np.asarray(palette)[0, 0])))
+    decoded = decode_bytes(_encode(palette, "PNG", transparency=int(np.asarray(palette)[0, 0])))
     assert (decoded[first] == 255).all()
     np.testing.assert_array_equal(decoded[~first], colours[~first])
 
 
 def test_one_bit_becomes_black_and_white():
     bits = Image.fromarray(RAMP > 127)
-    np.testing.assert_array_equal(images.decode_bytes(_encode(bits, "PNG")), (RAMP > 127) * 255)
+    np.testing.assert_array_equal(decode_bytes(_encode(bits, "PNG")), (RAMP > 127) * 255)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     deep = np.linspace(0, 65_535, 64).reshape(8, 8).astype(np.uint16)
-    np.testing.assert_array_equal(images.decode_bytes(_encode(deep, kind)), np.rint(deep / 257))
+    np.testing.assert_array_equal(decode_bytes(_encode(deep, kind)), np.rint(deep / 257))
 
 
 def test_float_grey_is_scaled_and_unknown_ranges_are_refused():
     unit = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    np.testing.assert_array_equal(images.decode_bytes(_encode(unit, "TIFF")), np.rint(unit * 255))
+    np.testing.assert_array_equal(decode_bytes(_encode(unit, "TIFF")), np.rint(unit * 255))
     for values in (unit * 300, unit - 0.5, np.full((8, 8), np.nan, np.float32)):
         with pytest.raises(ValueError, match="range is unknown"):
-            images.decode_bytes(_encode(values, "TIFF"))
+            decode_bytes(_encode(values, "TIFF"))
 
 
 def test_cmyk_jpeg_has_the_right_colours():
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert np.abs(images.decode_bytes(_encode(red, "JPEG")).astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(decode_bytes(_encode(red, "JPEG")).astype(int) - (255, 0, 0)).max() <= 3
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
@@ -82,23 +83,23 @@ def test_exif_orientation_turns_the_image_upright(orientation, turns):
     exif = Image.Exif()
     exif[0x112] = orientation
     expected = np.rot90(COLOUR[:4], turns)  # anticlockwise
-    np.testing.assert_array_equal(images.decode_bytes(_encode(COLOUR[:4], "PNG", exif=exif)), expected)
+    np.testing.assert_array_equal(decode_bytes(_encode(COLOUR[:4], "PNG", exif=exif)), expected)
 
 
 def test_damaged_metadata_does_not_cost_a_whole_image():
     damaged = b"Exif\0\0II*\0\x08\0\0\0\xff\xffgarbage"
-    assert images.decode_bytes(_encode(COLOUR, "JPEG", exif=damaged)).shape == (8, 8, 3)
+    assert decode_bytes(_encode(COLOUR, "JPEG", exif=damaged)).shape == (8, 8, 3)
 
 
 def test_first_frame_of_an_animation():
     red, green = (Image.new("RGB", (8, 8), name) for name in ("red", "lime"))
-    decoded = images.decode_bytes(_encode(red, "GIF", save_all=True, append_images=[green]))
+    decoded = decode_bytes(_encode(red, "GIF", save_all=True, append_images=[green]))
     assert (decoded == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])
 def test_extreme_shapes(size):
-    assert images.decode_bytes(_encode(Image.new("L", size), "PNG")).shape == size[::-1]
+    assert decode_bytes(_encode(Image.new("L", size), "PNG")).shape == size[::-1]
 
 
 def _huge_png() -> bytes:
@@ -128,19 +129,19 @@ def test_unusable_files_are_named_with_the_reason(tmp_path, content, reason):
     file = tmp_path / "it's.png"
     file.write_bytes(content)
     with pytest.raises(UserError, match=reason) as caught:
-        images.decode(file)
+        decode(file)
     assert repr(str(file)) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_or_a_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        images.decode(tmp_path / "gone.png")
+        decode(tmp_path / "gone.png")
     with pytest.raises(UserError, match="cannot read"):
-        images.decode(tmp_path)
+        decode(tmp_path)
 
 
 def test_subset_keeps_everything_aligned():
-    whole = images.Images(np.arange(4), np.arange(4) + 10, np.arange(16, dtype=np.uint8).reshape(4, 2, 2))
+    whole = LabelledImages(np.arange(4), np.arange(4) + 10, np.arange(16, dtype=np.uint8).reshape(4, 2, 2))
     part = whole.subset(np.array([3, 1]))
     assert part.labels.tolist() == [3, 1] and part.indices.tolist() == [13, 11] and part.pixels[1, 0, 0] == 4
     assert part.files is None and part.digests is None and len(part) == 2

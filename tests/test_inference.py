@@ -9,9 +9,12 @@ import torch
 from test_vit_blocks import SIZE, VARIANTS, small_vit
 from torch import nn
 
-from common import backbones, costs, features, inference, runtime
-from common.backbones import pooled_features
-from common.images import Images
+from common.data.images import LabelledImages
+from common.models import backbones, complexity, fuse_batchnorm, weights
+from common.models.backbones import pooled_features
+from common.models.compile import COMPILING_PAYS_AFTER, compiling_pays
+from common.training import features as features_module
+from common.training.features import Extractor, batch_images, extract
 
 CPU = torch.device("cpu")
 
@@ -34,14 +37,14 @@ def _norms(module: nn.Module) -> int:
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002", "mobilenetv3_small_050", "demo_resnet"])
 def test_batch_normalisation_is_folded_and_the_features_stay(name):
     module = _with_statistics(timm.create_model(name, num_classes=0))
-    before = backbones.hash_weights(module)
-    quick = inference.folded(module, 64)
+    before = weights.hash_weights(module)
+    quick = fuse_batchnorm.folded(module, 64)
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         expected, features = pooled_features(module, images), pooled_features(quick, images)
     assert _norms(module) > 10 and _norms(quick) == 0
     assert (features - expected).norm() <= 1e-5 * expected.norm()
-    assert backbones.hash_weights(module) == before
+    assert weights.hash_weights(module) == before
 
 
 class _ReadTwice(nn.Module):
@@ -69,66 +72,66 @@ class _ActivatedInPlace(_ReadTwice):
 @pytest.mark.parametrize("kind", [_ReadTwice, _ActivatedInPlace])
 def test_what_cannot_be_folded_is_left_as_it_is(kind):
     module = _with_statistics(kind())
-    assert inference.folded(module, 16) is module
+    assert fuse_batchnorm.folded(module, 16) is module
 
 
 def test_weight_standardised_convolutions_are_left_as_they_are():
     module = _with_statistics(timm.create_model("resnetv2_50x1_bit", num_classes=0))  # GroupNorm: nothing to fold
-    assert inference.folded(module, 32) is module
+    assert fuse_batchnorm.folded(module, 32) is module
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
     vit = small_vit(**VARIANTS[variant])
-    before = backbones.hash_weights(vit)
+    before = weights.hash_weights(vit)
     base = backbones.Backbone(vit, "vit", "random", before, SIZE, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "head")
     images = torch.randn(2, 3, SIZE, SIZE)
-    short = inference.for_inference(base)
+    short = fuse_batchnorm.for_inference(base)
     torch.testing.assert_close(pooled_features(short, images), pooled_features(vit, images), rtol=1e-4, atol=1e-5)
-    assert backbones.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
+    assert weights.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
     assert short.patch_embed.proj.weight is vit.patch_embed.proj.weight  # not a second copy in memory
 
 
-def _extractor(images_size: int = 32, compile: str = "auto") -> features.Extractor:
+def _extractor(images_size: int = 32, compile: str = "auto") -> Extractor:
     backbone = backbones.load("test_resnet.r160_in1k", weights="random", image_size=images_size)
-    return features.Extractor(backbone, backbone.transform("squash"), CPU, "fp32", compile, 0, "f")
+    return Extractor(backbone, backbone.transform("squash"), CPU, "fp32", compile, 0, "f")
 
 
-def _grey(count: int) -> Images:
+def _grey(count: int) -> LabelledImages:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
-    return Images(np.zeros(count, np.int64), np.arange(count), pixels)
+    return LabelledImages(np.zeros(count, np.int64), np.arange(count), pixels)
 
 
 def test_the_compiler_is_called_where_the_operations_repay_it():
     extractor = _extractor()
-    enough = math.ceil(runtime.COMPILING_PAYS_AFTER["cpu"] / extractor.image_flops)
+    enough = math.ceil(COMPILING_PAYS_AFTER["cpu"] / extractor.image_flops)
     labels = np.zeros(enough, np.int64)
-    assert extractor.compiles(Images(labels, labels))
-    assert not extractor.compiles(Images(labels[1:], labels[1:]))
-    assert not _extractor(compile="off").compiles(Images(labels, labels))
+    assert extractor.compiles(LabelledImages(labels, labels))
+    assert not extractor.compiles(LabelledImages(labels[1:], labels[1:]))
+    assert not _extractor(compile="off").compiles(LabelledImages(labels, labels))
 
 
 @pytest.mark.parametrize(("name", "images", "pays"), [("resnet50", 3_000, True), ("efficientnet_b0", 3_000, False)])
 def test_of_the_study_s_cnns_the_larger_repays_it_sooner(name, images, pays):
     with torch.device("meta"):
         module = timm.create_model(name, num_classes=0)
-    operations = images * costs.forward_flops(module, nn.Identity(), 224)
-    assert runtime.compiling_pays(operations, CPU) == pays
+    operations = images * complexity.forward_flops(module, nn.Identity(), 224)
+    assert compiling_pays(operations, CPU) == pays
 
 
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )  # PyTorch's own
 def test_compiled_features_are_those_of_the_plain_backbone(tmp_path, monkeypatch):
-    plain = features.extract(_extractor(), _grey(300), "train", folder=tmp_path)
-    monkeypatch.setitem(runtime.COMPILING_PAYS_AFTER, "cpu", 0)
-    calls, compiled = [], features.compiled
-    monkeypatch.setattr(features, "compiled", lambda forward: calls.append(1) or compiled(forward))
-    quick = features.extract(_extractor(), _grey(300), "train", folder=tmp_path)
+    plain = extract(_extractor(), _grey(300), "train", folder=tmp_path)
+    monkeypatch.setitem(COMPILING_PAYS_AFTER, "cpu", 0)
+    calls, compiled = [], features_module.compiled
+    monkeypatch.setattr(features_module, "compiled", lambda forward: calls.append(1) or compiled(forward))
+    quick = extract(_extractor(), _grey(300), "train", folder=tmp_path)
     assert calls and not quick.cache_hit  # compiled features are an entry of their own
     torch.testing.assert_close(quick.values, plain.values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "images"), [(32, 256), (224, 8), (384, 2), (1024, 1)])
 def test_on_the_cpu_larger_images_come_in_smaller_batches(size, images):
-    assert features.batch_images(CPU, size) == images
+    assert batch_images(CPU, size) == images

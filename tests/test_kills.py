@@ -78,7 +78,7 @@ def test_a_signal_saves_the_step_and_says_so_in_a_line(nursery, arm, action, who
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", tmp_path]
     code, word = SIGNALS[action]
-    ended = nursery.run(script, argv, step=1, action=action, patch={"common.features.PART_IMAGES": 32})
+    ended = nursery.run(script, argv, step=1, action=action, patch={"common.training.features.PART_IMAGES": 32})
     assert ended.code == code, ended.err
     assert ended.err.splitlines() == [
         "stopping after this step; once more stops at once",

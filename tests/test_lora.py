@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common import backbones, costs, lora
-from common.errors import UserError
+from common.models import backbones, complexity, lora
+from common.runtime.errors import UserError
 
 SIZE = 32
 
@@ -70,7 +70,7 @@ def test_the_study_trains_597514_parameters():
     base = _unloaded("vit_base_patch16_224.augreg_in1k")
     with torch.device("meta"):
         model = lora.attach(base, classes=10, rank=16, alpha=32.0, dropout=0.1, seed=0, precision="fp32", device="meta")
-    counted = costs.count_parameters(model)
+    counted = complexity.count_parameters(model)
     assert counted["trainable_params"] == 597_514
     assert counted["total_params"] == 86_396_170
     assert round(counted["trainable_percent"], 2) == 0.69

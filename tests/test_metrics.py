@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from common import calibration, metrics
-from common.errors import UserError
+from common.evaluation import calibration, metrics
+from common.runtime.errors import UserError
 
 # Three classes; predictions 0, 1, 1, 2, 0: class 1 is found once of twice, class 2 once of twice.
 LOGITS = np.array([[5, 1, 0], [0, 5, 1], [1, 4, 2], [0, 1, 5], [3, 0, 2]], dtype=np.float32)

@@ -15,23 +15,32 @@ from fake_results import MODELS, fake_run
 from matplotlib.figure import Figure
 
 import plot_results
-from common import (
-    calibration,
-    comparison,
-    dotplots,
-    identity,
-    intervals,
-    metrics,
-    panels,
-    plots,
-    published,
-    results,
-    style,
-    tables,
-    verdict_tables,
-    verdicts,
+from common.evaluation import calibration, comparison, metrics
+from common.evaluation.formatting import mean_and_sd
+from common.evaluation.labels import friendly_name
+from common.evaluation.published_study import published_caption
+from common.evaluation.significance import verdict
+from common.figures import style
+from common.figures.bars import final_benchmark_comparison, overview
+from common.figures.confusion import confusion_matrices
+from common.figures.differences import differences
+from common.figures.few_shot import few_shot, few_shot_curves
+from common.figures.learning_curves import learning_curves
+from common.figures.per_class import per_class_f1
+from common.figures.reliability import reliability
+from common.figures.roc import roc_curves
+from common.figures.trade_offs import (
+    accuracy_vs_flops,
+    accuracy_vs_parameters,
+    accuracy_vs_saved_bytes,
+    accuracy_vs_time,
+    pareto_front,
 )
-from common.errors import UserError
+from common.report.tables import write_summary
+from common.report.verdict_tables import write_verdicts
+from common.runs.predictions import read_predictions
+from common.runs.result import find_runs, unfinished_runs
+from common.runtime.errors import UserError
 
 LORA, RESNET, EFFICIENTNET, VIT_HEAD, RESNET_LINEAR, _ = MODELS
 ROOT = Path(__file__).parents[1]
@@ -42,25 +51,25 @@ STEMS = {
     *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
 PER_DATA_SET = (
-    plots.final_benchmark_comparison,
-    plots.learning_curves,
-    panels.confusion_matrices,
-    panels.roc_curves,
-    dotplots.per_class_f1,
-    intervals.reliability,
-    intervals.differences,
+    final_benchmark_comparison,
+    learning_curves,
+    confusion_matrices,
+    roc_curves,
+    per_class_f1,
+    reliability,
+    differences,
 )
 ACROSS = (
-    plots.overview,
-    dotplots.accuracy_vs_parameters,
-    dotplots.accuracy_vs_time,
-    dotplots.accuracy_vs_flops,
-    dotplots.accuracy_vs_saved_bytes,
+    overview,
+    accuracy_vs_parameters,
+    accuracy_vs_time,
+    accuracy_vs_flops,
+    accuracy_vs_saved_bytes,
 )
 
 
 def compare(folder: Path, pattern: str = "*", **labels: str):
-    runs, problems = results.find(folder, pattern)
+    runs, problems = find_runs(folder, pattern)
     assert problems == []
     return comparison.compare(runs, labels)
 
@@ -75,8 +84,8 @@ def draw(folder: Path, to: Path) -> None:
     with style.context():
         for function in PER_DATA_SET[:2] + PER_DATA_SET[3:]:
             function(compared).canvas.draw()
-        style.save(panels.confusion_matrices(compared), to / "matrices")
-        dotplots.accuracy_vs_time([compared])
+        style.save(confusion_matrices(compared), to / "matrices")
+        accuracy_vs_time([compared])
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -119,15 +128,15 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
 
 def test_pdfs_embed_type_42_fonts_and_carry_no_date(folder, tmp_path):
     with style.context():
-        png, pdf = style.save(plots.overview(compare(folder)[0]), tmp_path / "overview")
+        png, pdf = style.save(overview(compare(folder)[0]), tmp_path / "overview")
     assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
     assert b"/Type3" not in pdf.read_bytes() and b"CreationDate" not in pdf.read_bytes()
     assert b"Software" not in png.read_bytes()
 
 
 def test_neither_torch_nor_its_libraries_are_imported():
-    modules = "plot_results, common.plots, common.panels, common.dotplots, common.intervals, common.tables"
-    modules += ", common.verdict_tables, sklearn.metrics"
+    modules = "plot_results, common.figures.bars, common.figures.roc, common.figures.trade_offs, common.report.tables"
+    modules += ", common.report.verdict_tables, common.figures.differences, sklearn.metrics"
     heavy = {"torch", "timm", "peft", "torchvision"}
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -167,7 +176,7 @@ def test_labels_replace_the_automatic_ones(folder):
 def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings_there(tmp_path):
     fake_run(tmp_path, dataset="digits", folder_name="resnet50.tv2_in1k-head_mlp-lr3e-3")
     fake_run(tmp_path, dataset="mnist", folder_name="resnet50.tv2_in1k-head_mlp-ep30")
-    compared, _ = comparison.compare(results.find(tmp_path)[0], {})
+    compared, _ = comparison.compare(find_runs(tmp_path)[0], {})
     assert [one.series[0].label for one in compared] == ["ResNet50 (head)"] * 2
     assert compared[0].series[0].look == compared[1].series[0].look
 
@@ -185,7 +194,7 @@ def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings
     ],
 )
 def test_friendly_names(backbone, rank, label):
-    assert identity.friendly_name({"backbone": backbone, "model": {"lora": {"rank": rank} if rank else None}}) == label
+    assert friendly_name({"backbone": backbone, "model": {"lora": {"rank": rank} if rank else None}}) == label
 
 
 def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
@@ -209,7 +218,7 @@ def test_every_run_has_its_own_entry_in_the_legend(tmp_path, folders):
     for labels in ({}, dict.fromkeys(folders, "Same")):
         compared, _ = compare(tmp_path, **labels)
         with style.context():
-            (legend,) = dotplots.accuracy_vs_parameters(compared).legends
+            (legend,) = accuracy_vs_parameters(compared).legends
         assert len({text.get_text() for text in legend.get_texts()}) == 2
 
 
@@ -258,7 +267,7 @@ def test_random_weights_are_labelled_everywhere(tmp_path):
     for figure in figures:
         shown = " ".join(texts(figure).split())
         assert "ResNet50 (head) [random weights]" in shown and "beside pretrained" in shown
-    tables.write_summary(compared, tmp_path)
+    write_summary(compared, tmp_path)
     assert "[random weights]" in (tmp_path / "summary.md").read_text()
 
 
@@ -279,7 +288,7 @@ def test_an_unfinished_run_is_named(tmp_path):
         folder = run.folder.with_name(f"seed{seed}")
         folder.mkdir(exist_ok=True)
         (folder / "checkpoint.safetensors").touch()
-    assert comparison.unfinished(tmp_path) == [run.folder.with_name("seed1")]
+    assert unfinished_runs(tmp_path) == [run.folder.with_name("seed1")]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,7 @@ def test_any_class_names_and_numbers_are_drawn(tmp_path, classes):
     for name in (LORA, RESNET):
         fake_run(tmp_path, name, dataset="own", classes=classes, num_test=3 * len(classes), epochs=1)
     draw(tmp_path, tmp_path / "figures")
-    tables.write_summary(compare(tmp_path)[0], tmp_path)
+    write_summary(compare(tmp_path)[0], tmp_path)
     assert len(list((tmp_path / "figures").iterdir())) == 2
 
 
@@ -303,7 +312,7 @@ def test_a_long_data_set_name_leaves_room_in_the_title(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20, dataset="d" * 200)
     (compared,), _ = compare(tmp_path)
     with style.context():
-        title = panels.roc_curves(compared).texts[0].get_text()
+        title = roc_curves(compared).texts[0].get_text()
     assert title.startswith("d" * 23 + "…: ROC")
 
 
@@ -319,9 +328,9 @@ def test_a_class_without_test_images_leaves_gaps_but_no_error(tmp_path):
     assert compared.series[0].runs[0].test["auc_macro"] is None
     draw(tmp_path, tmp_path / "figures")
     with style.context():
-        rows = [label.get_text() for label in dotplots.per_class_f1(compared).axes[0].get_yticklabels()]
+        rows = [label.get_text() for label in per_class_f1(compared).axes[0].get_yticklabels()]
     assert len(rows) == 9 and "truck" not in rows
-    tables.write_summary([compared], tmp_path)
+    write_summary([compared], tmp_path)
     assert "| — |" in (tmp_path / "summary.md").read_text() and "---" in (tmp_path / "summary.tex").read_text()
 
 
@@ -329,8 +338,8 @@ def test_figures_show_the_numbers_of_the_records(folder):
     compared, _ = compare(folder, "cifar10/*")
     accuracy = np.array([run.test["accuracy"] for run in compared[0].series[0].runs])
     with style.context():
-        shown = texts(plots.final_benchmark_comparison(compared[0]))
-        matrix = panels.confusion_matrices(compared[0]).axes[0].images[0].get_array()
+        shown = texts(final_benchmark_comparison(compared[0]))
+        matrix = confusion_matrices(compared[0]).axes[0].images[0].get_array()
     assert f"{accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}" in shown
     low, high = compared[0].evidence.means[LORA]["accuracy"][1:]
     assert f"[{low:.3f}, {high:.3f}]" in shown
@@ -341,7 +350,7 @@ def test_figures_show_the_numbers_of_the_records(folder):
 def test_every_seed_is_a_dot_in_front_of_its_mean(folder):
     compared = compare(folder, "cifar10/*")[0]
     with style.context():
-        (ax,) = dotplots.accuracy_vs_parameters(compared).axes
+        (ax,) = accuracy_vs_parameters(compared).axes
     for series, (dots, mean) in zip(compared[0].series, zip(*[iter(ax.collections)] * 2, strict=True), strict=True):
         assert dots.get_offsets()[:, 1].tolist() == [run.test["accuracy"] for run in series.runs]
         assert dots.get_zorder() > mean.get_zorder()
@@ -351,11 +360,11 @@ def test_whiskers_are_the_intervals_and_published_marks_come_when_asked_for(fold
     (compared,), _ = compare(folder, "cifar10/*")
     means = [compared.evidence.means[series.name]["accuracy"] for series in compared.series]
     with style.context():
-        figure = plots.final_benchmark_comparison(compared)
+        figure = final_benchmark_comparison(compared)
         whiskers = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_path_effects()]
         assert [tuple(line.get_xdata()) for line in whiskers] == [(low, high) for _, low, high in means]
         assert "published" not in texts(figure)
-        figure = plots.final_benchmark_comparison(replace(compared, with_published=True))
+        figure = final_benchmark_comparison(replace(compared, with_published=True))
     diamonds = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert diamonds == [0.9732, 0.9742, 0.8348, 0.8273] and "published, one run each" in texts(figure)
 
@@ -364,7 +373,7 @@ def test_whiskers_are_the_intervals_and_published_marks_come_when_asked_for(fold
 def test_figures_fit_the_columns_of_a_page(folder, columns, inches, rows):
     (compared,), _ = compare(folder, "cifar10/*")
     with style.context(columns):
-        for draw in (plots.final_benchmark_comparison, intervals.differences):
+        for draw in (final_benchmark_comparison, differences):
             figure = draw(compared)
             assert figure.get_figwidth() == inches and figure.axes[0].get_gridspec().nrows == rows
             figure.canvas.draw()
@@ -375,7 +384,7 @@ def test_published_marks_are_not_drawn_beside_other_training_sets_or_data(tmp_pa
     fake_run(tmp_path, RESNET, num_test=20, train_limit=100)
     fake_run(tmp_path, EFFICIENTNET, num_test=20, dataset="mnist")  # the study's MNIST notebook loads CIFAR-10
     for one in compare(tmp_path)[0]:
-        assert published.caption([replace(one, with_published=True)]) == ""
+        assert published_caption([replace(one, with_published=True)]) == ""
 
 
 def test_differences_are_coloured_by_their_verdict(tmp_path):
@@ -383,9 +392,9 @@ def test_differences_are_coloured_by_their_verdict(tmp_path):
         fake_run(tmp_path, name, num_test=60, folder_name=folder_name)
     (compared,), _ = compare(tmp_path)
     with style.context():
-        ax = intervals.differences(compared).axes[0]
+        ax = differences(compared).axes[0]
     marks = [line.get_marker() for line in ax.lines if line.get_marker() not in ("None", "")]
-    words = [verdicts.verdict(difference.estimates["accuracy"]) for difference in compared.evidence.differences]
+    words = [verdict(difference.estimates["accuracy"]) for difference in compared.evidence.differences]
     assert words == ["better", "better", "no difference seen"] and marks == [">", ">", "o"]
     bars = [line for line in ax.lines if line.get_solid_capstyle() == "butt" and len(line.get_xdata()) == 2][:3]
     for bar, difference in zip(bars, compared.evidence.differences, strict=True):
@@ -396,9 +405,9 @@ def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
     run = fake_run(tmp_path, RESNET, num_test=200)
     (compared,), _ = compare(tmp_path)
     with style.context():
-        figure = intervals.reliability(compared)
+        figure = reliability(compared)
     top = figure.axes[0]
-    predictions = results.read_predictions(run.folder, run.result)
+    predictions = read_predictions(run.folder, run.result)
     probabilities = metrics.softmax(predictions.logits)
     bins = calibration.reliability(probabilities, predictions.labels)
     drawn = top.collections[-1].get_offsets()  # as trained, in front
@@ -410,9 +419,9 @@ def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
 def test_the_pareto_front_by_hand():
     costs = np.array([1.0, 2.0, 3.0, 2.0, np.nan, 0.5])
     accuracies = np.array([0.5, 0.7, 0.6, 0.8, 0.9, 0.5])
-    assert dotplots.pareto_front(costs, accuracies).tolist() == [5, 3]  # 0 equals 5 but costs more, 4's cost is unknown
-    assert dotplots.pareto_front(np.array([1.0, 1.0]), np.array([0.5, 0.5])).tolist() == [0]
-    assert dotplots.pareto_front(np.full(2, np.nan), np.ones(2)).tolist() == []
+    assert pareto_front(costs, accuracies).tolist() == [5, 3]  # 0 equals 5 but costs more, 4's cost is unknown
+    assert pareto_front(np.array([1.0, 1.0]), np.array([0.5, 0.5])).tolist() == [0]
+    assert pareto_front(np.full(2, np.nan), np.ones(2)).tolist() == []
 
 
 def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tmp_path):
@@ -422,16 +431,16 @@ def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tm
     fake_run(tmp_path, LORA, num_test=40)
     fake_run(tmp_path, RESNET_LINEAR, num_test=40, train_limit=100, num_train=100)
     (compared,), _ = compare(tmp_path)
-    curves = intervals.few_shot_curves(compared)
+    curves = few_shot_curves(compared)
     assert {label: [one.num_train for one in curve] for label, curve in curves.items()} == {
         "ResNet50 (head)": [100, 1_000, 45_000]
     }
     with style.context():
-        (ax,) = intervals.few_shot(compared).axes
+        (ax,) = few_shot(compared).axes
     means = [compared.evidence.means[one.name]["accuracy"].value for one in curves["ResNet50 (head)"]]
     assert ax.lines[0].get_ydata().tolist() == means
     assert compared.evidence.differences[0].ours == LORA  # and among equally many images the rest is compared
-    assert not intervals.few_shot_curves(compare(tmp_path, LORA)[0][0])
+    assert not few_shot_curves(compare(tmp_path, LORA)[0][0])
 
 
 def test_wrapping_keeps_brackets_together_where_they_fit():
@@ -443,14 +452,14 @@ def test_wrapping_keeps_brackets_together_where_they_fit():
 
 def test_bars_start_at_zero(folder):
     with style.context():
-        figure = plots.final_benchmark_comparison(compare(folder)[0][0])
+        figure = final_benchmark_comparison(compare(folder)[0][0])
     for ax in figure.axes:
         assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
 
 
 def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
     compared, _ = compare(folder)
-    tables.write_summary(compared, tmp_path)
+    write_summary(compared, tmp_path)
     with open(tmp_path / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
@@ -466,7 +475,7 @@ def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
 
 def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
     compared, _ = compare(folder)
-    verdict_tables.write_verdicts(compared, tmp_path)
+    write_verdicts(compared, tmp_path)
     with open(tmp_path / "verdicts.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["dataset"], row["metric"]) for row in rows] == [
@@ -484,19 +493,19 @@ def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
 
 def test_without_a_pair_the_verdicts_are_an_empty_table(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20)
-    verdict_tables.write_verdicts(compare(tmp_path)[0], tmp_path)
+    write_verdicts(compare(tmp_path)[0], tmp_path)
     assert [len((tmp_path / f"verdicts.{suffix}").read_text().splitlines()) for suffix in ("csv", "md")] == [1, 2]
 
 
 def test_mean_and_sd_by_hand():
-    assert comparison.mean_and_sd(np.array([0.5])) == "0.500"
-    assert comparison.mean_and_sd(np.array([0.4, 0.6])) == "0.500 ± 0.141"  # 0.2 / sqrt(2)
-    assert comparison.mean_and_sd(np.array([0.4, np.nan])) == "—"
+    assert mean_and_sd(np.array([0.5])) == "0.500"
+    assert mean_and_sd(np.array([0.4, 0.6])) == "0.500 ± 0.141"  # 0.2 / sqrt(2)
+    assert mean_and_sd(np.array([0.4, np.nan])) == "—"
 
 
 def test_latex_and_markdown_are_escaped(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20, dataset="50%_a&b")
-    tables.write_summary(compare(tmp_path, **{RESNET: r"\x|{y}^$"})[0], tmp_path)
+    write_summary(compare(tmp_path, **{RESNET: r"\x|{y}^$"})[0], tmp_path)
     latex = (tmp_path / "summary.tex").read_text()
     assert r"50\%\_a\&b & \textbackslash{}x|\{y\}\textasciicircum{}\$ & 1 &" in latex
     assert r"| \x\|{y}^$ |" in (tmp_path / "summary.md").read_text()
@@ -508,6 +517,6 @@ def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path
     before = dict(matplotlib.rcParams)
     files = {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}
     with style.context():
-        style.save(plots.learning_curves(compare(folder)[0][0]), tmp_path / "curves")
+        style.save(learning_curves(compare(folder)[0][0]), tmp_path / "curves")
     assert dict(matplotlib.rcParams) == before
     assert files == {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}

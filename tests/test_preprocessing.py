@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from common import augmentation, preprocessing
-from common.errors import UserError
-from common.images import Images, decode_bytes
-from common.preprocessing import Transform
+from common.data import augmentation, loader, transforms
+from common.data.images import LabelledImages, decode_bytes
+from common.data.loader import image_batches
+from common.data.transforms import Transform, channels_first, normalise
+from common.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 PIL_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -33,11 +34,11 @@ def _photo(height: int, width: int) -> np.ndarray:
 
 
 def _batch(pixels: np.ndarray) -> torch.Tensor:
-    return preprocessing._channels_first(pixels[None])
+    return channels_first(pixels[None])
 
 
 def _levels_from_pil(pixels: np.ndarray, size: int, interpolation: str) -> int:
-    ours = preprocessing.resize(_batch(pixels), _transform(size, interpolation=interpolation))[0]
+    ours = transforms.resize(_batch(pixels), _transform(size, interpolation=interpolation))[0]
     theirs = np.asarray(Image.fromarray(pixels).resize((size, size), PIL_MODES[interpolation]), dtype=int)
     ours = ours.permute(1, 2, 0).numpy() if pixels.ndim == 3 else ours[0].numpy()
     return int(np.abs(ours.astype(int) - theirs).max())
@@ -68,7 +69,7 @@ def test_resize_of_real_images_is_within_two_levels_of_pil(real_data, interpolat
 def test_crop_is_within_two_levels_of_torchvision(shape):
     pixels = _photo(*shape)
     transform = _transform(64, resize="crop", crop_pct=0.875)
-    ours = preprocessing.resize(_batch(pixels), transform)[0].permute(1, 2, 0).numpy()
+    ours = transforms.resize(_batch(pixels), transform)[0].permute(1, 2, 0).numpy()
     bicubic = v2.InterpolationMode.BICUBIC
     reference = v2.Compose([v2.Resize(73, interpolation=bicubic), v2.CenterCrop(64)])(Image.fromarray(pixels))
     assert np.abs(ours.astype(int) - np.asarray(reference, dtype=int)).max() <= 2
@@ -78,7 +79,7 @@ def test_crop_is_within_two_levels_of_torchvision(shape):
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_extreme_shapes_become_squares(shape, resize):
     pixels = np.full(shape, 7, np.uint8)
-    resized = preprocessing.resize(_batch(pixels), _transform(64, resize=resize))
+    resized = transforms.resize(_batch(pixels), _transform(64, resize=resize))
     assert resized.shape == (1, 1, 64, 64) and (resized == 7).all()
 
 
@@ -86,37 +87,35 @@ def test_normalise_uses_each_channels_own_numbers():
     pixels = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = _transform()
     expected = torch.stack([v2.functional.normalize(image / 255, transform.mean, transform.std) for image in pixels])
-    torch.testing.assert_close(preprocessing.normalise(pixels, transform), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(normalise(pixels, transform), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_grey_equals_the_same_image_as_rgb():
     grey = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
     transform = _transform(60)
     one, three = (
-        preprocessing.normalise(preprocessing.resize(preprocessing._channels_first(pixels), transform), transform)
+        normalise(transforms.resize(channels_first(pixels), transform), transform)
         for pixels in (grey, np.repeat(grey[..., None], 3, axis=-1))
     )
     assert one.shape == (3, 3, 60, 60) and torch.equal(one, three)
 
 
-def _files(folder) -> Images:
+def _files(folder) -> LabelledImages:
     """Eight files of different sizes, every other one grey."""
     files = []
     for i in range(8):
         pixels = _photo(20 + i, 30)
         Image.fromarray(pixels if i % 2 else pixels[..., 0]).save(folder / f"{i}.png")
         files.append(folder / f"{i}.png")
-    return Images(np.zeros(8, np.int64), np.arange(8) * 10, files=tuple(files))
+    return LabelledImages(np.zeros(8, np.int64), np.arange(8) * 10, files=tuple(files))
 
 
 BATCHES = [np.array([0, 2]), np.array([1, 3, 5]), np.array([7, 6, 4])]
 
 
-def _bits(images: Images, batches, *, workers: int = 0, epoch: int = 0, **options) -> list[torch.Tensor]:
+def _bits(images: LabelledImages, batches, *, workers: int = 0, epoch: int = 0, **options) -> list[torch.Tensor]:
     transform = _transform(**{"augment": "light", **options})
-    return list(
-        preprocessing.image_batches(images, batches, transform, device=CPU, workers=workers, augment_key=(3, epoch))
-    )
+    return list(image_batches(images, batches, transform, device=CPU, workers=workers, augment_key=(3, epoch)))
 
 
 @pytest.mark.parametrize("augment", ["none", "light"])
@@ -136,7 +135,7 @@ def test_grey_and_colour_share_a_batch(tmp_path):
 
 def test_augmentation_belongs_to_the_image_and_the_epoch():
     noise = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8)
-    images = Images(np.zeros(6, np.int64), np.arange(6) + 100, noise)
+    images = LabelledImages(np.zeros(6, np.int64), np.arange(6) + 100, noise)
     together = _bits(images, [np.arange(6)])[0]
     order = np.array([4, 0, 5, 2, 1, 3])
     apart = torch.cat(_bits(images, [order[:1], order[1:4], order[4:]]))
@@ -187,6 +186,6 @@ def test_a_killed_worker_is_a_user_error(monkeypatch):
     def die(self, number):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(preprocessing._Batches, "__getitem__", die)
+    monkeypatch.setattr(loader._Batches, "__getitem__", die)
     with pytest.raises(UserError, match="--workers"):
-        _bits(Images(np.zeros(2), np.arange(2), np.zeros((2, 8, 8), np.uint8)), [np.arange(2)], workers=1)
+        _bits(LabelledImages(np.zeros(2), np.arange(2), np.zeros((2, 8, 8), np.uint8)), [np.arange(2)], workers=1)

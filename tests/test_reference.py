@@ -7,7 +7,10 @@ import pytest
 
 import plot_results
 import reproduce
-from common import grids, named_sets, results
+from common.data import registry
+from common.grid.grid import grid_configs, job_for
+from common.runs.predictions import read_predictions
+from common.runs.result import find_runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
@@ -16,16 +19,16 @@ PROFILES = ("demo", "mini")
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_they_are_the_runs_of_todays_grid_finished_and_whole(profile):
-    runs, problems = results.find(RESULTS / profile)
+    runs, problems = find_runs(RESULTS / profile)
     assert not problems
     folders = {"data_dir": Path("data"), "results_dir": RESULTS / profile}
-    planned = [one for grid in reproduce.PROFILES[profile] for one in grids.configs(grid, **folders)]
-    assert {run.folder for run in runs} == {grids.job(one).folder for one in planned}
+    planned = [one for grid in reproduce.PROFILES[profile] for one in grid_configs(grid, **folders)]
+    assert {run.folder for run in runs} == {job_for(one).folder for one in planned}
     for run in runs:
-        results.read_predictions(run.folder, run.result)
+        read_predictions(run.folder, run.result)
         assert run.result["environment"]["git_dirty"] is False
         assert not any("/" in word and word.startswith("/") for word in run.result["command"].split())
-        expected = named_sets.FINGERPRINTS.get(run.dataset)
+        expected = registry.FINGERPRINTS.get(run.dataset)
         assert expected in (None, run.result["data"]["fingerprint"])
 
 

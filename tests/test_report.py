@@ -17,7 +17,13 @@ from fake_results import MODELS, fake_run
 from PIL import Image
 
 import plot_results
-from common import cli, comparison, explorer, provenance, report, results, thumbnails
+from common import cli
+from common.data.images import LabelledImages
+from common.evaluation import comparison
+from common.report import explorer, provenance, thumbnails
+from common.report.html import Statements, summary_rows, write_report
+from common.runs.predictions import PREDICTIONS_FILE
+from common.runs.result import find_runs
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
 ROOT = Path(__file__).parents[1]
@@ -31,15 +37,15 @@ HOSTILE = (
 
 
 def compare(folder: Path, **labels: str) -> list:
-    runs, problems = results.find(folder)
+    runs, problems = find_runs(folder)
     assert problems == []
     return comparison.compare(runs, labels)[0]
 
 
 def write(path: Path, compared: list, **options) -> list[str]:
-    options = {"figures": {}, "statements": report.Statements(), "data_dir": None, **options}
+    options = {"figures": {}, "statements": Statements(), "data_dir": None, **options}
     figures = {one.dataset: [] for one in compared} | {"": []} | options.pop("figures")
-    return report.write(path, compared, figures=figures, **options)
+    return write_report(path, compared, figures=figures, **options)
 
 
 def data_of(page: str) -> dict:
@@ -120,7 +126,7 @@ def test_the_record_holds_what_the_runs_predicted(folder):
     record = explorer.record(compared, tested, None, "none here")
     runs = [run for model in record["models"] for run in model["runs"]]
     for run, packed in zip(explorer.runs(compared), runs, strict=True):
-        arrays = np.load(run.folder / results.PREDICTIONS)
+        arrays = np.load(run.folder / PREDICTIONS_FILE)
         exponents = np.exp(arrays["logits"].astype(float))
         assert np.array_equal(unpacked(packed["predicted"], "<u2"), arrays["logits"].argmax(axis=1))
         np.testing.assert_allclose(
@@ -137,7 +143,7 @@ def test_the_record_holds_what_the_runs_predicted(folder):
 def test_the_summary_has_the_numbers_of_the_records_and_the_given_intervals(folder):
     compared = compare(folder)
     series = compared[0].series[1]
-    rows = report.summary(compared, report.Statements(intervals={("digits", series.name): "0.9 to 1.0"}))
+    rows = summary_rows(compared, Statements(intervals={("digits", series.name): "0.9 to 1.0"}))
     accuracy = np.array([run.test["accuracy"] for run in series.runs])
     assert [row["interval"] for row in rows] == ["", "0.9 to 1.0", ""]
     assert rows[1]["cells"]["Accuracy"]["value"] == pytest.approx(accuracy.mean())
@@ -149,7 +155,7 @@ def test_intervals_and_verdicts_are_on_the_page_where_there_are_any(folder, tmp_
     compared = compare(folder)
     write(tmp_path / "bare.html", compared)
     assert "interval" not in re.sub(r"<(script|style).*?</\1>", "", (tmp_path / "bare.html").read_text(), flags=re.S)
-    statements = report.Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["<b>A</b> is better."]})
+    statements = Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["<b>A</b> is better."]})
     write(tmp_path / "full.html", compared, statements=statements)
     page = (tmp_path / "full.html").read_text()
     assert "interval</th>" in page and ">0.9 to 1.0<" in page and "&lt;b&gt;A&lt;/b&gt; is better." in page
@@ -158,7 +164,7 @@ def test_intervals_and_verdicts_are_on_the_page_where_there_are_any(folder, tmp_
 def test_what_all_seeds_share_is_said_once(folder):
     (compared,) = compare(folder)
     runs = compared.series[0].runs
-    origin = provenance.of(runs)
+    origin = provenance.provenance_of(runs)
     shared = dict(origin["shared"])
     assert shared["Data fingerprint"] == runs[0].result["data"]["fingerprint"]
     assert shared["Weights' SHA-256"] == "0" * 64
@@ -166,7 +172,7 @@ def test_what_all_seeds_share_is_said_once(folder):
         assert own["seed"] == run.seed and own["command"] == run.result["command"]
         assert dict(own["rows"])["Record's SHA-256"] == run.result["sha256"]
         assert not set(shared) & {name for name, _ in own["rows"]}
-    assert provenance.of(runs[:1])["shared"] == []
+    assert provenance.provenance_of(runs[:1])["shared"] == []
 
 
 def test_uncommitted_changes_and_tried_rates_are_said(folder):
@@ -174,9 +180,9 @@ def test_uncommitted_changes_and_tried_rates_are_said(folder):
     environment = {**run.result["environment"], "git_commit": "abc", "git_dirty": True, "torch": "2.9"}
     trials = [{"lr": 1e-4}, {"lr": 1e-3}]
     rows = dict(
-        provenance.of([replace(run, result={**run.result, "environment": environment, "trials": trials})])["runs"][0][
-            "rows"
-        ]
+        provenance.provenance_of([replace(run, result={**run.result, "environment": environment, "trials": trials})])[
+            "runs"
+        ][0]["rows"]
     )
     assert rows["Code"] == "abc, with uncommitted changes" and rows["Versions"] == "torch 2.9"
     assert "learning rate 0.0001 of 0.0001, 0.001" in rows["Kept"]
@@ -207,8 +213,8 @@ def test_large_colour_images_are_made_small_and_stay_in_their_tile():
     assert sheet.side == 48 and Image.open(BytesIO(sheet.content)).size == (64 * 48, 2 * 48)
 
 
-def _images(count: int) -> thumbnails.Images:
-    return thumbnails.Images(np.zeros(count, int), np.arange(count))
+def _images(count: int) -> LabelledImages:
+    return LabelledImages(np.zeros(count, int), np.arange(count))
 
 
 def test_without_its_images_a_report_is_made_and_says_so(folder, tmp_path):

@@ -12,7 +12,10 @@ from fake_results import MODELS, fake_run
 from PIL import Image
 from test_report import HOSTILE, compare, write
 
-from common import data, explorer, report, results
+from common.data.dataset import load_dataset_of_run
+from common.report import explorer
+from common.report.html import Statements
+from common.runs.predictions import PREDICTIONS_FILE
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
 
@@ -49,7 +52,7 @@ def folder(tmp_path_factory):
 def file(folder, tmp_path_factory):
     """The report of ``folder``: CIFAR-10 is its first data set, digits its second."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    statements = report.Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["A sentence."]})
+    statements = Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["A sentence."]})
     write(path, compare(folder), statements=statements)
     return path
 
@@ -104,7 +107,7 @@ def shown(browser, panel: str) -> list[int]:
 
 def predictions(folder, name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, predicted classes, confidences and indices, from the file itself."""
-    arrays = np.load(folder / "digits" / name / f"seed{seed}" / results.PREDICTIONS)
+    arrays = np.load(folder / "digits" / name / f"seed{seed}" / PREDICTIONS_FILE)
     exponents = np.exp(arrays["logits"].astype(float))
     confidence = (exponents / exponents.sum(axis=1, keepdims=True)).max(axis=1)
     return arrays["labels"], arrays["logits"].argmax(axis=1), confidence, arrays["indices"]
@@ -169,7 +172,7 @@ def test_a_cell_shows_its_images(page, folder):
 
 
 def test_a_cards_picture_is_the_image_itself(page):
-    test = data.load_for(SETTINGS).test
+    test = load_dataset_of_run(SETTINGS).test
     originals = dict(zip(test.indices.tolist(), test.pixels, strict=True))
     page.find_element("css selector", "td[data-true='3'][data-predicted='3']").click()
     cards = page.execute_async_script(

@@ -14,10 +14,17 @@ from fake_results import fake_run
 import reproduce
 import train_cnn_head
 import train_vit_lora
-from common import cli, comparison, downloads, grids, jobs, locks, results, runs, storage, tables
-from common.errors import UserError
-from common.grids import Arm, Grid
-from common.jobs import Job
+from common.config import as_flags
+from common.evaluation.comparison import compare
+from common.grid import prefetch, scheduler
+from common.grid.grid import Arm, Grid, grid_configs, job_for
+from common.grid.scheduler import Job
+from common.report import tables
+from common.runs.folder import CHECKPOINT_FILE, lock_file
+from common.runs.result import RESULT_FILE, find_runs
+from common.runtime import locks
+from common.runtime.errors import UserError
+from common.runtime.files import write_atomically
 from reproduce import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,7 +45,7 @@ def tiny(monkeypatch):
 def _jobs(profile: str, **changed) -> list[Job]:
     folders = {"data_dir": Path("data"), "results_dir": Path("results") / profile}
     asked = reproduce._grids(Config(profile=profile, **changed))
-    return [grids.job(one) for grid in asked for one in grids.configs(grid, **folders)]
+    return [job_for(one) for grid in asked for one in grid_configs(grid, **folders)]
 
 
 def _job(folder: Path, code: str, name: str = "job") -> Job:
@@ -58,32 +65,33 @@ def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profi
 
 
 def test_a_run_lies_where_the_script_itself_would_put_it(tiny, tmp_path):
-    for one in grids.configs(reproduce.PROFILES["demo"][0], data_dir=Path("data"), results_dir=tmp_path):
+    for one in grid_configs(reproduce.PROFILES["demo"][0], data_dir=Path("data"), results_dir=tmp_path):
         if one.seed == 1:
             sys.modules[type(one).__module__].main(one)
-            assert (grids.job(one).folder / results.RESULT).exists()
+            assert (job_for(one).folder / RESULT_FILE).exists()
 
 
 @pytest.mark.parametrize("value", [True, False])
 def test_flags_give_the_same_configuration_back(value):
     config = train_cnn_head.Config(lr=(1e-4, 0.5), skip_damaged=value, feature_cache=value, train_limit=7)
-    assert tyro.cli(train_cnn_head.Config, args=cli.as_flags(config)) == config
+    assert tyro.cli(train_cnn_head.Config, args=as_flags(config)) == config
 
 
 def test_a_run_is_missing_then_running_unfinished_or_finished(tmp_path):
     job = _job(tmp_path / "digits" / "run", "", "seed0")
-    assert jobs.state(job) == "missing"
-    with locks.locked(runs.lock_file(job.folder), what="it", wait=False):
+    assert scheduler.job_state(job) == "missing"
+    with locks.locked(lock_file(job.folder), what="it", wait=False):
         # The lock belongs to the process: another one has to ask.
-        code = "from common import locks; import sys; print(locks.holder(__import__('pathlib').Path(sys.argv[1])))"
+        code = "import sys; from pathlib import Path; from common.runtime.locks import lock_holder\n"
+        code += "print(lock_holder(Path(sys.argv[1])))"
         asked = subprocess.run(
-            [sys.executable, "-c", code, runs.lock_file(job.folder)], cwd=REPOSITORY, capture_output=True, text=True
+            [sys.executable, "-c", code, lock_file(job.folder)], cwd=REPOSITORY, capture_output=True, text=True
         )
         assert f"process {os.getpid()} on" in asked.stdout
-    storage.write_atomically(job.folder / runs.CHECKPOINT, b"state")
-    assert jobs.state(job) == "unfinished"
-    storage.write_atomically(job.folder / results.RESULT, b"{}")
-    assert jobs.state(job) == "finished"
+    write_atomically(job.folder / CHECKPOINT_FILE, b"state")
+    assert scheduler.job_state(job) == "unfinished"
+    write_atomically(job.folder / RESULT_FILE, b"{}")
+    assert scheduler.job_state(job) == "finished"
 
 
 def test_the_list_and_the_commands_are_printed_and_nothing_is_run(tiny, tmp_path, capsys):
@@ -134,11 +142,11 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
         if name.startswith("resnet50"):
             raise UserError("no pretrained weights: bring the file")
 
-    monkeypatch.setattr(downloads, "_fetch", fetch)
+    monkeypatch.setattr(prefetch, "_fetch", fetch)
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
     assert stopped.value.code == 1
-    assert sorted(asked) == sorted(downloads.SIZES)
+    assert sorted(asked) == sorted(prefetch.DOWNLOAD_BYTES)
     assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in capsys.readouterr().err
     reproduce.main(Config(profile="demo", download_only=True, results_dir=tmp_path))
     assert "all data and weights are in place" in capsys.readouterr().out
@@ -164,18 +172,18 @@ def test_a_comparison_trains_each_vit_twice_and_gives_small_data_enough_steps():
 def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
     code = "import os, time; time.sleep(0.3); print(os.environ['CUDA_VISIBLE_DEVICES'])"
     planned = [_job(tmp_path, code, f"job{number}") for number in range(4)]
-    assert jobs.run_all(planned, ["2", "5"], lambda job: "done") == {}
+    assert scheduler.run_all(planned, ["2", "5"], lambda job: "done") == {}
     seen = [job.log.read_text().strip() for job in planned]
     assert sorted(seen) == ["2", "2", "5", "5"]
 
 
 def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert jobs.devices(None) == ["3", "1"]
-    assert jobs.devices(3) == ["3", "1", "3"]
+    assert scheduler.job_devices(None) == ["3", "1"]
+    assert scheduler.job_devices(3) == ["3", "1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert jobs.devices(None) == [None]
-    assert jobs.devices(2) == [None, None]
+    assert scheduler.job_devices(None) == [None]
+    assert scheduler.job_devices(2) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +196,7 @@ def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):
 )
 def test_the_reason_of_a_failure_is_the_childs_own_word(code, reason, tmp_path):
     jobs_planned = [_job(tmp_path, code, "bad"), _job(tmp_path, "print('fine')", "good")]
-    failures = jobs.run_all(jobs_planned, [None], lambda job: "done")
+    failures = scheduler.run_all(jobs_planned, [None], lambda job: "done")
     assert [job.name for job in failures] == ["bad"]
     assert reason in failures[jobs_planned[0]]
     assert jobs_planned[1].log.read_text() == "fine\n"
@@ -252,7 +260,7 @@ def test_wrong_values_are_refused_by_name(flags, words):
 def test_the_summary_shows_each_model_with_its_spread(tmp_path):
     for seed in range(3):
         fake_run(tmp_path, seed=seed)
-    compared, _ = comparison.compare(results.find(tmp_path)[0], {})
+    compared, _ = compare(find_runs(tmp_path)[0], {})
     text = tables.terminal(compared)
     assert text.splitlines()[0] == "CIFAR-10: 400 test images, one is 0.25 points; 3 seeds"
     assert "ResNet50 (head)" in text

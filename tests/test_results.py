@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from fake_results import fake_run
 
-from common import results
-from common.errors import UserError
+from common.runs import result as result_module
+from common.runs.predictions import npz_bytes, read_predictions
+from common.runs.result import encode_record, find_runs, read_result, write_result
+from common.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,13 @@ def path(run, tmp_path):
 def rehashed(path, **changes):
     """Write a copy whose hash is right but whose content is not what a run writes."""
     result = {**json.loads(path.read_bytes()), **changes}
-    path.write_bytes(results.dumps({key: value for key, value in result.items() if value != "REMOVED"}))
+    path.write_bytes(encode_record({key: value for key, value in result.items() if value != "REMOVED"}))
     return path
 
 
 def test_round_trip(run, tmp_path):
-    results.write(tmp_path, run.result)
-    assert results.read(tmp_path / "result.json") == run.result
+    write_result(tmp_path, run.result)
+    assert read_result(tmp_path / "result.json") == run.result
     assert (tmp_path / "result.json").read_bytes() == (run.folder / "result.json").read_bytes()
 
 
@@ -40,24 +42,24 @@ def test_the_layout_is_for_people_and_the_hash_is_not_of_it(path):
     lines = path.read_text().splitlines()
     assert len(lines) < 150 and max(map(len, lines)) <= 220
     path.write_text(json.dumps(json.loads(path.read_text()), indent=4))
-    results.read(path)
+    read_result(path)
 
 
 def test_names_of_any_kind_survive(run, tmp_path):
     notes = ["新 $x_1$ & 100 %\n\t", "undecodable \udc80 byte", '"quoted" \\']
-    results.write(tmp_path, {**run.result, "notes": notes})
-    assert results.read(tmp_path / "result.json")["notes"] == notes
+    write_result(tmp_path, {**run.result, "notes": notes})
+    assert read_result(tmp_path / "result.json")["notes"] == notes
 
 
 def test_values_that_json_changes_are_hashed_as_they_will_be_read(run, tmp_path):
-    results.write(tmp_path, {**run.result, "config": {10: (1, 2), 9: None}})
-    assert results.read(tmp_path / "result.json")["config"] == {"10": [1, 2], "9": None}
+    write_result(tmp_path, {**run.result, "config": {10: (1, 2), 9: None}})
+    assert read_result(tmp_path / "result.json")["config"] == {"10": [1, 2], "9": None}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_never_written(run, tmp_path, bad):
     with pytest.raises(ValueError, match="JSON"):
-        results.write(tmp_path, {**run.result, "config": {"value": bad}})
+        write_result(tmp_path, {**run.result, "config": {"value": bad}})
     assert not list(tmp_path.iterdir())
 
 
@@ -66,7 +68,7 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(run, path):
     for position in range(0, len(content), 37):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
-            assert results.read(path) == run.result  # white space between fields says nothing
+            assert read_result(path) == run.result  # white space between fields says nothing
         except UserError as error:
             assert repr(str(path)) in str(error) and "\n" not in str(error)
         else:
@@ -78,7 +80,7 @@ def test_any_truncation_is_refused(path):
     for length in range(0, len(content), 101):
         path.write_bytes(content[:length])
         with pytest.raises(UserError, match="not valid JSON"):
-            results.read(path)
+            read_result(path)
 
 
 @pytest.mark.parametrize(
@@ -87,25 +89,25 @@ def test_any_truncation_is_refused(path):
 def test_foreign_files_are_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"result\.json"):
-        results.read(path)
+        read_result(path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1.5000001"])
 def test_a_number_that_was_edited_is_refused(run, path, number):
-    results.write(path.parent, {**run.result, "config": {"lr": 1.5}})
+    write_result(path.parent, {**run.result, "config": {"lr": 1.5}})
     path.write_text(path.read_text().replace('{"lr": 1.5}', f'{{"lr": {number}}}'))
     with pytest.raises(UserError, match="was changed"):
-        results.read(path)
+        read_result(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
-        results.read(tmp_path / "result.json")
+        read_result(tmp_path / "result.json")
 
 
 def test_another_version_is_refused(path):
     with pytest.raises(UserError, match="schema_version 2"):
-        results.read(rehashed(path, schema_version=2))
+        read_result(rehashed(path, schema_version=2))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_another_version_is_refused(path):
 )
 def test_wrong_fields_are_named(path, changes, complaint):
     with pytest.raises(UserError, match=complaint):
-        results.read(rehashed(path, **changes))
+        read_result(rehashed(path, **changes))
 
 
 @pytest.mark.parametrize(
@@ -138,12 +140,12 @@ def test_wrong_fields_are_named(path, changes, complaint):
 )
 def test_contradictions_in_the_metrics_are_named(run, path, field, value, complaint):
     with pytest.raises(UserError, match=complaint):
-        results.read(rehashed(path, test={**run.result["test"], field: value}))
+        read_result(rehashed(path, test={**run.result["test"], field: value}))
 
 
 def test_auc_may_be_null(run, path):
     rehashed(path, test={**run.result["test"], "auc_macro": None})
-    assert results.read(path)["test"]["auc_macro"] is None
+    assert read_result(path)["test"]["auc_macro"] is None
 
 
 def test_find_reads_exactly_the_documented_places_in_natural_order(tmp_path):
@@ -152,20 +154,20 @@ def test_find_reads_exactly_the_documented_places_in_natural_order(tmp_path):
     fake_run(tmp_path, dataset="mnist", num_test=20)
     fake_run(tmp_path / "nested" / "deeper", num_test=20)
     (tmp_path / "mnist" / "unfinished" / "seed0").mkdir(parents=True)
-    runs, problems = results.find(tmp_path)
+    runs, problems = find_runs(tmp_path)
     assert problems == []
     assert [(run.dataset, run.seed) for run in runs] == [("cifar10", 0), ("cifar10", 2), ("cifar10", 10), ("mnist", 0)]
     assert {run.name for run in runs} == {"resnet50.tv2_in1k-head_mlp"}
-    assert len(results.find(tmp_path, "mnist/*")[0]) == 1
-    assert len(results.find(tmp_path, "resnet50*")[0]) == 4
-    assert results.find(tmp_path, "vit*") == ([], [])
-    assert results.find(tmp_path / "absent") == ([], [])
+    assert len(find_runs(tmp_path, "mnist/*")[0]) == 1
+    assert len(find_runs(tmp_path, "resnet50*")[0]) == 4
+    assert find_runs(tmp_path, "vit*") == ([], [])
+    assert find_runs(tmp_path / "absent") == ([], [])
 
 
 def test_one_damaged_record_does_not_hide_the_others(tmp_path):
     good, bad = (fake_run(tmp_path, seed=seed, num_test=20) for seed in (0, 1))
     (bad.folder / "result.json").write_bytes(b"{")
-    runs, (problem,) = results.find(tmp_path)
+    runs, (problem,) = find_runs(tmp_path)
     assert [run.folder for run in runs] == [good.folder]
     assert repr(str(bad.folder / "result.json")) in problem
 
@@ -173,12 +175,12 @@ def test_one_damaged_record_does_not_hide_the_others(tmp_path):
 def test_a_copy_of_a_seed_is_not_a_second_seed(tmp_path):
     run = fake_run(tmp_path, num_test=20)
     run.folder.rename(run.folder.with_name("seed7"))
-    runs, (problem,) = results.find(tmp_path)
+    runs, (problem,) = find_runs(tmp_path)
     assert runs == [] and "seed 0" in problem
 
 
 def test_predictions_round_trip(run):
-    predictions = results.read_predictions(run.folder, run.result)
+    predictions = read_predictions(run.folder, run.result)
     assert predictions.logits.dtype == np.float32 and predictions.logits.shape == (40, 10)
     assert predictions.val_labels.dtype == np.int64 and predictions.val_labels.shape == (20,)
     accuracy = (predictions.logits.argmax(1) == predictions.labels).mean()
@@ -187,8 +189,8 @@ def test_predictions_round_trip(run):
 
 def test_the_same_arrays_are_the_same_bytes_and_numpy_reads_them(tmp_path):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([], dtype=np.int64)}
-    content = results.npz_bytes(**arrays)
-    assert content == results.npz_bytes(**arrays)
+    content = npz_bytes(**arrays)
+    assert content == npz_bytes(**arrays)
     (tmp_path / "a.npz").write_bytes(content)
     with np.load(tmp_path / "a.npz") as read:
         assert all((read[name] == array).all() and read[name].dtype == array.dtype for name, array in arrays.items())
@@ -196,7 +198,7 @@ def test_the_same_arrays_are_the_same_bytes_and_numpy_reads_them(tmp_path):
 
 def test_objects_are_never_pickled():
     with pytest.raises(ValueError, match="allow_pickle"):
-        results.npz_bytes(a=np.array([{}], dtype=object))
+        npz_bytes(a=np.array([{}], dtype=object))
 
 
 def test_any_damage_to_the_predictions_is_refused(run, tmp_path):
@@ -205,9 +207,9 @@ def test_any_damage_to_the_predictions_is_refused(run, tmp_path):
     for other in (content[:-1], b"", content + b"\0", *flipped):
         (tmp_path / "predictions.npz").write_bytes(other)
         with pytest.raises(UserError, match="SHA-256"):
-            results.read_predictions(tmp_path, run.result)
+            read_predictions(tmp_path, run.result)
     with pytest.raises(UserError, match="cannot read"):
-        results.read_predictions(tmp_path / "absent", run.result)
+        read_predictions(tmp_path / "absent", run.result)
 
 
 @pytest.mark.parametrize(
@@ -222,17 +224,17 @@ def test_any_damage_to_the_predictions_is_refused(run, tmp_path):
     ],
 )
 def test_predictions_that_do_not_fit_the_record_are_refused(run, tmp_path, changes, complaint):
-    predictions = results.read_predictions(run.folder, run.result)
-    content = results.npz_bytes(**{**vars(predictions), **changes})
+    predictions = read_predictions(run.folder, run.result)
+    content = npz_bytes(**{**vars(predictions), **changes})
     (tmp_path / "predictions.npz").write_bytes(content)
-    files = {"predictions.npz": {"sha256": results.storage.sha256(content)}}
+    files = {"predictions.npz": {"sha256": result_module.storage.sha256(content)}}
     with pytest.raises(UserError, match=complaint):
-        results.read_predictions(tmp_path, {**run.result, "files": files})
+        read_predictions(tmp_path, {**run.result, "files": files})
 
 
-@pytest.mark.parametrize("content", [b"no zip", results.npz_bytes(logits=np.zeros(3)), b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"no zip", npz_bytes(logits=np.zeros(3)), b"PK\x03\x04"])
 def test_other_files_with_the_right_hash_are_refused(run, tmp_path, content):
     (tmp_path / "predictions.npz").write_bytes(content)
-    files = {"predictions.npz": {"sha256": results.storage.sha256(content)}}
+    files = {"predictions.npz": {"sha256": result_module.storage.sha256(content)}}
     with pytest.raises(UserError, match="not a file of predictions"):
-        results.read_predictions(tmp_path, {**run.result, "files": files})
+        read_predictions(tmp_path, {**run.result, "files": files})

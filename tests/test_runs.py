@@ -9,8 +9,12 @@ import pytest
 
 import train_cnn_head
 import train_vit_lora
-from common import cli, runs, storage
-from common.errors import UserError
+from common import cli, config
+from common.runs.folder import open_run_folder
+from common.runs.naming import run_name
+from common.runtime import files
+from common.runtime.errors import UserError
+from common.runtime.files import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VIT, RESNET = "vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k"
@@ -22,8 +26,8 @@ TINY = [
 
 
 def _name(script, method: str, backbone: str, **changed) -> str:
-    settings = cli.as_record(script.Config()) | changed
-    return runs.run_name(settings, method=method, backbone=backbone)
+    settings = config.as_record(script.Config()) | changed
+    return run_name(settings, method=method, backbone=backbone)
 
 
 def test_the_scripts_start_with_the_published_recipe_so_that_nothing_is_named():
@@ -72,14 +76,14 @@ def test_what_fails_while_saving_leaves_the_earlier_result_as_it_was(fault, tmp_
     assert _train(*here) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     error = OSError(28, "No space left on device") if fault == "full disk" else KeyboardInterrupt()
-    replace = storage.os.replace
+    replace = files.os.replace
 
     def failing(source, target):
         if Path(target).name == "result.json":
             raise error
         replace(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", failing)
+    monkeypatch.setattr(files.os, "replace", failing)
     assert _train(*here, "--overwrite", "--lr", "1e-2") == (2 if fault == "full disk" else 130)
     assert {path: path.read_bytes() for path in before} == before
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob(".seed0.new"))
@@ -111,7 +115,7 @@ def test_an_exchange_of_folders_that_was_cut_in_two_is_completed(renames, tmp_pa
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path, capsys):
     code = (
-        "import sys, time; from pathlib import Path; from common.locks import locked\n"
+        "import sys, time; from pathlib import Path; from common.runtime.locks import locked\n"
         "with locked(Path(sys.argv[1]), what='it', wait=False): print('held', flush=True); time.sleep(60)"
     )
     lock = tmp_path / "digits" / "run" / ".seed0.lock"
@@ -120,7 +124,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path, capsys):
         assert holder.stdout.readline() == b"held\n"
         with (
             pytest.raises(UserError, match=f"in use by process {holder.pid} on .* since"),
-            runs.opened(tmp_path / "digits" / "run" / "seed0", {}, overwrite=False),
+            open_run_folder(tmp_path / "digits" / "run" / "seed0", {}, overwrite=False),
         ):
             pass
         assert _train("--results-dir", str(tmp_path), "--run-name=run") == 2
@@ -128,21 +132,21 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path, capsys):
     finally:
         holder.kill()
         holder.communicate()
-    with runs.opened(tmp_path / "digits" / "run" / "seed0", {}, overwrite=False) as run:
+    with open_run_folder(tmp_path / "digits" / "run" / "seed0", {}, overwrite=False) as run:
         assert run.finished is None  # a killed holder does not block
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    storage.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def failing(*_):
         raise OSError(5, "Input/output error")
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(storage.os, step, failing)
+            patch.setattr(files.os, step, failing)
             with pytest.raises(UserError, match="Input/output error"):
-                storage.write_atomically(path, b"new")
+                write_atomically(path, b"new")
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
         assert path.read_bytes() == b"old"

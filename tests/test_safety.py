@@ -13,11 +13,16 @@ import pytest
 import torch
 
 import train_cnn_head
-from common import cli, data, grids, images, schema
-from common.errors import UserError
+from common import cli
+from common.data import images
+from common.data.dataset import load_dataset, result_name
+from common.data.images import FORMATS, decode_bytes
+from common.grid.grid import job_for
+from common.runs import schema
+from common.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SOURCES = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("common/*.py"), *REPOSITORY.glob("demo/*.py")]
+SOURCES = [*REPOSITORY.glob("*.py"), *REPOSITORY.rglob("common/**/*.py"), *REPOSITORY.glob("demo/*.py")]
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "yaml.load",
              "tempfile.mktemp", "marshal.loads", "shelve.open", "joblib.load", "torch.hub.load"}  # fmt: skip
 
@@ -43,7 +48,7 @@ def _dangers(source: str) -> list[str]:
 
 
 # CIFAR-10's own files are pickles; they are opened only after their published MD5 sums were found.
-CHECKED = {"published_files.py": ["pickle.load"]}
+CHECKED = {"formats.py": ["pickle.load"]}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -84,7 +89,7 @@ def test_a_pickle_given_as_weights_is_not_opened(name, tmp_path):
     (tmp_path / name).write_bytes(pickle.dumps(_Trap(tmp_path / "sprung")))
     argv = ["--dataset=digits", "--backbone=test_resnet", f"--weights={tmp_path / name}", f"--results-dir={tmp_path}"]
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 2
-    from common import backbones
+    from common.models import backbones
 
     with pytest.raises(UserError, match="safetensors"):
         backbones.load("test_resnet.r160_in1k", weights=str(tmp_path / name), image_size=32)
@@ -105,7 +110,7 @@ def test_pickles_in_the_place_of_cifar10s_are_not_opened_and_archives_not_unpack
         member = tarfile.TarInfo("../../escaped")
         archive.addfile(member, io.BytesIO())
     with pytest.raises(UserError, match="cifar10 is not there"):
-        data.load("cifar10", data_dir=tmp_path / "data")
+        load_dataset("cifar10", data_dir=tmp_path / "data")
     assert not (tmp_path / "sprung").exists() and not list(tmp_path.rglob("escaped"))
 
 
@@ -115,8 +120,8 @@ def test_only_the_formats_of_the_list_are_opened(monkeypatch):
         images.Image, "open", lambda file, formats: opened.append(formats) or (_ for _ in ()).throw(OSError)
     )
     with pytest.raises(ValueError):
-        images.decode_bytes(b"x")
-    assert opened == [images.FORMATS] and not {"EPS", "PSD", "FPX", "WMF", "SPIDER"} & set(images.FORMATS)
+        decode_bytes(b"x")
+    assert opened == [FORMATS] and not {"EPS", "PSD", "FPX", "WMF", "SPIDER"} & set(FORMATS)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "", "C:\\x", "\\\\host\\x", "a\0b"])
@@ -127,9 +132,9 @@ def test_a_file_outside_the_runs_folder_is_not_named_by_a_result(name):
 
 @pytest.mark.parametrize("name", ["$(touch x)", "a; touch x", "`id`", "two\nlines", "-rf", "it's", '"x', "a..", "~x"])
 def test_names_reach_a_shell_quoted_and_paths_as_one_component(name, tmp_path):
-    component = data.result_name(str(tmp_path / name))
+    component = result_name(str(tmp_path / name))
     assert Path(component).name == component and component[0] not in ".-"
-    job = grids.job(train_cnn_head.Config(dataset=str(tmp_path / name), results_dir=tmp_path))
+    job = job_for(train_cnn_head.Config(dataset=str(tmp_path / name), results_dir=tmp_path))
     assert shlex.split(job.shell_line) == list(job.command)
     for path in (job.folder, job.log):
         assert path.resolve().is_relative_to(tmp_path.resolve())
@@ -138,11 +143,11 @@ def test_names_reach_a_shell_quoted_and_paths_as_one_component(name, tmp_path):
 @pytest.mark.parametrize("name", ["~", "'", "$", "/"])
 def test_a_folder_whose_name_leaves_nothing_cannot_name_results(name, tmp_path):
     with pytest.raises(UserError, match="give --dataset-name"):
-        data.result_name(name if name == "/" else str(tmp_path / name))
+        result_name(name if name == "/" else str(tmp_path / name))
 
 
 def test_weights_are_saved_as_numbers_alone(tmp_path):
-    from common.heads import head_file
+    from common.models.heads import head_file
 
     content = head_file({"output.weight": torch.zeros(2, 2)})["head.safetensors"]
     assert b"pickle" not in content and content[8:9] == b"{"

@@ -11,8 +11,9 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from common import calibration, metrics, resampling, statistics
-from common.statistics import Sample
+from common.evaluation import bootstrap, calibration, metrics, significance
+from common.evaluation.bootstrap import draw_counts, resampled_metrics
+from common.evaluation.significance import Sample
 
 
 def predictions(images: int, classes: int, *, seed: int = 0, levels: int | None = None):
@@ -32,8 +33,8 @@ def generator(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize(("classes", "levels"), [(2, None), (5, None), (5, 1)])
 def test_resampled_metrics_are_those_of_scikit_learn_with_weights(classes, levels):
     probabilities, labels = predictions(200, classes, levels=levels)
-    counts = resampling.counts(200, 3, generator())
-    found = resampling.metrics(probabilities, labels, counts)
+    counts = draw_counts(200, 3, generator())
+    found = resampled_metrics(probabilities, labels, counts)
     predicted, one_hot = probabilities.argmax(1), np.eye(classes)[labels]
     for column, weights in enumerate(counts.T.astype(float)):
         auc = np.mean(
@@ -49,9 +50,9 @@ def test_resampled_metrics_are_those_of_scikit_learn_with_weights(classes, level
 
 def test_a_resample_of_counts_is_the_run_on_repeated_images(monkeypatch):
     probabilities, labels = predictions(90, 4)
-    counts = resampling.counts(90, 7, generator())
-    monkeypatch.setattr(resampling, "BLOCK", 180)  # two resamples at a time, one in the last block
-    found = resampling.metrics(probabilities, labels, counts)
+    counts = draw_counts(90, 7, generator())
+    monkeypatch.setattr(bootstrap, "BLOCK", 180)  # two resamples at a time, one in the last block
+    found = resampled_metrics(probabilities, labels, counts)
     for column in range(7):
         rows = np.repeat(np.arange(90), counts[:, column])
         scored, _ = metrics.score(np.log(probabilities[rows]), labels[rows], tuple("abcd"))
@@ -61,35 +62,35 @@ def test_a_resample_of_counts_is_the_run_on_repeated_images(monkeypatch):
 
 def test_resampled_metrics_are_those_of_torchmetrics():
     probabilities, labels = predictions(500, 6)
-    found = resampling.metrics(probabilities, labels, np.ones((500, 1)))
+    found = resampled_metrics(probabilities, labels, np.ones((500, 1)))
     scores, truth = torch.from_numpy(probabilities), torch.from_numpy(labels)
     assert found["auc_macro"][0] == pytest.approx(float(torchmetrics.multiclass_auroc(scores, truth, 6)), rel=1e-5)
     assert found["f1_macro"][0] == pytest.approx(float(torchmetrics.multiclass_f1_score(scores, truth, 6)), rel=1e-5)
 
 
 def test_each_resample_draws_as_many_images_as_there_are_and_the_generator_decides():
-    counts = resampling.counts(50, 400, generator(3))
+    counts = draw_counts(50, 400, generator(3))
     assert (counts.sum(axis=0) == 50).all() and counts.dtype == np.uint8
-    assert (counts == resampling.counts(50, 400, generator(3))).all()
-    assert (counts != resampling.counts(50, 400, generator(4))).any()
+    assert (counts == draw_counts(50, 400, generator(3))).all()
+    assert (counts != draw_counts(50, 400, generator(4))).any()
     assert counts.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # binomial, 50 draws with chance 1/50
 
 
 def test_a_class_that_a_resample_lacks_is_left_out_and_one_that_all_lack_undoes_the_auc():
     probabilities, labels = predictions(12, 3)
     counts = np.ones((12, 1)) * (labels != 2)[:, None]
-    found = resampling.metrics(probabilities, labels, counts)
+    found = resampled_metrics(probabilities, labels, counts)
     rest = labels != 2
     aucs = [roc_auc_score(labels[rest] == c, probabilities[rest, c]) for c in (0, 1)]
     assert found["auc_macro"][0] == pytest.approx(np.mean(aucs))
-    assert np.isnan(resampling.metrics(probabilities[rest], labels[rest], np.ones((rest.sum(), 1)))["auc_macro"]).all()
-    alone = resampling.metrics(probabilities, labels, (labels == 0)[:, None] * np.ones((12, 1)))
+    assert np.isnan(resampled_metrics(probabilities[rest], labels[rest], np.ones((rest.sum(), 1)))["auc_macro"]).all()
+    alone = resampled_metrics(probabilities, labels, (labels == 0)[:, None] * np.ones((12, 1)))
     assert np.isnan(alone["auc_macro"][0]) and np.isfinite(alone["f1_macro"][0])
 
 
 def test_the_interval_over_images_is_that_of_scipy():
     probabilities, labels = predictions(200, 2)
-    found = resampling.metrics(probabilities, labels, resampling.counts(200, 8_000, generator(2)))
+    found = resampled_metrics(probabilities, labels, draw_counts(200, 8_000, generator(2)))
 
     def accuracy(rows):
         return (probabilities.argmax(1) == labels)[rows].mean()
@@ -102,7 +103,7 @@ def test_the_interval_over_images_is_that_of_scipy():
     for name, statistic in (("accuracy", accuracy), ("auc_macro", auc)):
         arguments = {"vectorized": False, "n_resamples": 8_000, "method": "percentile", "rng": generator(1)}
         theirs = stats.bootstrap((np.arange(200),), statistic, **arguments).confidence_interval
-        ours = statistics.over_images(0.8, found[name])
+        ours = significance.over_images(0.8, found[name])
         # The 2.5 % quantile of 8,000 draws has a standard error of 0.03 standard deviations, 0.8 % of the width.
         assert [ours.low, ours.high] == pytest.approx(list(theirs), abs=0.04 * (ours.high - ours.low))
 
@@ -110,20 +111,24 @@ def test_the_interval_over_images_is_that_of_scipy():
 def test_the_same_generator_gives_the_same_interval():
     sample = Sample(np.array([0.5, 0.6, 0.7]), generator(0).normal(0.6, 0.05, (3, 500)))
     other = Sample(np.array([0.4, 0.5]), generator(1).normal(0.45, 0.05, (2, 500)))
-    assert statistics.difference(sample, other, generator(5)) == statistics.difference(sample, other, generator(5))
-    assert statistics.difference(sample, other, generator(5)) != statistics.difference(sample, other, generator(6))
+    assert significance.paired_difference(sample, other, generator(5)) == significance.paired_difference(
+        sample, other, generator(5)
+    )
+    assert significance.paired_difference(sample, other, generator(5)) != significance.paired_difference(
+        sample, other, generator(6)
+    )
 
 
 def test_one_seed_has_the_interval_over_images():
     resampled = generator().normal(0.8, 0.01, (1, 1_000))
     sample = Sample(np.array([0.8]), resampled)
-    assert statistics.mean_over_seeds(sample, generator()) == statistics.over_images(0.8, resampled[0])
+    assert significance.mean_over_seeds(sample, generator()) == significance.over_images(0.8, resampled[0])
 
 
 def test_without_spread_over_images_the_interval_is_students_over_seeds():
     values = generator(2).normal(0.7, 0.02, 12)
     sample = Sample(values, np.repeat(values[:, None], 40_000, axis=1))
-    found = statistics.mean_over_seeds(sample, generator())
+    found = significance.mean_over_seeds(sample, generator())
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert [found.low, found.high] == pytest.approx([low, high], abs=0.06 * (high - low))  # the values are skewed
 
@@ -131,32 +136,32 @@ def test_without_spread_over_images_the_interval_is_students_over_seeds():
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_drawn_seeds_vary_as_a_mean_of_all_seeds_does(seeds):
     values = generator().normal(size=seeds)
-    drawn = statistics._draws(Sample(values, np.repeat(values[:, None], 100_000, axis=1)), generator())
+    drawn = significance._draws(Sample(values, np.repeat(values[:, None], 100_000, axis=1)), generator())
     assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.02)  # a drawn variance is known to 0.5 %
 
 
 def test_identical_models_differ_by_nothing():
     sample = Sample(np.array([0.9]), generator().normal(0.9, 0.01, (1, 100)))
-    same = statistics.difference(sample, sample, generator())
+    same = significance.paired_difference(sample, sample, generator())
     assert same == (0.0, 0.0, 0.0) and not same.excludes_zero
     thrice = Sample(np.full(3, 0.9), np.repeat(sample.resampled, 3, axis=0))
-    assert statistics.difference(sample, thrice, generator())[1:] == (0.0, 0.0)
-    assert not statistics.difference(sample, thrice, generator()).excludes_zero
+    assert significance.paired_difference(sample, thrice, generator())[1:] == (0.0, 0.0)
+    assert not significance.paired_difference(sample, thrice, generator()).excludes_zero
 
 
 def test_a_metric_that_is_not_defined_has_no_interval():
     nothing = Sample(np.array([np.nan, np.nan]), np.full((2, 50), np.nan))
     something = Sample(np.array([0.5, 0.6]), np.full((2, 50), 0.5))
     for found in (
-        statistics.mean_over_seeds(nothing, generator()),
-        statistics.difference(nothing, something, generator()),
+        significance.mean_over_seeds(nothing, generator()),
+        significance.paired_difference(nothing, something, generator()),
     ):
         assert np.isnan(found).all() and not found.excludes_zero
 
 
 def test_resamples_without_a_value_are_left_out():
     resampled = np.append(np.linspace(0, 1, 101), np.nan)
-    assert statistics.over_images(0.5, resampled) == pytest.approx((0.5, 0.025, 0.975))
+    assert significance.over_images(0.5, resampled) == pytest.approx((0.5, 0.025, 0.975))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_intervals_of_differences_cover_the_truth(seeds, spread):
     rng = generator(7)
     images, experiments, covered = 150, 600, 0
     for _ in range(experiments):
-        counts = resampling.counts(images, 200, rng)
+        counts = draw_counts(images, 200, rng)
         hardness = rng.random(images)  # shared by the models, which is what pairing profits from
         samples = []
         for number, accuracy in zip(seeds, (0.72, 0.68), strict=True):
@@ -180,7 +185,7 @@ def test_intervals_of_differences_cover_the_truth(seeds, spread):
             luck = np.where(rng.random((number, images)) < 0.1, rng.random((number, images)), own)
             correct = luck < accuracy + rng.normal(0, spread, (number, 1))
             samples.append(Sample(correct.mean(axis=1), correct @ counts / images))
-        interval = statistics.difference(*samples, rng)
+        interval = significance.paired_difference(*samples, rng)
         covered += interval.low <= 0.72 - 0.68 <= interval.high
     assert 0.92 <= covered / experiments <= (0.995 if spread else 0.98)
 
@@ -191,8 +196,8 @@ def test_intervals_over_images_cover_the_truth():
     covered = 0
     for _ in range(600):
         correct = rng.random(200) < 0.8
-        resampled = correct @ resampling.counts(200, 400, rng) / 200
-        interval = statistics.over_images(correct.mean(), resampled)
+        resampled = correct @ draw_counts(200, 400, rng) / 200
+        interval = significance.over_images(correct.mean(), resampled)
         covered += interval.low <= 0.8 <= interval.high
     assert 0.92 <= covered / 600 <= 0.98
 
@@ -202,26 +207,26 @@ def test_mcnemars_p_is_that_of_statsmodels(disagreements):
     wins, losses = disagreements
     ours = np.array([True] * wins + [False] * losses + [True] * 5 + [False] * 4)
     theirs = np.array([False] * wins + [True] * losses + [True] * 5 + [False] * 4)
-    found = statistics.mcnemar(ours, theirs)
-    assert found == statistics.mcnemar(theirs, ours)
+    found = significance.mcnemar(ours, theirs)
+    assert found == significance.mcnemar(theirs, ours)
     expected = mcnemar([[5, wins], [losses, 4]], exact=True).pvalue if wins + losses else 1.0
     assert found == pytest.approx(expected)
 
 
 def test_mcnemars_p_by_hand():
-    assert statistics.mcnemar(np.ones(6, bool), np.zeros(6, bool)) == pytest.approx(2 / 2**6)
+    assert significance.mcnemar(np.ones(6, bool), np.zeros(6, bool)) == pytest.approx(2 / 2**6)
 
 
 def test_holms_correction_is_that_of_statsmodels():
     rng = generator()
     for number in range(1, 13):
         p_values = np.round(rng.random(number), 1) ** 3  # with ties, zeros and ones
-        assert statistics.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+        assert significance.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 def test_holms_correction_by_hand():
-    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # 0.01*3, 0.03*2, not below 0.06
-    assert statistics.holm([]) == []
+    assert significance.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # 0.01*3, 0.03*2, not below 0.06
+    assert significance.holm([]) == []
 
 
 @pytest.mark.parametrize("bins", [10, 15, 20])

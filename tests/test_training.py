@@ -13,13 +13,18 @@ from torch import nn
 
 import train_cnn_head
 import train_vit_lora
-from common import cli, prediction, results, training
-from common.checkpoint import Checkpoint
-from common.errors import UserError
-from common.examples import FeatureExamples
-from common.heads import Head
+from common import cli
+from common.models.heads import Head
+from common.runs.predictions import read_predictions
+from common.runs.result import read_result
+from common.runtime.errors import UserError
+from common.training import loop
+from common.training.checkpoint import Checkpoint
+from common.training.loaders import FeatureLoader
+from common.training.loop import FitResult, OptimizerConfig
+from common.training.predict import loss_and_accuracy
 
-SETTINGS = training.Settings(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
+SETTINGS = OptimizerConfig(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
 ONE_RATE = dataclasses.replace(SETTINGS, lrs=(0.01,))
 TINY = [
     *("--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"),
@@ -32,10 +37,10 @@ ARMS = {
 AUGMENTED = ["--backbone=test_resnet", "--no-feature-cache", "--augment=light"]
 
 
-def _examples(count: int, seed: int) -> FeatureExamples:
+def _examples(count: int, seed: int) -> FeatureLoader:
     labels = np.arange(count) % 4
     noise = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
-    return FeatureExamples(noise + 1.5 * nn.functional.one_hot(torch.from_numpy(labels), 8), labels)
+    return FeatureLoader(noise + 1.5 * nn.functional.one_hot(torch.from_numpy(labels), 8), labels)
 
 
 def _head() -> Head:
@@ -43,27 +48,27 @@ def _head() -> Head:
     return Head(8, 4, hidden=6, dropout=0.3, activation=nn.ReLU())
 
 
-def _fit(folder, settings=SETTINGS, identity=None) -> tuple[training.Fit, Head]:
+def _fit(folder, settings=SETTINGS, identity=None) -> tuple[FitResult, Head]:
     head = _head()
     checkpoint = Checkpoint(folder / "checkpoint", identity or {"run": 1})
-    return training.fit(head, _examples(100, 0), _examples(40, 1), settings, checkpoint), head
+    return loop.fit(head, _examples(100, 0), _examples(40, 1), settings, checkpoint), head
 
 
-def _timeless(fit: training.Fit) -> tuple:
+def _timeless(fit: FitResult) -> tuple:
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in fit.history]
     return rows, fit.trials, fit.best_epoch
 
 
 def _interrupt_at(stop: int, patch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C arrive while step number ``stop`` of all that follow is under way."""
-    steps, step = iter(range(10_000)), training._Loop._step
+    steps, step = iter(range(10_000)), loop._Loop._step
 
     def interrupted(self, inputs, labels):
         if next(steps) == stop:
             os.kill(os.getpid(), signal.SIGINT)
         step(self, inputs, labels)
 
-    patch.setattr(training._Loop, "_step", interrupted)
+    patch.setattr(loop._Loop, "_step", interrupted)
 
 
 class _Killed(Exception):
@@ -73,12 +78,12 @@ class _Killed(Exception):
 @pytest.mark.parametrize("stop", [0, 1, 3, 6, 7, 8, 20, 21, 25, 41])
 def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, monkeypatch):
     whole, expected = _fit(tmp_path / "whole")
-    step = training._Loop._step
+    step = loop._Loop._step
     _interrupt_at(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
     again = []
-    monkeypatch.setattr(training._Loop, "_step", lambda *given: again.append(1) or step(*given))
+    monkeypatch.setattr(loop._Loop, "_step", lambda *given: again.append(1) or step(*given))
     resumed, head = _fit(tmp_path / "stopped")
     assert len(again) == 2 * 3 * 7 - (stop + 1)  # the step under way was finished and saved
     assert _timeless(resumed) == _timeless(whole)
@@ -110,9 +115,9 @@ def test_a_run_that_was_killed_goes_on_from_the_last_epoch(tmp_path, epochs, mon
 @pytest.mark.parametrize("stop", [5, 12, 30])
 def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_regular_checkpoint(tmp_path, stop, monkeypatch):
     whole, expected = _fit(tmp_path / "whole")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     steps, done = iter(range(10_000)), []
-    step = training._Loop._step
+    step = loop._Loop._step
 
     def killed(self, inputs, labels):
         if next(steps) == stop:
@@ -123,10 +128,10 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_regular_che
         done.append(1)
         step(self, inputs, labels)
 
-    monkeypatch.setattr(training._Loop, "_step", killed)
+    monkeypatch.setattr(loop._Loop, "_step", killed)
     with pytest.raises(_Killed):
         _fit(tmp_path / "killed")
-    monkeypatch.setattr(training._Loop, "_step", counted)
+    monkeypatch.setattr(loop._Loop, "_step", counted)
     resumed, head = _fit(tmp_path / "killed")
     assert len(done) == 2 * 3 * 7 - stop  # no step is made twice
     assert _timeless(resumed) == _timeless(whole)
@@ -138,22 +143,22 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_regular_che
 def test_no_part_of_the_state_is_there_in_vain(tmp_path, part, monkeypatch):
     """Leave one part out of the checkpoint: the resumed run must come out different, or fail."""
     whole, expected = _fit(tmp_path / "whole")
-    step, steps = training._Loop._step, iter(range(10_000))
+    step, steps = loop._Loop._step, iter(range(10_000))
 
     def interrupted(self, inputs, labels):
         if next(steps) == 10:
             os.kill(os.getpid(), signal.SIGINT)
         step(self, inputs, labels)
 
-    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    monkeypatch.setattr(loop._Loop, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
-    monkeypatch.setattr(training._Loop, "_step", step)
+    monkeypatch.setattr(loop._Loop, "_step", step)
     load = Checkpoint.load
 
     def partial(self):
         state, tensors = load(self)
-        blank = dataclasses.asdict(training._State())
+        blank = dataclasses.asdict(loop._State())
         if part in blank:
             state[part] = blank[part]
         lost = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name.startswith(part)}
@@ -180,7 +185,7 @@ def test_a_damaged_checkpoint_is_not_used_and_anothers_is_refused(tmp_path, caps
 
 def test_of_several_learning_rates_each_is_trained_as_if_alone_and_the_best_is_kept(tmp_path):
     both, head = _fit(tmp_path / "both")
-    alone = [_fit(tmp_path / str(lr), training.Settings((lr,), 3, 16, 0.01, 0)) for lr in SETTINGS.lrs]
+    alone = [_fit(tmp_path / str(lr), OptimizerConfig((lr,), 3, 16, 0.01, 0)) for lr in SETTINGS.lrs]
     assert both.trials == [fit.trials[0] for fit, _ in alone]
     best = max(range(2), key=lambda trial: both.trials[trial]["val_accuracy"])
     assert _timeless(both)[0] == _timeless(alone[best][0])[0]
@@ -189,24 +194,24 @@ def test_of_several_learning_rates_each_is_trained_as_if_alone_and_the_best_is_k
 
 def test_the_weights_kept_are_those_of_the_best_epoch_and_of_the_earlier_on_a_tie(tmp_path, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7])
-    monkeypatch.setattr(training, "loss_and_accuracy", lambda logits, labels: (1.0, next(accuracies)))
-    fit, head = _fit(tmp_path / "a", training.Settings((1e-2,), 3, 16, 0.01, 0))
+    monkeypatch.setattr(loop, "loss_and_accuracy", lambda logits, labels: (1.0, next(accuracies)))
+    fit, head = _fit(tmp_path / "a", OptimizerConfig((1e-2,), 3, 16, 0.01, 0))
     assert (fit.best_epoch, len(fit.history)) == (2, 3)
     assert fit.trials == [{"lr": 1e-2, "best_epoch": 2, "val_loss": 1.0, "val_accuracy": 0.7}]
     accuracies = iter([0.5, 0.7])
-    _, two_epochs = _fit(tmp_path / "b", training.Settings((1e-2,), 2, 16, 0.01, 0))
+    _, two_epochs = _fit(tmp_path / "b", OptimizerConfig((1e-2,), 2, 16, 0.01, 0))
     assert all(torch.equal(head.state_dict()[n], t) for n, t in two_epochs.state_dict().items())
 
 
 def test_each_epoch_visits_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
-    orders, batches = [], FeatureExamples.batches
+    orders, batches = [], FeatureLoader.batches
 
     def recorded(self, positions, *, epoch):
         if len(self.labels) == 100:
             orders.append(tuple(np.concatenate(positions).tolist()))
         return batches(self, positions, epoch=epoch)
 
-    monkeypatch.setattr(FeatureExamples, "batches", recorded)
+    monkeypatch.setattr(FeatureLoader, "batches", recorded)
     _fit(tmp_path / "0")
     _fit(tmp_path / "1", dataclasses.replace(SETTINGS, seed=1))
     assert all(sorted(order) == list(range(100)) for order in orders)
@@ -218,10 +223,10 @@ def test_the_recorded_loss_and_accuracy_are_those_of_all_training_images(tmp_pat
     train, val = _examples(100, 0), _examples(40, 1)
     head = Head(8, 4, hidden=6, dropout=0.0, activation=nn.ReLU())
     with torch.no_grad():
-        before = {split: prediction.loss_and_accuracy(head(x.features).numpy(), x.labels)
+        before = {split: loss_and_accuracy(head(x.features).numpy(), x.labels)
                   for split, x in (("train", train), ("val", val))}  # fmt: skip
-    settings = training.Settings((1e-30,), 3, 16, 0.0, 0)  # so small a rate that nothing moves
-    fit = training.fit(head, train, val, settings, Checkpoint(tmp_path / "checkpoint", {}))
+    settings = OptimizerConfig((1e-30,), 3, 16, 0.0, 0)  # so small a rate that nothing moves
+    fit = loop.fit(head, train, val, settings, Checkpoint(tmp_path / "checkpoint", {}))
     assert [row["epoch"] for row in fit.history] == [1, 2, 3]
     for row in fit.history:
         for split, (loss, accuracy) in before.items():
@@ -236,7 +241,7 @@ def test_dropout_is_on_in_every_step_and_off_whenever_the_model_is_judged(tmp_pa
     modes = []
     head = _head()
     head.register_forward_pre_hook(lambda module, _: modes.append((torch.is_grad_enabled(), module.dropout.training)))
-    training.fit(head, _examples(100, 0), _examples(40, 1), SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
+    loop.fit(head, _examples(100, 0), _examples(40, 1), SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
     assert set(modes) == {(True, True), (False, False)}
     assert not head.training
 
@@ -246,14 +251,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
     train.features[50] = math.inf
     checkpoint = Checkpoint(tmp_path / "checkpoint", {})
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at --lr 0.01"):
-        training.fit(_head(), train, _examples(40, 1), ONE_RATE, checkpoint)
+        loop.fit(_head(), train, _examples(40, 1), ONE_RATE, checkpoint)
 
 
 def test_a_validation_loss_that_is_not_a_number_is_no_epoch(tmp_path):
     val = _examples(40, 1)
     val.features[3] = math.nan
     with pytest.raises(UserError, match=r"the validation loss became nan in epoch 1, step 7, at --lr 0.01"):
-        training.fit(_head(), _examples(100, 0), val, ONE_RATE, Checkpoint(tmp_path / "checkpoint", {}))
+        loop.fit(_head(), _examples(100, 0), val, ONE_RATE, Checkpoint(tmp_path / "checkpoint", {}))
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -267,15 +272,15 @@ def _run(arm: str, folder, *flags: str):
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_result(arm, tmp_path):
     first, again, other = (_run(arm, tmp_path / str(n), f"--seed={seed}") for n, seed in enumerate((1, 1, 2)))
-    one, two = (results.read(run / "result.json") for run in (first, again))
+    one, two = (read_result(run / "result.json") for run in (first, again))
     assert one["seed"] == one["config"]["seed"] == 1
     assert {n: f["sha256"] for n, f in one["files"].items() if not n.endswith("config.json")} == {
         n: f["sha256"] for n, f in two["files"].items() if not n.endswith("config.json")
     }
     assert one["test"] == two["test"]
-    third = results.read(other / "result.json")
+    third = read_result(other / "result.json")
     assert third["files"]["predictions.npz"] != one["files"]["predictions.npz"]
-    logits = [results.read_predictions(run, results.read(run / "result.json")) for run in (first, other)]
+    logits = [read_predictions(run, read_result(run / "result.json")) for run in (first, other)]
     assert (logits[0].indices == logits[1].indices).all()  # other seeds see the same images
     assert (logits[0].val_indices == logits[1].val_indices).all()
 
@@ -289,17 +294,17 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     whole = _run(arm, tmp_path / "whole")
     script, own = ARMS[arm]
     argv = [*TINY, *own, "--results-dir", str(tmp_path / "stopped")]
-    step, steps = training._Loop._step, iter(range(10_000))
+    step, steps = loop._Loop._step, iter(range(10_000))
 
     def interrupted(self, inputs, labels):
         if next(steps) == 5:  # the second step of the second epoch
             os.kill(os.getpid(), number)
         step(self, inputs, labels)
 
-    monkeypatch.setattr(training._Loop, "_step", interrupted)
+    monkeypatch.setattr(loop._Loop, "_step", interrupted)
     assert cli.run(script.main, script.Config, argv) == code
     assert [path.name for path in (tmp_path / "stopped").rglob("checkpoint")] == ["checkpoint"]
-    monkeypatch.setattr(training._Loop, "_step", step)
+    monkeypatch.setattr(loop._Loop, "_step", step)
     (stopped,) = (tmp_path / "stopped").glob("digits/*")
     assert cli.run(script.main, script.Config, [*argv, f"--run-name={stopped.name}", "--weight-decay=0.5"]) == 2
     assert "unfinished run with other settings (weight_decay 0.01 there, 0.5 now)" in capsys.readouterr().err

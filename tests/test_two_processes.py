@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from finished import ARMS, left
 
-from common import features, locks
-from common.errors import UserError
+from common.runtime import locks
+from common.runtime.errors import UserError
+from common.training import feature_cache
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
-from common.locks import locked
+from common.runtime.locks import locked
 with locked(Path(sys.argv[1]), what="it", wait=False):
     print("held", flush=True)
     time.sleep(120)
@@ -116,7 +117,7 @@ def test_pruning_beside_a_process_that_writes_does_not_fail(tmp_path):
     writer.start()
     try:
         for _ in range(3_000):
-            features.prune(tmp_path, limit_bytes=2**40)
+            feature_cache.prune(tmp_path, limit_bytes=2**40)
     finally:
         stop.set()
         writer.join()

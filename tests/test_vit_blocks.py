@@ -9,9 +9,9 @@ from timm.models import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
-from common import vit_blocks
-from common.backbones import pooled_features
-from common.runtime import autocast
+from common.models import split_attention
+from common.models.backbones import pooled_features
+from common.runtime.device import autocast
 
 SIZE, WIDTH = 32, 48
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
 SHORTENED = [name for name in VARIANTS if "pooling" not in name]
 
 
-class _Concatenated(vit_blocks.SplitQKV):
+class _Concatenated(split_attention.SplitQKV):
     """Query, key and value apart for PEFT, but by PEFT's own forward, and handed to timm's own attention as one."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -65,8 +65,8 @@ def _pair(**variant: object) -> tuple[nn.Module, nn.Module]:
     for block in reference.blocks:
         block.attn.qkv = _Concatenated(block.attn.qkv)
     for block in ours.blocks:
-        vit_blocks.split(block.attn)
-    vit_blocks.shorten(ours)
+        split_attention.split(block.attn)
+    split_attention.shorten(ours)
     return _adapted(reference), _adapted(ours)
 
 
@@ -108,7 +108,7 @@ def test_the_last_block_computes_the_class_token_alone_where_that_is_all_that_is
     vit = small_vit(**VARIANTS[variant])
     images = torch.zeros(2, 3, SIZE, SIZE)
     tokens = vit.forward_features(images).shape[1]
-    vit_blocks.shorten(vit)
+    split_attention.shorten(vit)
     assert vit.forward_features(images).shape[1] == (1 if variant in SHORTENED else tokens)
 
 
@@ -116,10 +116,10 @@ def test_a_restored_vit_is_timm_s_own_bit_for_bit():
     vit = small_vit()
     expected, kinds = copy.deepcopy(vit.state_dict()), [type(module) for module in vit.modules()]
     for block in vit.blocks:
-        vit_blocks.split(block.attn)
-    vit_blocks.shorten(vit)
+        split_attention.split(block.attn)
+    split_attention.shorten(vit)
     assert [type(module) for module in vit.modules()] != kinds
-    vit_blocks.restore(vit)
+    split_attention.restore(vit)
     assert [type(module) for module in vit.modules()] == kinds
     assert vit.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in vit.state_dict().items())
@@ -127,7 +127,7 @@ def test_a_restored_vit_is_timm_s_own_bit_for_bit():
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_cpu_dropout_drops_its_share_and_keeps_the_mean(share):
-    dropout, values = vit_blocks.CpuDropout(share), torch.ones(1000, 1001)  # no multiple of four
+    dropout, values = split_attention.CpuDropout(share), torch.ones(1000, 1001)  # no multiple of four
     torch.manual_seed(0)
     out = dropout(values)
     dropped = (out == 0).double().mean().item()
@@ -142,7 +142,7 @@ def test_cpu_dropout_drops_its_share_and_keeps_the_mean(share):
 
 
 def test_cpu_dropout_masks_the_gradient_and_follows_the_seed():
-    dropout = vit_blocks.CpuDropout(0.25)
+    dropout = split_attention.CpuDropout(0.25)
     values = torch.randn(7, 33, requires_grad=True)
 
     def dropped(seed: int) -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_cpu_dropout_agrees_with_pytorch_s_on_what_it_does_to_a_product():
     """The mean and the variance of a sum over dropped values, against nn.Dropout's."""
     values = torch.rand(400, 300, generator=torch.Generator().manual_seed(0))
     sums = []
-    for kind in (vit_blocks.CpuDropout, nn.Dropout):
+    for kind in (split_attention.CpuDropout, nn.Dropout):
         torch.manual_seed(1)
         sums.append(torch.stack([functional.linear(kind(0.3)(values), torch.ones(1, 300)) for _ in range(50)]))
     ours, theirs = sums

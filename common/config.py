@@ -1,0 +1,150 @@
+"""What every training script's Config has beside its hyper-parameters, and the checks of both."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from common.runtime.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plumbing:
+    """What both training scripts take beside their hyper-parameters: data, weights, machine, folders.
+
+    Each script's own Config says what its ``method`` is called: ``lora``, ``head_mlp`` or ``head_linear``.
+    """
+
+    method: ClassVar[str]
+    dataset_name: str | None = None
+    """Name under which an image folder's results are kept (default: the folder's own name)."""
+    data_dir: Path = Path("data")
+    """Where the named data sets lie, or are downloaded to."""
+    weights: str = "pretrained"
+    """Backbone weights: pretrained (timm's download), random (to try the code out), or a .safetensors file."""
+    image_size: int | None = None
+    """Side of the square input in pixels (default: 224 where the backbone was made for it, else its own)."""
+    resize: Literal["squash", "crop"] = "squash"
+    """squash: the whole image to a square, as in the study; crop: the shorter side, then the centre."""
+    val_fraction: float = 0.1
+    """Share of the training split that is set aside for validation."""
+    train_limit: int | None = None
+    """Train on this many images, stratified, the same for every method and seed; validation shrinks with it."""
+    test_limit: int | None = None
+    """Test on this many images, stratified, the same for every method and seed."""
+    split_seed: int = 0
+    """Seed of the validation split and of the limits; apart from --seed, so that all seeds see the same images."""
+    skip_damaged: bool = False
+    """Leave unreadable images out and record them, instead of stopping with their list."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
+    compile: Literal["auto", "off"] = "auto"
+    """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
+    workers: int | None = None
+    """Processes that decode images (default: chosen from the data and the machine)."""
+    feature_cache: bool = True
+    """Keep the features of a frozen backbone in .cache/features and find them again in the next run."""
+    results_dir: Path = Path("results")
+    """Results go to RESULTS_DIR/DATASET/RUN/seedN/."""
+    run_name: str | None = None
+    """Name of the run's folder (default: backbone, method, and each setting that differs from the published recipe)."""
+    overwrite: bool = False
+    """Train again and replace a finished run, once the new one is finished."""
+    deterministic: bool = False
+    """On CUDA: only algorithms that give the same bits each time (slower). The CPU does so anyway."""
+
+    def __post_init__(self) -> None:
+        require(_is_path_component(self.dataset_name), "dataset-name", self.dataset_name, "one plain folder name")
+        require(_is_path_component(self.run_name), "run-name", self.run_name, "one plain folder name")
+        require(self.image_size is None or 16 <= self.image_size <= 4096, "image-size", self.image_size, "16 to 4096")
+        require(0 < self.val_fraction < 1, "val-fraction", self.val_fraction, "between 0 and 1, both excluded")
+        for flag in ("train_limit", "test_limit"):
+            limit = getattr(self, flag)
+            require(limit is None or limit >= 1, flag.replace("_", "-"), limit, "at least 1")
+        require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more, below 2**63")
+        require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        check_device(self.device)
+        check_weights(self.weights)
+
+
+def require(condition: bool, flag: str, value: object, allowed: str) -> None:
+    """Refuse a flag's value with a UserError that names what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise UserError(f"--{flag} {value!r} is not possible: it must be {allowed}")
+
+
+def check_recipe(config: Any) -> None:
+    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, seed.
+
+    Raises:
+        UserError: naming the flag and what is allowed.
+    """
+    require(bool(str(config.dataset).strip()), "dataset", config.dataset, "a data set's name or an image folder")
+    require(bool(config.backbone.strip()), "backbone", config.backbone, "a timm model name")
+    require(1 <= config.epochs <= 100_000, "epochs", config.epochs, "at least 1")
+    require(1 <= config.batch_size <= 1_000_000, "batch-size", config.batch_size, "at least 1")
+    several = isinstance(config.lr, tuple) and len(config.lr) > 0
+    require(several, "lr", config.lr, "one or more learning rates, in the script a tuple such as (1e-4,)")
+    for lr in config.lr:
+        require(math.isfinite(lr) and lr > 0, "lr", lr, "positive and finite")
+    require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
+    decay = config.weight_decay
+    require(math.isfinite(decay) and decay >= 0, "weight-decay", decay, "0 or more, and finite")
+    require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more, below 2**63")
+
+
+def _is_path_component(name: str | None) -> bool:
+    if name is None:
+        return True
+    return bool(name.strip()) and name[0] not in ".-" and not re.search(r"[/\\\x00-\x1f]", name) and len(name) <= 200
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device's name; whether the machine has it is asked later."""
+    require(bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name)), "device", name, "auto, cpu, cuda, cuda:N or mps")
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuse for output what exists and is no folder, before any work is done."""
+    require(folder.is_dir() or not folder.exists(), flag, str(folder), "a folder")
+
+
+def check_weights(weights: str) -> None:
+    """Refuse weights that are neither ``pretrained`` nor ``random`` nor an existing .safetensors file."""
+    if weights in ("pretrained", "random"):
+        return
+    path = Path(weights)
+    require(path.suffix == ".safetensors", "weights", weights, "pretrained, random or a .safetensors file")
+    require(path.is_file(), "weights", weights, "pretrained, random or a file that exists")
+
+
+def as_flags(config: Any) -> list[str]:
+    """Return the command line that gives ``config``: every field of its own class, and what differs from a default.
+
+    A field that is None is left out: no flag stands for it, and None is its default.
+    """
+    own = type(config).__annotations__
+    flags = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None or (field.name not in own and value == field.default):
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
+
+
+def as_record(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON-able values: paths as strings, tuples as lists."""
+    record = dataclasses.asdict(config)
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in record.items()
+    }

@@ -1,0 +1,170 @@
+"""A data set ready for training: train, validation and test images, fixed by the split seed."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import numpy as np
+from common.data import image_folder, registry, splits
+from common.data.images import LabelledImages, RawSplits
+from common.data.registry import DATASET_NAMES
+from common.data.splits import limit, split
+from common.runtime.errors import UserError, suggestion
+
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplits:
+    """Three disjoint sets of images over the same classes, and what a result has to say about them.
+
+    ``fingerprint`` is the SHA-256 (64 hexadecimal digits) of all the data, whatever the limits and the split seed;
+    ``skipped`` names the damaged files that were left out, relative to the image folder.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+def check_dataset(dataset: str) -> None:
+    """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError)."""
+    if dataset in DATASET_NAMES or Path(dataset).is_dir():
+        return
+    guess = suggestion(dataset.lower().replace("-", "_"), DATASET_NAMES)
+    raise UserError(f"no data set {dataset!r}{guess}: use one of {', '.join(DATASET_NAMES)}, or the path of an image folder")
+
+
+def result_name(dataset: str, name: str | None = None) -> str:
+    """Return the name under which results are kept, one safe path component: ``name``, or the data set's own.
+
+    For an image folder that is its base name, with everything but letters, digits, ``_ - .`` replaced by ``_``.
+
+    Raises:
+        UserError: ``name`` is no such component, or nothing is left of the folder's name.
+    """
+    if name is not None:
+        if not re.fullmatch(r"[\w][\w.-]*", name):
+            raise UserError(f"`dataset_name` {name!r} must be letters, digits, '_', '-', '.', the first no '-' or '.'")
+        return name
+    base = dataset if dataset in DATASET_NAMES else Path(dataset).resolve().name
+    safe = re.sub(r"[^\w.-]", "_", base).lstrip(".-")
+    if not safe.strip("_"):
+        raise UserError(f"the folder name {base!r} cannot name results: give `dataset_name`")
+    return safe
+
+
+def load_dataset(
+    dataset: str,
+    *,
+    name: str | None = None,
+    data_dir: Path,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    skip_damaged: bool = False,
+    workers: int | None = None,
+    download: bool = True,
+) -> DatasetSplits:
+    """Load a named data set or an image folder and split it by ``split_seed`` alone.
+
+    Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
+    ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
+    ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
+    Without ``download``, a named data set that is not on disk is missing.
+
+    Raises:
+        UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
+    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
+    train, val, test = limit(*split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
+    fingerprint = splits.fingerprint(source.classes, source.parts)
+    notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
+    return DatasetSplits(result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped)
+
+
+def load_dataset_of_run(
+    settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None, download: bool = True
+) -> DatasetSplits:
+    """Load and split the data of a run, from its settings: those of a script, or those in a ``result.json``.
+
+    Args:
+        data_dir: where the named data sets lie now, if not where the settings say.
+        workers: threads that check an image folder (default: as the settings say).
+    """
+    choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    return load_dataset(
+        settings["dataset"],
+        name=settings["dataset_name"],
+        data_dir=data_dir or Path(settings["data_dir"]),
+        workers=settings["workers"] if workers is None else workers,
+        download=download,
+        **{choice: settings[choice] for choice in choices},
+    )
+
+
+def load_labelled(dataset: str, data_dir: Path, *, workers: int | None = None) -> tuple[LabelledImages, tuple[str, ...]]:
+    """Return labelled images to score a trained model on, and their classes.
+
+    They are the test split of a named data set or of an image folder that has one, and else all of its images.
+
+    Raises:
+        UserError: the data are missing or damaged.
+    """
+    source = _read(dataset, data_dir, workers=workers)
+    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes
+
+
+def load_unlabelled(folder: Path) -> LabelledImages:
+    """Return all images below ``folder`` (any depth), sorted by path, with labels -1; nothing is decoded yet.
+
+    Raises:
+        UserError: there is no such folder, no image in it, or a folder below it that may not be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror or error}") from error
+
+    folder = Path(folder)
+    walk = os.walk(folder, onerror=unreadable) if folder.is_dir() else ()
+    found = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
+    files = tuple(sorted(filter(image_folder.is_image, found)))
+    if not files:
+        raise UserError(f"{str(folder)!r} is no folder with images")
+    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+
+
+def _read(
+    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
+) -> RawSplits:
+    check_dataset(dataset)
+    if dataset in DATASET_NAMES:
+        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
+    return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+
+
+def _identity(dataset: str, fingerprint: str) -> list[str]:
+    """Note where a data set that goes by a well-known name is not the published one."""
+    if registry.FINGERPRINTS.get(dataset, fingerprint) == fingerprint:
+        return []
+    return [f"these are not torchvision's bytes of {dataset}: say so beside any figure measured on them"]
+
+
+def _copies(train: LabelledImages, val: LabelledImages, test: LabelledImages) -> list[str]:
+    """Note how many images stand in two splits, byte for byte."""
+    counts = {
+        f"{len(test):,} test images are exact copies of training or validation images": splits.count_copies(
+            test, [train, val]
+        ),
+        f"{len(val):,} validation images are exact copies of training images": splits.count_copies(val, [train]),
+    }
+    return [f"{count:,} of the {text}" for text, count in counts.items() if count]

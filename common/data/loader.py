@@ -1,0 +1,139 @@
+"""Batches of resized images, prepared in worker processes where that is faster."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from common.data import augmentation
+from common.data.images import LabelledImages, decode
+from common.data.transforms import Transform, channels_first, normalise, resize
+from common.runtime.errors import UserError
+
+
+
+def image_batches(
+    images: LabelledImages, batches: Sequence[np.ndarray], transform: Transform, **options: Any
+) -> Iterator[torch.Tensor]:
+    """Yield one normalised batch (B, 3, S, S) float32 on the device for each array of positions into ``images``.
+
+    ``options`` and errors are those of ``resized_batches``.
+    """
+    for pixels in resized_batches(images, batches, transform, **options):
+        yield normalise(pixels, transform)
+
+
+def resized_batches(
+    images: LabelledImages,
+    batches: Sequence[np.ndarray],
+    transform: Transform,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    augment_key: tuple[int, int] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield one batch (B, 1 or 3, S, S) uint8 on ``device`` for each array of positions into ``images``.
+
+    Args:
+        batches: positions (B,) int64 each; the batches come in this order.
+        workers: processes that decode and resize (None: chosen by ``default_workers``; 0: this process).
+        augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
+
+    Raises:
+        UserError: a file can no longer be read, or a worker process was killed.
+    """
+    workers = default_workers(images, device) if workers is None else min(workers, _cores())  # more makes torch warn
+    dataset = _Batches(images, list(batches), transform, augment_key)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # else the loader draws its seed from the global generator
+    )
+    for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item.to(device, non_blocking=True)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the main process; it ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
+    """Yield what worker processes prepare; one that was killed (mostly for memory) is a UserError."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that prepares images was killed, mostly because memory or /dev/shm is full: "
+            "give a smaller `workers`, or `workers` 0"
+        ) from error
+
+
+def default_workers(images: LabelledImages, device: torch.device) -> int:
+    """Return how many processes prepare images: none for arrays on the CPU, where they would only take its cores."""
+    if images.pixels is not None and device.type == "cpu":
+        return 0
+    return min(_cores(), 8)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Batches(Dataset):
+    """Batch number -> resized uint8 images (B, 1 or 3, S, S); a plain class, so that it can be sent to workers."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        batches: list[np.ndarray],
+        transform: Transform,
+        augment_key: tuple[int, int] | None,
+    ) -> None:
+        self.images, self.batches, self.transform, self.augment_key = images, batches, transform, augment_key
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> torch.Tensor | str:
+        positions = self.batches[number]
+        try:
+            pixels = self._from_memory(positions) if self.images.pixels is not None else self._from_files(positions)
+        except UserError as error:
+            return str(error)  # an exception from a worker process would arrive wrapped in its traceback
+        if self.transform.augment == "light":
+            pixels = self._augment(pixels, positions)
+        return pixels
+
+    def _from_memory(self, positions: np.ndarray) -> torch.Tensor:
+        return resize(channels_first(self.images.pixels[positions]), self.transform)
+
+    def _from_files(self, positions: np.ndarray) -> torch.Tensor:
+        resized = []
+        for position in positions:
+            image = decode(self.images.files[position])
+            resized.append(resize(channels_first(image[None]), self.transform))  # (1, 1 or 3, S, S)
+        if len({image.shape[1] for image in resized}) > 1:  # grey and colour in one batch
+            resized = [image.expand(-1, 3, -1, -1) for image in resized]
+        return torch.cat(resized)
+
+    def _augment(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+        seed, epoch = self.augment_key
+        indices = self.images.indices[positions]
+        drawn = [
+            augmentation.light(image, seed=seed, epoch=epoch, index=int(index))
+            for image, index in zip(pixels, indices, strict=True)
+        ]
+        return torch.stack(drawn)

@@ -1,0 +1,133 @@
+"""Splits that depend on a seed alone: train, validation and test images, stratified, within their limits."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+import numpy as np
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from common.data.images import LabelledImages, RawSplits
+from common.runtime.errors import UserError
+from common.runtime.files import digest
+
+
+
+def stratified_sample(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw ``n`` of the (N,) int ``labels``: sorted int64 positions, each class in its proportion, none left out.
+
+    The places of a class are its proportion of ``n`` by largest remainder, at least one. Within a class the first
+    places of one permutation are taken, so that a smaller sample drawn with the same generator state lies inside a
+    larger one up to the rounding of a class.
+
+    Raises:
+        ValueError: ``n`` is below the number of classes or above N.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if not len(classes) <= n <= len(labels):
+        raise ValueError(f"{n:,} is outside {len(classes):,} (one image a class) to {len(labels):,} (all images)")
+    places = _places(counts, n)
+    members = [rng.permutation(np.flatnonzero(labels == label))[:k] for label, k in zip(classes, places, strict=True)]
+    return np.sort(np.concatenate(members))
+
+
+def _places(counts: np.ndarray, n: int) -> np.ndarray:
+    """Share ``n`` places among classes of ``counts`` images by largest remainder, at least one each."""
+    quotas = n * counts / counts.sum()
+    places = np.maximum(np.floor(quotas).astype(np.int64), 1)
+    while places.sum() < n:
+        places[np.argmax(np.where(places < counts, quotas - places, -np.inf))] += 1
+    while places.sum() > n:  # classes that were raised to one image took more than there is
+        places[np.argmax(np.where(places > 1, places - quotas, -np.inf))] -= 1
+    return places
+
+
+def stratified_split(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Split (N,) int ``labels`` into (rest, sample) positions, sorted int64; ``sample`` is ``fraction`` of N, rounded.
+
+    Raises:
+        ValueError: a class would be without an image in one of the two.
+    """
+    sample = stratified_sample(labels, round(fraction * len(labels)), rng)
+    rest = np.setdiff1d(np.arange(len(labels)), sample)
+    emptied = np.setdiff1d(labels, labels[rest])
+    if len(emptied):
+        raise ValueError(f"class {int(emptied[0])} would keep no image")
+    return rest, sample
+
+
+def fingerprint(classes: Sequence[str], parts: Mapping[str, LabelledImages]) -> str:
+    """Return the SHA-256, 64 hexadecimal digits, of the class names and each part's labels, sizes and contents.
+
+    It knows neither limits nor the split seed: ``parts`` are the data as they came, before any draw.
+    """
+    shapes = {name: None if part.files else part.pixels.shape for name, part in parts.items()}
+    state = hashlib.sha256(json.dumps([list(classes), shapes]).encode())
+    for part in parts.values():
+        state.update(part.labels.astype("<i8").tobytes())
+        state.update(part.digests.tobytes())
+    return state.hexdigest()
+
+
+def digests_of(pixels: np.ndarray) -> np.ndarray:
+    """Return the BLAKE2b of each image of (N, H, W[, 3]) uint8 ``pixels`` as an (N,) array of 32 hexadecimal digits."""
+    return np.array([digest(row) for row in np.ascontiguousarray(pixels)])
+
+
+def count_copies(images: LabelledImages, others: Sequence[LabelledImages]) -> int:
+    """Count the images whose exact content also stands in one of ``others``."""
+    return int(np.isin(images.digests, np.concatenate([other.digests for other in others])).sum())
+
+_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
+
+
+def _generator(split_seed: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([split_seed, purpose]))
+
+
+def split(source: RawSplits, val_fraction: float, split_seed: int) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    """Return train, validation and test images: the parts the data came with, or drawn where they did not."""
+    parts = dict(source.parts)
+    if "all" in parts:
+        parts["train"], parts["test"] = _draw(parts.pop("all"), 0.2, source.classes, split_seed, _TEST)
+    if "val" not in parts:
+        parts["train"], parts["val"] = _draw(parts["train"], val_fraction, source.classes, split_seed, _VAL)
+    return parts["train"], parts["val"], parts["test"]
+
+
+def _draw(images: LabelledImages, fraction: float, classes: tuple, split_seed: int, purpose: int) -> tuple[LabelledImages, LabelledImages]:
+    """Set aside a stratified ``fraction``: returns (rest, drawn)."""
+    what, advice = ("test", " or a test folder") if purpose == _TEST else ("validation", ", or change `val_fraction`")
+    try:
+        rest, drawn = stratified_split(images.labels, fraction, _generator(split_seed, purpose))
+    except ValueError as error:
+        fewest = classes[np.argmin(np.bincount(images.labels, minlength=len(classes)))]
+        raise UserError(
+            f"a {what} split of {fraction:g} of {len(images):,} images leaves a class with none on one side ({error}; "
+            f"the smallest class is {fewest!r}): add images{advice}"
+        ) from error
+    return images.subset(rest), images.subset(drawn)
+
+
+def limit(
+    train: LabelledImages, val: LabelledImages, test: LabelledImages, train_limit: int | None, test_limit: int | None, split_seed: int
+) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    """Reduce the three sets to their limits; validation keeps its ratio to train, at least one image a class."""
+    if train_limit is not None:
+        share = round(len(val) * train_limit / len(train))
+        train = _sample(train, train_limit, "`train_limit`", split_seed, _TRAIN_LIMIT)
+        val_limit = max(share, len(np.unique(val.labels)))
+        val = _sample(val, val_limit, "validation", split_seed, _VAL_LIMIT)
+    if test_limit is not None:
+        test = _sample(test, test_limit, "`test_limit`", split_seed, _TEST_LIMIT)
+    return train, val, test
+
+
+def _sample(images: LabelledImages, n: int, what: str, split_seed: int, purpose: int) -> LabelledImages:
+    try:
+        return images.subset(stratified_sample(images.labels, n, _generator(split_seed, purpose)))
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error

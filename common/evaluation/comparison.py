@@ -1,0 +1,142 @@
+"""Which runs are compared with one another, in what order, and how each is named and drawn."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from common.evaluation.labels import DATASET_TITLES, Style, family_rank, has_random_weights, run_labels, run_styles
+from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
+from common.runs.predictions import read_predictions
+from common.runs.result import Run, natural_order
+from common.runtime.errors import UserError
+from common.runtime.files import sha256
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model on one data set: the seeds of a run, its label and its look."""
+
+    name: str
+    label: str
+    look: Style
+    runs: tuple[Run, ...]
+
+    @property
+    def num_train(self) -> int:
+        """The number of training images, of the seed that has most."""
+        return max(run.result["data"]["num_train"] for run in self.runs)
+
+    def values(self, of: Callable[[dict], float | None]) -> np.ndarray:
+        """Return ``of(result)`` for each seed as float64 (seeds,), NaN where it is None."""
+        return np.array([of(run.result) for run in self.runs], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models of one data set that were tested on the same images."""
+
+    dataset: str
+    series: tuple[Series, ...]
+    joined_notes: tuple[str, ...]  # what a reader of its figures must know
+    with_published: bool = False  # whether figures show the published study's numbers beside
+
+    @property
+    def title(self) -> str:
+        """The data set's name in figures, short enough to leave room for what the figure shows."""
+        name = DATASET_TITLES.get(self.dataset, self.dataset)
+        return name if len(name) <= 24 else f"{name[:23]}…"
+
+    @property
+    def data(self) -> dict:
+        """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
+        return self.series[0].runs[0].result["data"]
+
+    @cached_property
+    def evidence(self) -> Uncertainty:
+        """Intervals, calibration and pairwise differences; the first time about a second a run of 10,000 images."""
+        return compute_uncertainty(self.series)
+
+
+def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
+    """Group ``runs`` by data set and model, leaving out what was tested on other images.
+
+    ``labels`` replaces the label of a run named ``<run>`` or ``<dataset>/<run>``. Returns the comparisons in the order
+    of the data sets' names, and the lines that say what was left out or must be known.
+
+    Raises:
+        UserError: a name among ``labels`` is no run's.
+    """
+    unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
+    if unknown:
+        raise UserError(f"--labels names {sorted(unknown)[0]!r}, which is not a run among those found")
+    by_dataset, lines = defaultdict(list), []
+    for run in runs:
+        by_dataset[run.dataset].append(run)
+    kept = []
+    for dataset in sorted(by_dataset, key=natural_order):
+        same, left_out = _same_test_images(by_dataset[dataset])
+        kept += same
+        lines += left_out
+    names = run_labels(kept, labels)
+    comparisons = []
+    for dataset in sorted({run.dataset for run in kept}, key=natural_order):
+        comparison = _comparison([run for run in kept if run.dataset == dataset], names)
+        comparisons.append(comparison)
+        lines += [f"note: {dataset!r}: {note}" for note in comparison.notes]
+    return comparisons, lines
+
+
+def training_seconds(result: dict) -> float:
+    """Return what training cost in seconds, with what the extraction of the features cost when it was done."""
+    return result["efficiency"]["train_seconds"] + (result["efficiency"]["feature_seconds"] or 0.0)
+
+
+def _comparison(runs: list[Run], names: dict) -> Comparison:
+    """Make the series of one data set, and note where training sets differ or random weights stand among others."""
+    looks = run_styles(runs)
+    by_name = defaultdict(list)
+    for run in runs:
+        by_name[run.name].append(run)
+    sizes = {name: max(run.result["data"]["num_train"] for run in group) for name, group in by_name.items()}
+    notes, series = [], []
+    if len(set(sizes.values())) > 1:
+        notes.append("the models were trained on different numbers of images (n)")
+    if len({has_random_weights(run) for run in runs}) > 1:
+        notes.append("backbones with random weights stand beside pretrained ones")
+    for name in sorted(by_name, key=lambda name: (family_rank(by_name[name][0]), natural_order(name))):
+        label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
+        series.append(Series(name, label, looks[name], tuple(by_name[name])))
+    return Comparison(runs[0].dataset, tuple(series), tuple(notes))
+
+
+def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return the largest group of ``runs`` with the same test images (of equals the latest), and lines on the rest."""
+    groups, lines = defaultdict(list), []
+    for run in runs:
+        try:
+            groups[_test_images(run)].append(run)
+        except UserError as error:
+            lines.append(f"left out: {error}")
+    order = sorted(groups.values(), key=lambda group: (len(group), max(_created(run) for run in group)))
+    lines += [
+        f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
+        "that are drawn; choose with --runs"
+        for group in order[:-1]
+        for run in group
+    ]
+    return (order[-1] if order else []), lines
+
+
+def _test_images(run: Run) -> str:
+    """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order."""
+    predictions = read_predictions(run.folder, run.result)
+    data = run.result["data"]
+    text = repr((data["fingerprint"], data["classes"], data["num_test"])).encode("utf-8", "backslashreplace")
+    return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
+
+
+def _created(run: Run) -> str:
+    return run.result["environment"]["created"]

@@ -1,0 +1,43 @@
+"""The published study's numbers, as its notebooks store them, for the same data sets and architectures."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from common.evaluation.comparison import Comparison, Series
+
+STUDY_FILE = Path(__file__).with_name("published_study.json")
+
+PUBLISHED_MARK = {
+    "marker": "D",
+    "markersize": 4.5,
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+    "linestyle": "",
+}
+
+
+def published_results(compared: Comparison, series: Series) -> list[dict]:
+    """Return the published records of one model: none unless asked for, two for CIFAR-10 (see the file's notes).
+
+    A model matches by data set, architecture and method, unless its training images were limited; its weights and
+    hyper-parameters may be others.
+    """
+    result = series.runs[0].result
+    if not compared.with_published or result["config"].get("train_limit"):
+        return []
+    wanted = (compared.dataset, result["backbone"].partition(".")[0], result["method"])
+    return [one for one in _results() if (one["dataset"], one["backbone"], one["method"]) == wanted]
+
+
+def published_caption(compared: Sequence[Comparison]) -> str:
+    """Return the sentence that explains the hollow marks, or nothing where there are none."""
+    if not any(published_results(one, series) for one in compared for series in one.series):
+        return ""
+    return "Hollow diamonds: published, one run each, chosen on the test split (preprints.org 202510.2514)."
+
+
+@cache
+def _results() -> list[dict]:
+    return json.loads(STUDY_FILE.read_text("utf-8"))["results"]

@@ -1,0 +1,79 @@
+"""A grid of runs as plain data, and what follows from it: the configuration and the command of each run."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from common.config import as_flags, as_record
+from common.data.dataset import result_name
+from common.grid.scheduler import Job
+from common.runs.naming import run_name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method: the training script, the backbone with its weight tag, and every hyper-parameter."""
+
+    script: ModuleType
+    backbone: str
+    recipe: Mapping[str, Any]
+
+    def with_recipe(self, **changed: Any) -> "Arm":
+        """Return this arm with other values of some hyper-parameters."""
+        return replace(self, recipe={**self.recipe, **changed})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every arm on every data set with every seed; ``datasets`` maps names or folders to settings of their own.
+
+    ``images``: (training, test) images of each data set, for an estimate of the time before the data are there.
+    """
+
+    arms: tuple[Arm, ...]
+    datasets: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def grid_configs(grid: Grid, *, data_dir: Path, results_dir: Path) -> Iterator[Any]:
+    """Yield the training script's configuration of each run, seed by seed, so that an early stop leaves whole sets."""
+    for seed in grid.seeds:
+        for dataset, settings in grid.datasets.items():
+            for arm in grid.arms:
+                yield arm.script.Config(
+                    dataset=dataset,
+                    backbone=arm.backbone,
+                    seed=seed,
+                    data_dir=data_dir,
+                    results_dir=results_dir,
+                    **arm.recipe,
+                    **settings,
+                )
+
+
+def job_for(config: Any) -> Job:
+    """Return the child process that makes the run of a training script's ``config``, and where its files will lie.
+
+    The backbone must have its weight tag, and ``image_size`` be left to it: the run's name is found without timm.
+    """
+    script = sys.modules[type(config).__module__].__file__
+    name = run_name(as_record(config), method=config.method, backbone=config.backbone)
+    dataset = result_name(config.dataset, config.dataset_name)
+    return Job(
+        name=f"{dataset}/{name}/seed{config.seed}",
+        command=("python", os.path.relpath(script), *as_flags(config)),
+        folder=config.results_dir / dataset / name / f"seed{config.seed}",
+        log=config.results_dir / "logs" / f"{dataset}-{name}-seed{config.seed}.log",
+        config=config,
+    )
+
+
+def narrow_grid(grid: Grid, *, seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Grid:
+    """Return the part of a grid with the given seeds and data sets; empty means the grid's own."""
+    kept = {name: its for name, its in grid.datasets.items() if not datasets or name in datasets}
+    return replace(grid, seeds=tuple(seeds) or grid.seeds, datasets=kept)

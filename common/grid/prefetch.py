@@ -1,0 +1,51 @@
+"""What a grid of runs reads from the internet: how large it is, and fetching it before any run needs it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.data.registry import CLASSES
+from common.runtime.errors import UserError
+
+# Bytes of what the study reads, to say before it starts.
+DOWNLOAD_BYTES = {
+    "mnist": 11_600_000,
+    "fashion_mnist": 30_900_000,
+    "cifar10": 170_500_000,
+    "vit_base_patch16_224.augreg_in1k": 346_000_000,
+    "resnet50.tv2_in1k": 102_000_000,
+    "efficientnet_b0.ra_in1k": 21_400_000,
+}
+
+
+def wanted(configs: Sequence[Any]) -> list[str]:
+    """Return the data sets and backbones of training ``configs`` that neither a package nor this repository brings."""
+    remote = [config.dataset for config in configs if config.dataset in CLASSES and config.dataset != "digits"]
+    pretrained = [config.backbone for config in configs if config.weights == "pretrained"]
+    return list(dict.fromkeys([*remote, *(tag for tag in pretrained if not tag.startswith("demo_"))]))
+
+
+def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
+    """Find or download what ``wanted`` named, data sets below ``data_dir``; return why each that is absent is.
+
+    One after the other: processes side by side would download the same file over each other.
+    """
+    absent = {}
+    for name in names:
+        size = f" ({DOWNLOAD_BYTES[name] / 1e6:,.0f} MB where it must be downloaded)" if name in DOWNLOAD_BYTES else ""
+        print(f"looking for {name}{size}", flush=True)
+        try:
+            _fetch(name, data_dir)
+        except UserError as error:
+            absent[name] = str(error)
+    return absent
+
+
+def _fetch(name: str, data_dir: Path) -> None:
+    from common.data import registry
+    from common.models import weights  # these load PyTorch, which the demo's parent process does without
+
+    if name in CLASSES:
+        registry.read(name, data_dir)
+    else:
+        weights.download(name)

@@ -1,0 +1,175 @@
+"""Training runs as child processes: what state each is in, and running many of them, several at a time."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs.folder import CHECKPOINT_FILE, lock_file
+from common.runs.predictions import read_predictions
+from common.runs.result import RESULT_FILE, read_result
+from common.runtime import locks
+from common.runtime.errors import UserError
+from common.runtime.progress import progress
+
+POLL_SECONDS = 0.1
+
+STATES = ("finished", "running", "unfinished", "missing")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
+
+    ``config`` is the training script's configuration behind the command, None for a command of another kind.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    log: Path
+    config: Any = None
+
+    @property
+    def shell_line(self) -> str:
+        """The command as a person would type it."""
+        return shlex.join(self.command)
+
+
+def job_state(job: Job) -> str:
+    """Return one of ``STATES``; ``running``: another process holds the folder, ``unfinished``: it can be resumed."""
+    if job_holder(job):
+        return "running"
+    if (job.folder / RESULT_FILE).exists():
+        return "finished"
+    return "unfinished" if (job.folder / CHECKPOINT_FILE).exists() else "missing"
+
+
+def job_damage(job: Job) -> str | None:
+    """Return what is wrong with a finished job's result or predictions, or None."""
+    try:
+        read_predictions(job.folder, read_result(job.folder / RESULT_FILE))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def job_holder(job: Job) -> str | None:
+    """Return who works on the run's folder now (process, host, since when), or None."""
+    return locks.lock_holder(lock_file(job.folder))
+
+
+def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[Job], str]) -> dict[Job, str]:
+    """Run ``jobs`` in their order, one at a time on each of ``devices``; return why each that failed did.
+
+    A run that fails does not stop the others. Ctrl-C and SIGTERM are passed on once: every child saves its state.
+
+    Args:
+        devices: values of CUDA_VISIBLE_DEVICES, or None where a child sees what this process sees.
+        done: says in a line what a finished job gave.
+    """
+    waiting, free, failures = deque(jobs), list(devices), {}
+    active: dict[Job, tuple[subprocess.Popen, str | None]] = {}
+    with progress(desc="runs", total=len(jobs), unit="run") as bar, _stopping(active):
+        while waiting or active:
+            while waiting and free:
+                job, device = waiting.popleft(), free.pop(0)
+                active[job] = _start(job, device, share=len(devices)), device
+            time.sleep(POLL_SECONDS)
+            for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
+                process, device = active.pop(job)
+                free.append(device)
+                if process.returncode:
+                    failures[job] = _reason(job, process.returncode)
+                bar.write(f"{job.name}: {f'failed: {failures[job]}' if job in failures else done(job)}")
+                sys.stdout.flush()
+                bar.update()
+            if active and sys.stderr.isatty():
+                bar.set_postfix_str(_last_line(next(iter(active)))[:60])
+    return failures
+
+
+@contextmanager
+def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterator[None]:
+    """Stop the children and wait for them where the block is left by an exception.
+
+    By SIGTERM, which saves their state like Ctrl-C does, but is not ignored where a shell started all this in the
+    background.
+    """
+    try:
+        yield
+    except BaseException:
+        for process, _ in active.values():
+            process.terminate()
+        for process, _ in active.values():
+            process.wait()
+        raise
+
+
+def _start(job: Job, device: str | None, *, share: int) -> subprocess.Popen:
+    """Start a job that writes its output to its log; on a machine shared by several it takes its part of the cores."""
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    if share > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // share)))
+    try:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "wb") as log:
+            # In a session of its own: a Ctrl-C in the terminal reaches it once, through ``_stopping``.
+            return subprocess.Popen(
+                [sys.executable, *job.command[1:]],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {str(job.log)!r}: {error.strerror or error}") from error
+
+
+def _reason(job: Job, code: int) -> str:
+    """Return the job's own error message, else its last line and how it ended."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}, mostly for memory; see {str(job.log)!r}"
+    last = _last_line(job)
+    return last.removeprefix("error: ") if last.startswith("error: ") else f"exit {code}: {last} (see {str(job.log)!r})"
+
+
+def _last_line(job: Job) -> str:
+    try:
+        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def job_devices(at_once: int | None) -> list[str | None]:
+    """Return the GPU of each of ``at_once`` runs (default: a run a GPU, one where there is none).
+
+    None stands for whatever a child finds by itself: there is one GPU at most.
+    """
+    gpus = visible_gpus()
+    at_once = at_once or max(1, len(gpus))
+    return [gpus[slot % len(gpus)] if len(gpus) > 1 else None for slot in range(at_once)]
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs as values for CUDA_VISIBLE_DEVICES, [] where there is none; PyTorch is not loaded."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in chosen.split(",") if device.strip() not in ("", "-1")]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return found.stdout.split() if found.returncode == 0 else []

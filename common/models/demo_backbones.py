@@ -1,0 +1,106 @@
+"""Three small backbones, pretrained on CIFAR-10 by ``demo/pretrain.py`` and shipped under ``demo/weights``.
+
+Importing this module registers them with timm, so that ``timm.create_model("demo_vit", pretrained=True)`` and
+``--backbone demo_vit`` work offline like any other name. They cost alike: 0.8 to 1.3 million parameters, and a
+training step within a factor of 1.5 of one another on a CPU. Their weight tag is the data they were pretrained on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm.models import (
+    EfficientNet,
+    ResNet,
+    VisionTransformer,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.resnet import BasicBlock
+from torch import nn
+
+from common.data.registry import CLASSES
+from common.runtime.errors import UserError
+
+NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
+
+PRETRAINED_ON = "cifar10"
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
+
+
+def _cfg(name: str, *, first_conv: str, classifier: str) -> dict:
+    return {
+        "file": str(WEIGHTS / f"{name}.safetensors"),
+        "num_classes": 0,  # the files hold no classifier
+        "input_size": (3, 32, 32),
+        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images
+        "std": (0.2470, 0.2435, 0.2616),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "first_conv": first_conv,
+        "classifier": classifier,
+        "license": "mit",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"demo_vit.{PRETRAINED_ON}": _cfg("demo_vit", first_conv="patch_embed.proj", classifier="head"),
+        f"demo_resnet.{PRETRAINED_ON}": _cfg("demo_resnet", first_conv="conv1", classifier="fc"),
+        f"demo_efficientnet.{PRETRAINED_ON}": _cfg(
+            "demo_efficientnet", first_conv="conv_stem", classifier="classifier"
+        ),
+    }
+)
+
+
+class _SmallImageResNet(ResNet):
+    """timm's ResNet of basic blocks that keeps 32 x 32 pixels in its stem: He et al. 2016, section 4.2."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(BasicBlock, layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), **kwargs)
+        self.conv1 = nn.Conv2d(self.conv1.in_channels, self.conv1.out_channels, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+
+
+def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> None:
+    """Refuse a demo backbone on the data it was pretrained on, known by name or by the names of its classes.
+
+    Raises:
+        UserError: with the reason; any other backbone or data set passes.
+    """
+    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(CLASSES[PRETRAINED_ON])
+    if tag.partition(".")[0] in NAMES and is_same:
+        raise UserError(
+            f"--backbone {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
+            "there would say nothing about transfer; take another --dataset, or an ImageNet backbone"
+        )
+
+
+@register_model
+def demo_vit(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """Build a ViT for 32 x 32 images: patches of 4 x 4, width 128, six blocks of four heads."""
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    return build_model_with_cfg(VisionTransformer, "demo_vit", pretrained, **{**sizes, **kwargs})
+
+
+@register_model
+def demo_resnet(pretrained: bool = False, **kwargs) -> ResNet:
+    """Build a residual CNN for 32 x 32 images: four basic blocks of 32 to 256 channels."""
+    return build_model_with_cfg(_SmallImageResNet, "demo_resnet", pretrained, **kwargs)
+
+
+@register_model
+def demo_efficientnet(pretrained: bool = False, **kwargs) -> EfficientNet:
+    """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 24 to 160 channels."""
+    blocks = (
+        ["ds_r1_k3_s1_e1_c24_se0.25"],
+        ["ir_r1_k3_s1_e4_c40_se0.25"],
+        ["ir_r2_k3_s2_e4_c80_se0.25"],
+        ["ir_r3_k3_s2_e4_c160_se0.25"],
+    )
+    sizes = {"block_args": decode_arch_def(blocks), "stem_size": 24, "num_features": 512, "act_layer": nn.SiLU}
+    return build_model_with_cfg(EfficientNet, "demo_efficientnet", pretrained, **{**sizes, **kwargs})

@@ -1,0 +1,152 @@
+"""What a reader of the report can look into: each run's test predictions, its curves, and suspected label errors."""
+
+import base64
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from common.evaluation import metrics
+from common.evaluation.comparison import Comparison
+from common.report.thumbnails import Sheet
+from common.runs.predictions import read_predictions
+from common.runs.result import Run
+
+FULL = 65_535  # a confidence of 1, in two bytes
+
+SUSPECT_CONFIDENCE = 0.9  # mean over the runs, from which an agreed contradiction of the label is shown
+
+MOST_SUSPECTS = 24
+
+SHOWN_AT_ONCE = 12  # images of one cell or list, before "show more"
+
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """The N test images of one data set, and what each of the R runs said to each of them."""
+
+    labels: np.ndarray  # (N,) int64
+    indices: np.ndarray  # (N,) int64, positions in the test split's natural order
+    predicted: np.ndarray  # (R, N) int64
+    confidence: np.ndarray  # (R, N) uint16, the largest probability in steps of 1 / FULL
+
+    @property
+    def right(self) -> np.ndarray:
+        """Where a run is right, (R, N) bool."""
+        return self.predicted == self.labels
+
+
+def tested(compared: Comparison) -> Tested:
+    """Read the predictions of every run of ``compared``, series by series; all are of the same images in one order.
+
+    Raises:
+        UserError: a file of predictions is missing or was changed.
+    """
+    found = [read_predictions(run.folder, run.result) for run in runs(compared)]
+    largest = np.stack([metrics.softmax(one.logits).max(axis=1) for one in found])
+    return Tested(
+        labels=found[0].labels,
+        indices=found[0].indices,
+        predicted=np.stack([one.logits.argmax(axis=1) for one in found]),
+        confidence=np.rint(largest * FULL).astype(np.uint16),
+    )
+
+
+def runs(compared: Comparison) -> list[Run]:
+    """Return the runs of ``compared`` in the order of ``Tested``'s rows."""
+    return [run for series in compared.series for run in series.runs]
+
+
+def suspects(seen: Tested) -> list[dict]:
+    """Return the images whose label every run contradicts with the same class, at a mean confidence of 0.9 or more.
+
+    The most confident first: {position, predicted, mean, lowest}, confidences in 0..1.
+    A suspicion, no proof: networks are confident in their mistakes, too.
+    """
+    agreed = (seen.predicted == seen.predicted[0]).all(axis=0) & ~seen.right[0]
+    mean = seen.confidence.mean(axis=0) / FULL
+    found = np.flatnonzero(agreed & (mean >= SUSPECT_CONFIDENCE))
+    return [
+        {
+            "position": int(position),
+            "predicted": int(seen.predicted[0, position]),
+            "mean": float(mean[position]),
+            "lowest": float(seen.confidence[:, position].min() / FULL),
+        }
+        for position in found[np.argsort(-mean[found], kind="stable")]
+    ]
+
+
+def pictured(seen: Tested, most: int) -> np.ndarray:
+    """Return which test images get a thumbnail: ascending positions, at most ``most``.
+
+    All of a small test split; else the suspects, then what stands first among a cell's mistakes or where two runs
+    disagree, then what stands first among a cell's correct images.
+    """
+    count = len(seen.labels)
+    if count <= most:
+        return np.arange(count)
+    place = np.full(count, count)  # the earliest at which an image is shown
+    for right, predicted, confidence in zip(seen.right, seen.predicted, seen.confidence, strict=True):
+        ranks = _ranks(seen.labels * (predicted.max() + 1) + predicted, confidence)
+        ranks[ranks >= SHOWN_AT_ONCE] = count
+        place = np.minimum(place, ranks + SHOWN_AT_ONCE * right)
+    for one, other in permutations(range(len(seen.predicted)), 2):
+        only = np.flatnonzero(seen.right[one] & ~seen.right[other])
+        first = only[np.argsort(-seen.confidence[other, only].astype(int), kind="stable")][:SHOWN_AT_ONCE]
+        place[first] = np.minimum(place[first], np.arange(len(first)))
+    place[[suspect["position"] for suspect in suspects(seen)[:MOST_SUSPECTS]]] = -1
+    chosen = np.argsort(place, kind="stable")[:most]
+    return np.sort(chosen[place[chosen] < count])
+
+
+def record(compared: Comparison, seen: Tested, sheet: Sheet | None, remark: str) -> dict:
+    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
+    found = suspects(seen)
+    models = [
+        {"label": series.label, "color": series.look.color, "runs": [_run(run) for run in series.runs]}
+        for series in compared.series
+    ]
+    for run, predicted, confidence in zip(
+        (run for model in models for run in model["runs"]), seen.predicted, seen.confidence, strict=True
+    ):
+        run |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
+    return {
+        "title": compared.title,
+        "classes": compared.data["classes"],
+        "labels": _packed(seen.labels, "<u2"),
+        "indices": _packed(seen.indices, "<u4"),
+        "models": models,
+        "suspects": found[:MOST_SUSPECTS],
+        "suspected": len(found),
+        "sheet": sheet and {**sheet.layout, "pictured": _packed(sheet.positions, "<u4")},
+        "remark": remark,
+    }
+
+
+def _run(run: Run) -> dict:
+    """Return a run's seed and learning curves."""
+    history = run.result["history"]
+    curves = {name: [point[name] for point in history] for name in CURVES}
+    return {
+        "seed": run.seed,
+        "epochs": [point["epoch"] for point in history],
+        "kept": run.result["best_epoch"],
+        **curves,
+    }
+
+
+def _ranks(groups: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Return each image's place within its group, the most confident first and of equals the earlier: (N,) int64."""
+    order = np.lexsort((-confidence.astype(int), groups))
+    starts = np.append(True, np.diff(groups[order]) != 0)
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[order] = np.arange(len(groups)) - np.maximum.accumulate(np.where(starts, np.arange(len(groups)), 0))
+    return ranks
+
+
+def _packed(values: np.ndarray, dtype: str) -> str:
+    """Return integers as base64 of little-endian bytes: 10,000 confidences are 27 kB, as JSON they would be 80."""
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()

@@ -1,0 +1,118 @@
+"""A run's folder: who may write to it, and how it is filled at once when the run is finished."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs.naming import run_identity
+from common.runs.result import RESULT_FILE, read_result, write_result
+from common.runtime.errors import UserError
+from common.runtime.files import error_reason, flush_folder, remove_leftovers, sha256, write_atomically
+from common.runtime.locks import locked
+
+CHECKPOINT_FILE = "checkpoint"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files go; ``finished`` is its result where there is one that is not to be replaced."""
+
+    path: Path
+    finished: dict[str, Any] | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of an unfinished run's state."""
+        return self.path / CHECKPOINT_FILE
+
+
+def lock_file(path: Path) -> Path:
+    """Return the file that a process locks while it works on the run's folder ``path``."""
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextlib.contextmanager
+def open_run_folder(path: Path, config: dict[str, Any], *, overwrite: bool) -> Iterator[RunFolder]:
+    """Hold a run's folder ``<results-dir>/<dataset>/<run>/seed<k>`` for this process alone.
+
+    Raises:
+        UserError: another process works on it, its result is damaged, or was made with other settings.
+    """
+    with locked(lock_file(path), what=repr(str(path)), wait=False):
+        _settle(path)
+        remove_leftovers(path)
+        finished = None
+        if (path / RESULT_FILE).exists() and not overwrite:
+            finished = read_result(path / RESULT_FILE)
+            _require_same_settings(path, finished["config"], config)
+        yield RunFolder(path, finished)
+
+
+def _require_same_settings(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    there = run_identity(stored)
+    different = [
+        f"{name} {there.get(name)!r} there, {value!r} asked"
+        for name, value in run_identity(asked).items()
+        if there.get(name) != value and (name, value) != ("precision", "auto")  # auto accepts what was resolved there
+    ]
+    if different:
+        raise UserError(
+            f"{str(path)!r} holds a finished run with other settings ({'; '.join(different)}); "
+            "give another --run-name (or --dataset-name), or replace it with --overwrite"
+        )
+
+
+def finish_run_folder(run: RunFolder, files: dict[str, bytes], result: dict[str, Any]) -> None:
+    """Put a finished run in place of whatever the folder held: all its files, or none of them.
+
+    The files are written to a folder beside it, which then takes its name; ``_settle`` completes an exchange that a
+    crash cut in two. ``result`` gains ``files`` and is written last.
+
+    Raises:
+        UserError: the disk is full or not writable; what was there is as it was.
+    """
+    new, old = _beside(run.path)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        for name, content in files.items():
+            write_atomically(new / name, content)
+        record = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
+        write_result(new, result | {"files": record})
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    _exchange(run.path, new, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(path: Path, new: Path, old: Path) -> None:
+    """Move what stands at ``path`` to ``old`` and ``new`` in its place, or leave all as it was (UserError)."""
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(
+            f"cannot put the finished run into {str(path)!r}: {error_reason(error)}; what was there is as it was, "
+            "and the same command tries again"
+        ) from error
+    flush_folder(path.parent)
+
+
+def _settle(path: Path) -> None:
+    """Complete or undo an exchange of folders that a crash interrupted."""
+    new, old = _beside(path)
+    if old.exists() and not path.exists():  # between the two renames: the new folder is complete
+        new.rename(path) if (new / RESULT_FILE).exists() else old.rename(path)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")

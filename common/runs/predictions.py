@@ -1,0 +1,85 @@
+"""The logits of one finished run, ``predictions.npz``."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.runs.result import RESULT_FILE
+from common.runtime.errors import UserError
+from common.runtime.files import sha256
+
+PREDICTIONS_FILE = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The arrays of ``predictions.npz``; indices are positions in the split's natural order."""
+
+    logits: np.ndarray  # (N, C) float32, the test split
+    labels: np.ndarray  # (N,) int64
+    indices: np.ndarray  # (N,) int64
+    val_logits: np.ndarray  # (V, C) float32
+    val_labels: np.ndarray  # (V,) int64
+    val_indices: np.ndarray  # (V,) int64
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    """Return an ``.npz`` file of ``arrays``: the same arrays give the same bytes (the zip entries carry no date)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_predictions(folder: Path, result: dict) -> Predictions:
+    """Read ``folder/predictions.npz`` and check it against ``result``: hash, shapes, dtypes, labels, indices.
+
+    Raises:
+        UserError: it is missing, changed since it was written, or does not fit ``result``.
+    """
+    path = folder / PREDICTIONS_FILE
+    advice = "restore the file, or train the run again with --overwrite"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}; {advice}") from error
+    if sha256(content) != result["files"].get(PREDICTIONS_FILE, {}).get("sha256"):
+        raise UserError(f"{str(path)!r} is not the file that its {RESULT_FILE} describes (SHA-256 differs); {advice}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            predictions = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} is not a file of predictions ({error}); {advice}") from error
+    problem = _problem_with_arrays(predictions, result["data"])
+    if problem:
+        raise UserError(f"{str(path)!r}: {problem}; {advice}")
+    return predictions
+
+
+def _problem_with_arrays(predictions: Predictions, data: dict) -> str | None:
+    """Say which array does not fit the run's ``data`` record, or return None."""
+    classes = len(data["classes"])
+    for prefix, size in (("", data["num_test"]), ("val_", data["num_val"])):
+        expected = {
+            "logits": ((size, classes), np.float32),
+            "labels": ((size,), np.int64),
+            "indices": ((size,), np.int64),
+        }
+        for name, (shape, dtype) in expected.items():
+            array = getattr(predictions, prefix + name)
+            if array.shape != shape or array.dtype != dtype:
+                return f"{prefix}{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        labels, indices = getattr(predictions, prefix + "labels"), getattr(predictions, prefix + "indices")
+        if not np.isfinite(getattr(predictions, prefix + "logits")).all():
+            return f"{prefix}logits holds a value that is infinite or not a number"
+        if size and (labels.min() < 0 or labels.max() >= classes):
+            return f"{prefix}labels lie in {labels.min()}..{labels.max()}, expected 0..{classes - 1}"
+        if size and (indices.min() < 0 or len(np.unique(indices)) != size):
+            return f"{prefix}indices are negative or repeated"
+    return None

@@ -1,0 +1,104 @@
+"""Files that are either whole or absent: atomic writes and content hashes."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader finds the old file or the new one, never a part of either.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed over ``path``; then the folder
+    entry itself is flushed (the recipe of SQLite and of "Files are hard", danluu.com). Missing folders are made.
+
+    Raises:
+        UserError: the disk is full, the folder is not writable, or the device failed; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {str(path)!r}: {error_reason(error)}; nothing was overwritten, make room and try again"
+        ) from error
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut (POSIX only).
+
+    Not every file system can, and not every folder one may write to can be opened: there the rename has to do.
+
+    Raises:
+        UserError: the device failed; the files are in place, but a power cut might still lose them.
+    """
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise UserError(
+                f"{str(folder)!r} was written, but the disk did not confirm it: {error_reason(error)}; "
+                "check the disk, then try again"
+            ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes; only where no other process can be writing to ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def error_reason(error: OSError) -> str:
+    """Return why the system refused, in its own words."""
+    return error.strerror or str(error)
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of ``content`` as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits; raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: "Mapping[str, torch.Tensor]", *, text: str = "") -> str:
+    """Return the SHA-256 over ``text`` and the names, types, shapes and bytes of ``tensors``, in the names' order."""
+    import torch
+
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def digest(content: bytes | np.ndarray) -> bytes:
+    """Return the BLAKE2b of ``content`` as 32 ASCII hexadecimal digits (numpy cuts raw digests at a trailing zero)."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
