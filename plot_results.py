@@ -48,7 +48,7 @@ class Config:
     """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 
     def __post_init__(self) -> None:
-        check_folder("figures-dir", self.figures_dir)
+        check_folder("figures_dir", self.figures_dir)
         for pair in self.labels:
             run, equals, label = pair.partition("=")
             require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")

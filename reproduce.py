@@ -109,8 +109,8 @@ class Config:
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:
-        check_folder("results-dir", self.results_dir)
-        check_folder("figures-dir", self.figures_dir)
+        check_folder("results_dir", self.results_dir)
+        check_folder("figures_dir", self.figures_dir)
         is_comparison = self.profile == "compare"
         require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
         require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")

@@ -45,7 +45,7 @@ class Config(Plumbing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_recipe(self)
-        require(0 <= self.head_dropout < 1, "head-dropout", self.head_dropout, "0 or more and below 1")
+        require(0 <= self.head_dropout < 1, "head_dropout", self.head_dropout, "0 or more and below 1")
 
     @property
     def method(self) -> str:

@@ -68,8 +68,8 @@ class Config:
         require(bool(self.dataset.strip()), "dataset", self.dataset, "a data set's name or an image folder")
         for flag in ("train_images", "test_images", "epochs", "batch_size"):
             value = getattr(self, flag)
-            require(1 <= value <= 1_000_000, flag.replace("_", "-"), value, "at least 1")
-        require(self.long_epochs >= self.epochs, "long-epochs", self.long_epochs, "--epochs or more")
+            require(1 <= value <= 1_000_000, flag, value, "at least 1")
+        require(self.long_epochs >= self.epochs, "long_epochs", self.long_epochs, "--epochs or more")
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         require(not self.out.is_dir(), "out", str(self.out), "a file")
 

@@ -25,11 +25,11 @@ def read(path: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--out {str(path)!r} holds no measurements of this script ({error!r})") from error
+        raise UserError(f"`out` {str(path)!r} holds no measurements of this script ({error!r})") from error
     if foreign:
         name, key = foreign[0]
         raise UserError(
-            f"--out {str(path)!r} holds {name!r} measured with {key} {others[name][key]!r}, "
+            f"`out` {str(path)!r} holds {name!r} measured with {key} {others[name][key]!r}, "
             f"here it is {environment[key]!r}: give another file"
         )
     return measured

@@ -26,11 +26,11 @@ def write(folder: Path, *, dataset: str, data_dir: Path, train_images: int, test
         loaded = load_dataset(dataset, data_dir=data_dir, val_fraction=VAL_FRACTION, **limits)
     except UserError as error:
         raise UserError(
-            str(error).replace("--train-limit", "--train-images").replace("--test-limit", "--test-images")
+            str(error).replace("`train_limit`", "`train_images`").replace("`test_limit`", "`test_images`")
         ) from error
     if len(loaded.train) + len(loaded.val) != train_images:
         fewest = round(len(loaded.classes) / VAL_FRACTION)
-        raise UserError(f"--train-images {train_images}: give {fewest} or more, a validation image for each class")
+        raise UserError(f"`train_images` {train_images}: give {fewest} or more, a validation image for each class")
     splits = {"train": loaded.train, "val": loaded.val, "test": loaded.test}
     for split, images in splits.items():
         for position, label in enumerate(images.labels):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,11 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     return 0
 
 
+def with_flags(message: str) -> str:
+    """Return a message of the library with each `setting` spelt as its flag: `train_limit` becomes --train-limit."""
+    return re.sub(r"`([a-z][a-z_]*)`", lambda setting: "--" + setting[1].replace("_", "-"), message)
+
+
 def _print_any_letter() -> None:
     """Let a letter that the terminal's encoding lacks be escaped, not end the run."""
     for stream in (sys.stdout, sys.stderr):
@@ -48,7 +54,7 @@ def _print_any_letter() -> None:
 
 def _fail(message: str) -> int:
     with contextlib.suppress(OSError):  # a log on a full disk: the exit code says it
-        print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+        print("error: " + " ".join(with_flags(message).split()), file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # Python would try again as it ends, and exit with 120

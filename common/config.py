@@ -35,7 +35,7 @@ class Plumbing:
     test_limit: int | None = None
     """Test on this many images, stratified, the same for every method and seed."""
     split_seed: int = 0
-    """Seed of the validation split and of the limits; apart from --seed, so that all seeds see the same images."""
+    """Seed of the validation split and of the limits; apart from the seed, so that all seeds see the same images."""
     skip_damaged: bool = False
     """Leave unreadable images out and record them, instead of stopping with their list."""
     device: str = "auto"
@@ -58,42 +58,42 @@ class Plumbing:
     """On CUDA: only algorithms that give the same bits each time (slower). The CPU does so anyway."""
 
     def __post_init__(self) -> None:
-        require(_is_path_component(self.dataset_name), "dataset-name", self.dataset_name, "one plain folder name")
-        require(_is_path_component(self.run_name), "run-name", self.run_name, "one plain folder name")
-        require(self.image_size is None or 16 <= self.image_size <= 4096, "image-size", self.image_size, "16 to 4096")
-        require(0 < self.val_fraction < 1, "val-fraction", self.val_fraction, "between 0 and 1, both excluded")
-        for flag in ("train_limit", "test_limit"):
-            limit = getattr(self, flag)
-            require(limit is None or limit >= 1, flag.replace("_", "-"), limit, "at least 1")
-        require(0 <= self.split_seed < 2**63, "split-seed", self.split_seed, "0 or more, below 2**63")
+        require(_is_path_component(self.dataset_name), "dataset_name", self.dataset_name, "one plain folder name")
+        require(_is_path_component(self.run_name), "run_name", self.run_name, "one plain folder name")
+        require(self.image_size is None or 16 <= self.image_size <= 4096, "image_size", self.image_size, "16 to 4096")
+        require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "between 0 and 1, both excluded")
+        for setting in ("train_limit", "test_limit"):
+            limit = getattr(self, setting)
+            require(limit is None or limit >= 1, setting, limit, "at least 1")
+        require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "0 or more, below 2**63")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         check_device(self.device)
         check_weights(self.weights)
 
 
-def require(condition: bool, flag: str, value: object, allowed: str) -> None:
-    """Refuse a flag's value with a UserError that names what is allowed, unless ``condition`` holds."""
+def require(condition: bool, setting: str, value: object, allowed: str) -> None:
+    """Refuse a setting's value with a UserError that names what is allowed, unless ``condition`` holds."""
     if not condition:
-        raise UserError(f"--{flag} {value!r} is not possible: it must be {allowed}")
+        raise UserError(f"`{setting}` {value!r} is not possible: it must be {allowed}")
 
 
 def check_recipe(config: Any) -> None:
     """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, seed.
 
     Raises:
-        UserError: naming the flag and what is allowed.
+        UserError: naming the setting and what is allowed.
     """
     require(bool(str(config.dataset).strip()), "dataset", config.dataset, "a data set's name or an image folder")
     require(bool(config.backbone.strip()), "backbone", config.backbone, "a timm model name")
     require(1 <= config.epochs <= 100_000, "epochs", config.epochs, "at least 1")
-    require(1 <= config.batch_size <= 1_000_000, "batch-size", config.batch_size, "at least 1")
+    require(1 <= config.batch_size <= 1_000_000, "batch_size", config.batch_size, "at least 1")
     several = isinstance(config.lr, tuple) and len(config.lr) > 0
     require(several, "lr", config.lr, "one or more learning rates, in the script a tuple such as (1e-4,)")
     for lr in config.lr:
         require(math.isfinite(lr) and lr > 0, "lr", lr, "positive and finite")
     require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
     decay = config.weight_decay
-    require(math.isfinite(decay) and decay >= 0, "weight-decay", decay, "0 or more, and finite")
+    require(math.isfinite(decay) and decay >= 0, "weight_decay", decay, "0 or more, and finite")
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more, below 2**63")
 
 
@@ -108,9 +108,9 @@ def check_device(name: str) -> None:
     require(bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name)), "device", name, "auto, cpu, cuda, cuda:N or mps")
 
 
-def check_folder(flag: str, folder: Path) -> None:
+def check_folder(setting: str, folder: Path) -> None:
     """Refuse for output what exists and is no folder, before any work is done."""
-    require(folder.is_dir() or not folder.exists(), flag, str(folder), "a folder")
+    require(folder.is_dir() or not folder.exists(), setting, str(folder), "a folder")
 
 
 def check_weights(weights: str) -> None:

@@ -46,9 +46,9 @@ class Config:
         unknown = [name for name in self.backbones if name not in NAMES]
         require(bool(self.backbones) and not unknown, "backbones", self.backbones, f"among {', '.join(NAMES)}")
         require(1 <= self.epochs <= 10_000, "epochs", self.epochs, "at least 1")
-        require(1 <= self.batch_size <= 50_000, "batch-size", self.batch_size, "1 to 50,000")
+        require(1 <= self.batch_size <= 50_000, "batch_size", self.batch_size, "1 to 50,000")
         require(0 < self.lr < 1, "lr", self.lr, "between 0 and 1")
-        require(0 <= self.weight_decay < float("inf"), "weight-decay", self.weight_decay, "0 or more, and finite")
+        require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "0 or more, and finite")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")
 
 

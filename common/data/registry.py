@@ -137,7 +137,7 @@ def _download(name: str, data_dir: Path, missing: list[Path]) -> None:
         raise UserError(
             f"{name} is not there: {str(missing[0])!r} is missing or damaged, there is no image folder "
             f"{str(data_dir / name)!r} (train/<class>/, test/<class>/), and the download from {url} failed "
-            f"({' '.join(str(error).split())[:200]}). Put one of the two in place, or set --data-dir"
+            f"({' '.join(str(error).split())[:200]}). Put one of the two in place, or set `data_dir`"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

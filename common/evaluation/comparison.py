@@ -71,7 +71,7 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     """
     unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
     if unknown:
-        raise UserError(f"--labels names {sorted(unknown)[0]!r}, which is not a run among those found")
+        raise UserError(f"`labels` names {sorted(unknown)[0]!r}, which is not a run among those found")
     by_dataset, lines = defaultdict(list), []
     for run in runs:
         by_dataset[run.dataset].append(run)
@@ -123,7 +123,7 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
     order = sorted(groups.values(), key=lambda group: (len(group), max(_created(run) for run in group)))
     lines += [
         f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
-        "that are drawn; choose with --runs"
+        "that are drawn; choose with `runs`"
         for group in order[:-1]
         for run in group
     ]

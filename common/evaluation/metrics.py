@@ -86,7 +86,7 @@ def _check(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> No
     if bad:
         raise UserError(
             f"the model's logits are infinite or not a number for {bad} of {len(labels)} images: the training "
-            "diverged; lower --lr, or use --precision fp32"
+            "diverged; lower `lr`, or use `precision` fp32"
         )
 
 

@@ -50,7 +50,7 @@ def few_shot(compared: Comparison) -> Figure:
 
 
 def few_shot_curves(compared: Comparison) -> dict[str, list[Series]]:
-    """Return by label the models that differ by ``--train-limit`` alone, where there are several sizes."""
+    """Return by label the models that differ by ``train_limit`` alone, where there are several sizes."""
     groups = defaultdict(list)
     for series in compared.series:
         result = series.runs[0].result

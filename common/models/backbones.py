@@ -56,13 +56,13 @@ def resolve_tag(name: str) -> str:
     import timm
 
     if not timm.is_model(name):
-        raise UserError(f"--backbone {name!r}: timm has no such model{suggestion(name, timm.list_models())}")
+        raise UserError(f"`backbone` {name!r}: timm has no such model{suggestion(name, timm.list_models())}")
     try:
         tag = timm.get_pretrained_cfg(name, allow_unregistered=False).tag
     except RuntimeError:
         architecture = name.split(".")[0]
         known = timm.list_models(f"{architecture}.*", pretrained=True)
-        raise UserError(f"--backbone {name!r}: timm has no such weights; it has {', '.join(known)}") from None
+        raise UserError(f"`backbone` {name!r}: timm has no such weights; it has {', '.join(known)}") from None
     return name if "." in name or not tag else f"{name}.{tag}"
 
 
@@ -156,8 +156,8 @@ def require_cnn(backbone: Backbone) -> None:
     if attends or convolutions < 2:
         what = type(backbone.module).__name__
         raise UserError(
-            f"--backbone {backbone.tag!r} is a {what}, not a convolutional network; "
-            "for a Vision Transformer use train_vit_lora.py (--rank 0 trains the head alone)"
+            f"`backbone` {backbone.tag!r} is a {what}, not a convolutional network; "
+            "for a Vision Transformer use train_vit_lora.py (`rank` 0 trains the head alone)"
         )
 
 
@@ -168,6 +168,6 @@ def _set_image_size(module: nn.Module, tag: str, image_size: int) -> None:
         return
     patch = module.patch_embed.patch_size[0]
     if image_size % patch:
-        raise UserError(f"--image-size {image_size}: {tag!r} needs a multiple of its patch size, {patch}")
+        raise UserError(f"`image_size` {image_size}: {tag!r} needs a multiple of its patch size, {patch}")
     if module.patch_embed.img_size != (image_size, image_size):
         module.set_input_size(img_size=(image_size, image_size))

@@ -1,7 +1,7 @@
 """Three small backbones, pretrained on CIFAR-10 by ``demo/pretrain.py`` and shipped under ``demo/weights``.
 
 Importing this module registers them with timm, so that ``timm.create_model("demo_vit", pretrained=True)`` and
-``--backbone demo_vit`` work offline like any other name. They cost alike: 0.8 to 1.3 million parameters, and a
+``backbone=demo_vit`` work offline like any other name. They cost alike: 0.8 to 1.3 million parameters, and a
 training step within a factor of 1.5 of one another on a CPU. Their weight tag is the data they were pretrained on.
 """
 
@@ -75,8 +75,8 @@ def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> N
     is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(CLASSES[PRETRAINED_ON])
     if tag.partition(".")[0] in NAMES and is_same:
         raise UserError(
-            f"--backbone {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
-            "there would say nothing about transfer; take another --dataset, or an ImageNet backbone"
+            f"`backbone` {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
+            "there would say nothing about transfer; take another `dataset`, or an ImageNet backbone"
         )
 
 

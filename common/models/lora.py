@@ -114,14 +114,14 @@ def require_plain_vit(backbone: Backbone) -> None:
     module, tag = backbone.module, backbone.tag
     if not split_attention.is_plain_vit(module) or backbone.classifier != "head":
         raise UserError(
-            f"--backbone {tag!r} is a {type(module).__name__}; LoRA on query and value needs timm's plain "
+            f"`backbone` {tag!r} is a {type(module).__name__}; LoRA on query and value needs timm's plain "
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
             "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py)"
         )
     kinds = {type(getattr(block, "attn", None)) for block in module.blocks}
     if kinds != {Attention}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UserError(f"--backbone {tag!r} has attention of kind {names}; only timm's Attention can be split")
+        raise UserError(f"`backbone` {tag!r} has attention of kind {names}; only timm's Attention can be split")
 
 
 def merged(model: LoraViT) -> nn.Module:

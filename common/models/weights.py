@@ -11,7 +11,7 @@ from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_tensors
 from common.runtime.seeding import torch_seed
 
-# One seed for all: the same random backbone serves every run, whatever its --seed.
+# One seed for all: the same random backbone serves every run, whatever its ``seed``.
 RANDOM_WEIGHTS_SEED = 0
 
 
@@ -81,7 +81,7 @@ def download(tag: str) -> Path:
     if cfg.file:
         return Path(cfg.file)
     if not cfg.hf_hub_id:
-        raise UserError(f"timm publishes no weights for {tag!r}; give a file: --weights FILE.safetensors")
+        raise UserError(f"timm publishes no weights for {tag!r}; give a file: `weights` FILE.safetensors")
     repository, name = cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"
     url = f"https://huggingface.co/{repository}/resolve/main/{name}"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are told once, below
@@ -94,5 +94,5 @@ def download(tag: str) -> Path:
         reason = _shorten(error, 200)
     raise UserError(
         f"no pretrained weights for {tag!r}: {reason}. On a machine with internet download {url}, "
-        "bring the file here and add --weights FILE.safetensors (or --weights random, only to try the code out)"
+        "bring the file here and add `weights` FILE.safetensors (or `weights` random, only to try the code out)"
     )

@@ -54,7 +54,7 @@ def require_jinja2() -> ModuleType:
     try:
         import jinja2
     except ImportError as error:
-        raise UserError("--report needs Jinja2: pip install 'jinja2>=3.1', or leave --report out") from error
+        raise UserError("`report` needs Jinja2: pip install 'jinja2>=3.1', or leave `report` out") from error
     return jinja2
 
 

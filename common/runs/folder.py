@@ -61,7 +61,7 @@ def _require_same_settings(path: Path, stored: dict[str, Any], asked: dict[str, 
     if different:
         raise UserError(
             f"{str(path)!r} holds a finished run with other settings ({'; '.join(different)}); "
-            "give another --run-name (or --dataset-name), or replace it with --overwrite"
+            "give another `run_name` (or `dataset_name`), or replace it with `overwrite`"
         )
 
 

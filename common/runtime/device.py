@@ -22,10 +22,10 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; try --device auto"
+            f"`device` {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; try `device` auto"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device 'mps': PyTorch sees no Apple GPU here; try --device auto")
+        raise UserError("`device` 'mps': PyTorch sees no Apple GPU here; try `device` auto")
     return device
 
 
@@ -78,7 +78,7 @@ def memory_errors(batch_size: int, *, fixed: bool = False) -> Iterator[None]:
         if not known and not re.search("not enough memory|can't allocate memory|ALLOC_FAILED", str(error)):
             raise
         reducible = batch_size > 1 and not fixed
-        smaller = f"--batch-size {batch_size // 2}" if reducible else "a smaller --image-size or --backbone"
+        smaller = f"`batch_size` {batch_size // 2}" if reducible else "a smaller `image_size` or `backbone`"
         raise UserError(f"out of memory with batches of {batch_size}: try {smaller}") from error
 
 

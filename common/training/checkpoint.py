@@ -58,7 +58,7 @@ class Checkpoint:
         if different:
             raise UserError(
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
-                "use another --run-name, or remove that folder"
+                "use another `run_name`, or remove that folder"
             )
 
 

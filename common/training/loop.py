@@ -215,7 +215,7 @@ class _Loop:
         """Record that the learning rate under way diverged; raises UserError where none is left to try."""
         state = self.state
         if len(state.histories) == len(self.settings.lrs) and None not in state.diverged[:-1]:
-            raise UserError(f"{where}; try a lower --lr, or --precision fp32; nothing was kept of this step")
+            raise UserError(f"{where}; try a lower `lr`, or `precision` fp32; nothing was kept of this step")
         state.diverged[-1] = where
         state.seconds_lost += state.seconds
         state.step, state.loss_sum, state.correct, state.seconds = 0, 0.0, 0, 0.0
@@ -279,7 +279,7 @@ class _Loop:
 
     def _not_finite(self, what: str, value: float) -> str:
         epoch = len(self.state.histories[-1]) + 1
-        return f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at --lr {self._lr:g}"
+        return f"the {what} became {value} in epoch {epoch}, step {self.state.step}, at learning rate {self._lr:g}"
 
 
 def _best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def few_steps(images: int, *, batch_size: int, epochs: int) -> str | None:
         return None
     return (
         f"{steps:,} optimiser steps; the published recipe makes about {PUBLISHED_STEPS:,}. "
-        "On few images try more --epochs, a smaller --batch-size or a higher --lr"
+        "On few images try more epochs, a smaller batch size or a higher learning rate"
     )
 
 
@@ -318,8 +318,8 @@ def long_training(seconds_per_step: float, steps: int) -> str | None:
     if seconds <= LONG_SECONDS:
         return None
     return (
-        f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: --train-limit, "
-        "fewer --epochs, a smaller --backbone, or a GPU. It may be stopped and resumed at any time"
+        f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: a train limit, "
+        "fewer epochs, a smaller backbone, or a GPU. It may be stopped and resumed at any time"
     )
 
 

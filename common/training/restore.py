@@ -81,7 +81,7 @@ class RestoredModel:
         if self.model.hidden is not None:
             raise UserError(
                 f"{str(self.run.folder)!r} has a head of two layers, which a plain timm model has no place for; "
-                "export it with --export FILE.pt2"
+                "export it with `export` FILE.pt2"
             )
         state = self.backbone.module.state_dict()
         weight, bias = self.model.output.weight.detach(), self.model.output.bias.detach()
@@ -130,7 +130,7 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
         raise UserError(
             f"{str(run.folder)!r} was trained on other weights of {backbone.tag!r} than {backbone.source!r} "
             f"(SHA-256 {record['weights']['sha256'][:12]}... there, {backbone.sha256[:12]}... here); "
-            "name the right file with --weights"
+            "name the right file with `weights`"
         )
     model = _lora_model(run, backbone, device) if record["lora"] else _head_model(run, backbone)
     return RestoredModel(run, backbone, model.to(device).eval(), device, backbone.transform(config["resize"]), workers)

@@ -106,7 +106,7 @@ def open_run(config: Plumbing) -> Iterator[RunContext | None]:
     with open_run_folder(path, settings, overwrite=config.overwrite) as run:
         if run.finished:
             print(f"already finished: {path} (test accuracy {run.finished['test']['accuracy']:.4f}); "
-                  "--overwrite trains it again")  # fmt: skip
+                  "`overwrite` trains it again")  # fmt: skip
             yield None
             return
         print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
@@ -173,7 +173,9 @@ def save_run(
         val_indices=dataset.val.indices,
     )
     notes = [*notes, *(f"validation: {n}" for n in val_notes), *(f"test: {n}" for n in test_notes)]
-    notes += [f"--lr {t['lr']:g} gave no result: {t['diverged']}" for t in outcome.fit.trials if "diverged" in t]
+    notes += [
+        f"learning rate {t['lr']:g} gave no result: {t['diverged']}" for t in outcome.fit.trials if "diverged" in t
+    ]
     if experiment.device.type != "cuda":
         notes.append(f"peak_device_bytes is null: not measured on {experiment.device.type}")
     fit = outcome.fit

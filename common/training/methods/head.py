@@ -1,4 +1,4 @@
-"""Training a head on a frozen backbone: ResNet50 and EfficientNet-B0, and the ViT without LoRA (``--rank 0``)."""
+"""Training a head on a frozen backbone: ResNet50 and EfficientNet-B0, and the ViT without LoRA (``rank=0``)."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ from common.training.run import MethodResult, RunContext, describe_model
 
 
 def fit_head(experiment: RunContext, dataset: DatasetSplits, backbone: Backbone, head: Head) -> MethodResult:
-    """Train ``head`` on features that each image produced once; with ``--augment light`` they are made every epoch.
+    """Train ``head`` on features that each image produced once; with ``augment=light`` they are made every epoch.
 
     The backbone stays in eval mode and takes no gradient: its weights and its BatchNorm statistics do not change.
     The test images go through it after the training has ended.
