@@ -1,14 +1,10 @@
-"""Which runs are compared with one another, in what order, and how each is named and drawn."""
+"""Which runs are compared with one another, in what order, and how each is named."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
-
-from common.evaluation.labels import DATASET_TITLES, Style, family_rank, has_random_weights, run_labels, run_styles
-from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
+from common.evaluation.labels import DATASET_TITLES, FAMILIES, family_of, has_random_weights, run_labels
 from common.runs.predictions import read_predictions
 from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
@@ -17,21 +13,18 @@ from common.runtime.files import sha256
 
 @dataclass(frozen=True)
 class Series:
-    """One model on one data set: the seeds of a run, its label and its look."""
+    """One model on one data set: the seeds of a run, its label, and what kind of model it is."""
 
     name: str
     label: str
-    look: Style
+    family: str  # one of ``labels.FAMILIES``
+    method: str
     runs: tuple[Run, ...]
 
     @property
     def num_train(self) -> int:
         """The number of training images, of the seed that has most."""
         return max(run.result["data"]["num_train"] for run in self.runs)
-
-    def values(self, of: Callable[[dict], float | None]) -> np.ndarray:
-        """Return ``of(result)`` for each seed as float64 (seeds,), NaN where it is None."""
-        return np.array([of(run.result) for run in self.runs], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Comparison:
 
     dataset: str
     series: tuple[Series, ...]
-    joined_notes: tuple[str, ...]  # what a reader of its figures must know
+    notes: tuple[str, ...]  # what a reader of its figures must know
     with_published: bool = False  # whether figures show the published study's numbers beside
 
     @property
@@ -53,11 +46,6 @@ class Comparison:
     def data(self) -> dict:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
         return self.series[0].runs[0].result["data"]
-
-    @cached_property
-    def evidence(self) -> Uncertainty:
-        """Intervals, calibration and pairwise differences; the first time about a second a run of 10,000 images."""
-        return compute_uncertainty(self.series)
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
@@ -89,14 +77,8 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     return comparisons, lines
 
 
-def training_seconds(result: dict) -> float:
-    """Return what training cost in seconds, with what the extraction of the features cost when it was done."""
-    return result["efficiency"]["train_seconds"] + (result["efficiency"]["feature_seconds"] or 0.0)
-
-
 def _comparison(runs: list[Run], names: dict) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
-    looks = run_styles(runs)
     by_name = defaultdict(list)
     for run in runs:
         by_name[run.name].append(run)
@@ -106,9 +88,11 @@ def _comparison(runs: list[Run], names: dict) -> Comparison:
         notes.append("the models were trained on different numbers of images (n)")
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    for name in sorted(by_name, key=lambda name: (family_rank(by_name[name][0]), natural_order(name))):
+    families = {name: family_of(group[0]) for name, group in by_name.items()}
+    for name in sorted(by_name, key=lambda name: (FAMILIES.index(families[name]), natural_order(name))):
         label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
-        series.append(Series(name, label, looks[name], tuple(by_name[name])))
+        group = tuple(by_name[name])
+        series.append(Series(name, label, families[name], group[0].result["method"], group))
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 

@@ -18,6 +18,8 @@ class Style:
     hatch: str
 
 
+FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
+
 # Okabe and Ito's colours, which colour-blind readers tell apart. The order is the order of models in every figure.
 STYLES = {
     "lora": Style("#0072B2", "o", "-", ""),
@@ -85,7 +87,7 @@ def run_styles(runs: Sequence[Run]) -> dict[str, Style]:
     """
     families = defaultdict(set)
     for run in runs:
-        families[_family(run)].add(run.name)
+        families[family_of(run)].add(run.name)
     looks = {}
     for family, names in families.items():
         for index, name in enumerate(sorted(names, key=lambda name: (len(name), natural_order(name)))):
@@ -103,7 +105,7 @@ def _shade(color: str, amount: float) -> str:
     return "#" + "".join(f"{round(value + (target - value) * abs(amount)):02x}" for value in channels)
 
 
-def _family(run: Run) -> str:
+def family_of(run: Run) -> str:
     backbone = run.result["backbone"]
     if run.result["model"]["lora"]:
         return "lora"
@@ -113,11 +115,6 @@ def _family(run: Run) -> str:
         ("efficientnet", "(tf_|demo_)?efficientnet"),
     )
     return next((family for family, pattern in families if re.match(pattern, backbone)), "other")
-
-
-def family_rank(run: Run) -> int:
-    """Return a model's place in the order of every figure: that of its family in ``LOOKS``."""
-    return list(STYLES).index(_family(run))
 
 
 def has_random_weights(run: Run) -> bool:
