@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.evaluation.labels import DATASET_TITLES, FAMILIES, family_of, has_random_weights, run_labels
 from common.runs.predictions import read_predictions
+from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
 from common.runtime.files import sha256
@@ -24,7 +25,7 @@ class Series:
     @property
     def num_train(self) -> int:
         """The number of training images, of the seed that has most."""
-        return max(run.result["data"]["num_train"] for run in self.runs)
+        return max(run.result.data.num_train for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Comparison:
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property
-    def data(self) -> dict:
+    def data(self) -> DataRecord:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
-        return self.series[0].runs[0].result["data"]
+        return self.series[0].runs[0].result.data
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
@@ -82,17 +83,17 @@ def _comparison(runs: list[Run], names: dict) -> Comparison:
     by_name = defaultdict(list)
     for run in runs:
         by_name[run.name].append(run)
-    sizes = {name: max(run.result["data"]["num_train"] for run in group) for name, group in by_name.items()}
+    sizes = {name: max(run.result.data.num_train for run in group) for name, group in by_name.items()}
     notes, series = [], []
     if len(set(sizes.values())) > 1:
         notes.append("the models were trained on different numbers of images (n)")
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    families = {name: family_of(group[0]) for name, group in by_name.items()}
+    families = {name: family_of(group[0].result) for name, group in by_name.items()}
     for name in sorted(by_name, key=lambda name: (FAMILIES.index(families[name]), natural_order(name))):
         label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
         group = tuple(by_name[name])
-        series.append(Series(name, label, families[name], group[0].result["method"], group))
+        series.append(Series(name, label, families[name], group[0].result.method, group))
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 
@@ -117,10 +118,10 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
 def _test_images(run: Run) -> str:
     """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order."""
     predictions = read_predictions(run.folder, run.result)
-    data = run.result["data"]
-    text = repr((data["fingerprint"], data["classes"], data["num_test"])).encode("utf-8", "backslashreplace")
+    data = run.result.data
+    text = repr((data.fingerprint, data.classes, data.num_test)).encode("utf-8", "backslashreplace")
     return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
 
 
 def _created(run: Run) -> str:
-    return run.result["environment"]["created"]
+    return run.result.environment["created"]

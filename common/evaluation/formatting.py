@@ -30,7 +30,7 @@ def joined_notes(comparisons: Sequence[Comparison]) -> str:
 
 
 def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, with_sd: bool = True) -> str:
-    """Return "mean ± sd" of the seeds' ``values`` times ``scale`` (ddof 1), the mean alone of one, "—" if one is NaN."""
+    """Return "mean ± sd" (ddof 1) of the seeds' ``values`` times ``scale``; of one the mean, "—" if one is NaN."""
     values = np.asarray(values, dtype=np.float64) * scale
     if np.isnan(values).any():
         return MISSING

@@ -9,9 +9,15 @@ from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
 from common.runs.result import Run
 
+RUN = ["dataset", "run", "seed", "label"]
+
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
 
-COSTS = ["train_seconds", "feature_seconds", "eval_seconds", "saved_bytes"]
+SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
+
+COSTS = ["train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds", "saved_bytes"]
+
+CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 
 
 @dataclass(frozen=True)
@@ -32,18 +38,19 @@ class Frames:
 def frames_of(comparisons: Sequence[Comparison]) -> Frames:
     """Return the tables of all runs of ``comparisons``."""
     members = [
-        ({"dataset": run.dataset, "run": run.name, "seed": run.seed, "label": series.label}, series, run)
+        (dict(zip(RUN, (run.dataset, run.name, run.seed, series.label), strict=True)), series, run)
         for comparison in comparisons
         for series in comparison.series
         for run in series.runs
     ]
     runs = [key | {"method": series.method, "family": series.family} | _run_row(run) for key, series, run in members]
+    history = [key | row for key, _, run in members for row in _history_rows(run)]
+    per_class = [key | row for key, _, run in members for row in _class_rows(run)]
+    may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
     return Frames(
-        runs=table(runs).astype(dict.fromkeys([*SCORES, "forward_flops", "feature_seconds", "eval_seconds"], float)),
-        history=table([key | row for key, _, run in members for row in _history_rows(run)]),
-        per_class=table([key | row for key, _, run in members for row in run.test["per_class"]]).astype(
-            dict.fromkeys(["precision", "recall", "f1", "auc"], float)
-        ),
+        runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
+        history=table(history, [*RUN, "epoch", "split", "loss", "accuracy", "kept"]),
+        per_class=table(per_class).astype(dict.fromkeys(CLASS_SCORES, float)),
     )
 
 
@@ -55,23 +62,27 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.D
 
 def _run_row(run: Run) -> dict:
     result = run.result
-    data, model, efficiency = result["data"], result["model"], result["efficiency"]
+    splits = (("test", result.test), ("val", result.val))
     return {
-        "backbone": result["backbone"],
-        "weights_source": model["weights"]["source"],
-        **{name: data[name] for name in ("num_train", "num_val", "num_test")},
-        **{f"{split}_{metric}": result[split].get(metric) for split in ("test", "val") for metric in METRICS},
-        **{name: model[name] for name in ("total_params", "trainable_params", "trainable_percent", "forward_flops")},
-        **{name: efficiency[name] for name in COSTS},
-        "total_train_seconds": efficiency["train_seconds"] + (efficiency["feature_seconds"] or 0.0),
-        "best_epoch": result["best_epoch"],
-        "num_trials": len(result["trials"]),
-        "device": result["environment"].get("device"),
+        "backbone": result.backbone,
+        "weights_source": result.model.weights.source,
+        **{name: getattr(result.data, name) for name in ("num_train", "num_val", "num_test")},
+        **{f"{split}_{metric}": block.scores.get(metric) for split, block in splits for metric in METRICS},
+        **{name: getattr(result.model, name) for name in SIZES},
+        **{name: getattr(result.efficiency, name) for name in COSTS},
+        "best_epoch": result.best_epoch,
+        "num_trials": len(result.trials),
+        "device": result.environment.get("device"),
     }
 
 
 def _history_rows(run: Run) -> Iterator[dict]:
-    for row in run.result["history"]:
+    for row in run.result.history:
         for split in ("train", "val"):
-            values = {name: row[f"{split}_{name}"] for name in ("loss", "accuracy")}
-            yield {"epoch": row["epoch"], "split": split, **values, "kept": row["epoch"] == run.result["best_epoch"]}
+            values = {name: getattr(row, f"{split}_{name}") for name in ("loss", "accuracy")}
+            yield {"epoch": row.epoch, "split": split, **values, "kept": row.epoch == run.result.best_epoch}
+
+
+def _class_rows(run: Run) -> Iterator[dict]:
+    for row in run.test.per_class:
+        yield {"class": row.name, **{name: getattr(row, name) for name in (*CLASS_SCORES, "support")}}

@@ -25,9 +25,9 @@ def published_results(compared: Comparison, series: Series) -> list[dict]:
     hyper-parameters may be others.
     """
     result = series.runs[0].result
-    if not compared.with_published or result["config"].get("train_limit"):
+    if not compared.with_published or result.config.get("train_limit"):
         return []
-    wanted = (compared.dataset, result["backbone"].partition(".")[0], result["method"])
+    wanted = (compared.dataset, result.backbone.partition(".")[0], result.method)
     return [one for one in _results() if (one["dataset"], one["backbone"], one["method"]) == wanted]
 
 

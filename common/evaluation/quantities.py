@@ -1,6 +1,13 @@
-"""The one name of every cost and count of a run, by its name in ``result.json``; metrics have theirs in ``METRICS``."""
+"""The one name of every cost and count, by its name in ``result.json`` and in the columns of CSV files.
 
+Metrics have theirs in ``METRICS``; ``display`` finds either.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from common.evaluation.formatting import mean_sd
+from common.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -24,4 +31,19 @@ QUANTITIES = {
     "feature_seconds": Quantity("Features (s)", 1, varies=True),
     "total_train_seconds": Quantity("Training with features (s)", 1, varies=True),
     "saved_bytes": Quantity("Saved (bytes)"),
+    "test_ece_scaled": Quantity("ECE (scaled)", 3, varies=True),
 }
+
+
+def display(column: str) -> Quantity:
+    """Return how a column of ``Frames.runs`` is shown: one of ``QUANTITIES``, or ``test_<metric>`` of ``METRICS``."""
+    if column in QUANTITIES:
+        return QUANTITIES[column]
+    metric = METRICS[column.removeprefix("test_")]
+    return Quantity(metric.label, metric.digits, varies=True)
+
+
+def mean_text(column: str, values: Sequence[float]) -> str:
+    """Return the seeds' ``values`` of ``column`` as text: "mean ± sd", the mean alone of what no seed changes."""
+    quantity = display(column)
+    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies)

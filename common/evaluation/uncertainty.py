@@ -118,7 +118,7 @@ def _pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
 
 
 def _sha256(run: Run) -> str:
-    return run.result["files"][PREDICTIONS_FILE]["sha256"]
+    return run.result.files[PREDICTIONS_FILE].sha256
 
 
 def _key(*group: Series) -> str:
@@ -128,7 +128,7 @@ def _key(*group: Series) -> str:
 
 def _sample_all(runs: Sequence[Run]) -> dict[Path, _Sampled]:
     """Return the sample of each run by its folder; much work is shared out to other processes."""
-    size = sum(run.result["data"]["num_test"] * len(run.result["data"]["classes"]) for run in runs)
+    size = sum(run.result.data.num_test * len(run.result.data.classes) for run in runs)
     samples = parallel_map(_sample, runs) if len(runs) > 1 and size > LARGE else map(_sample, runs)
     return dict(zip((run.folder for run in runs), samples, strict=True))
 
@@ -136,7 +136,7 @@ def _sample_all(runs: Sequence[Run]) -> dict[Path, _Sampled]:
 def _sample(run: Run) -> _Sampled:
     """Resample one run's test images and calibrate it on its validation images."""
     predictions = read_predictions(run.folder, run.result)
-    scores = Scores(predictions.logits, predictions.labels, run.result["data"]["classes"])
+    scores = Scores(predictions.logits, predictions.labels, run.result.data.classes)
     whole = resampled_metrics(scores, np.ones((len(scores.labels), 1)))
     values = {name: float(value[0]) for name, value in whole.items()}
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
