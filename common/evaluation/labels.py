@@ -1,39 +1,16 @@
-"""How a model is named and drawn, the same in every figure and table."""
+"""How a model is named, the same in every figure and table."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from common.runs.methods import METHODS
 from common.runs.record import RunResult
-from common.runs.result import Run, natural_order
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a model is drawn in every figure; each of the four tells it apart, also in grey print."""
-
-    color: str
-    marker: str
-    linestyle: str
-    hatch: str
-
+from common.runs.result import Run
 
 FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
 
-# Okabe and Ito's colours, which colour-blind readers tell apart. The order is the order of models in every figure.
-STYLES = {
-    "lora": Style("#0072B2", "o", "-", ""),
-    "vit": Style("#56B4E9", "D", "-.", "\\\\\\\\"),
-    "resnet": Style("#D55E00", "s", "--", "////"),
-    "efficientnet": Style("#009E73", "^", ":", "...."),
-    "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
-}
-
 DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
-
-SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
 
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
@@ -84,31 +61,6 @@ def _distinction(name: str, alike: set[str]) -> str:
     shared = set.intersection(*map(set, parts.values()))
     own = [part.removeprefix("head_") for part in parts[name] if part not in shared]
     return f" [{', '.join(own)}]" if own else ""
-
-
-def run_styles(runs: Sequence[Run]) -> dict[str, Style]:
-    """Return each run name's look among those of a data set: its family's, in other shades for further ones of it.
-
-    The shortest name, which has the fewest settings of its own, has the family's colour itself.
-    """
-    families = defaultdict(set)
-    for run in runs:
-        families[family_of(run.result)].add(run.name)
-    looks = {}
-    for family, names in families.items():
-        for index, name in enumerate(sorted(names, key=lambda name: (len(name), natural_order(name)))):
-            look = STYLES[family]
-            looks[name] = Style(
-                _shade(look.color, SHADES[index % len(SHADES)]), look.marker, look.linestyle, look.hatch
-            )
-    return looks
-
-
-def _shade(color: str, amount: float) -> str:
-    """Mix a "#rrggbb" colour with white (``amount`` above 0) or black (below 0)."""
-    target = 255 if amount > 0 else 0
-    channels = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-    return "#" + "".join(f"{round(value + (target - value) * abs(amount)):02x}" for value in channels)
 
 
 def family_of(result: RunResult) -> str:

@@ -9,14 +9,6 @@ from common.evaluation.comparison import Comparison, Series
 
 STUDY_FILE = Path(__file__).with_name("published_study.json")
 
-PUBLISHED_MARK = {
-    "marker": "D",
-    "markersize": 4.5,
-    "markerfacecolor": "none",
-    "markeredgecolor": "black",
-    "linestyle": "",
-}
-
 
 def published_results(compared: Comparison, series: Series) -> list[dict]:
     """Return the published records of one model: none unless asked for, two for CIFAR-10 (see the file's notes).
