@@ -105,6 +105,6 @@ def missing_letters(names: Iterable[str]) -> str:
     known = set()
     for family in rcParams["font.family"]:
         with contextlib.suppress(ValueError):  # not installed
-            path = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
+            path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
             known |= set(font_manager.get_font(path).get_charmap())
     return "".join(sorted({letter for name in names for letter in printable(name) if ord(letter) not in known}))
