@@ -10,14 +10,7 @@ from matplotlib.figure import Figure
 from common.evaluation.comparison import Comparison
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
-from common.figures.bars import final_benchmark_comparison, overview
-from common.figures.differences import differences
-from common.figures.learning_curves import learning_curves
-from common.figures.per_class import confusion_matrices, per_class_f1
-from common.figures.reliability import reliability
-from common.figures.roc import roc_curves
-from common.figures.trade_offs import accuracy_vs, few_shot, few_shot_curves
+from common.figures import bars, differences, learning_curves, per_class, reliability, roc, style, trade_offs
 from common.runtime.parallel import parallel_map
 
 
@@ -38,24 +31,24 @@ def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
 
 
 def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
-    return bool(few_shot_curves(comparison))
+    return bool(trade_offs.few_shot_curves(comparison))
 
 
 def _trade_off(cost: str, title: str) -> FigureSpec:
-    return FigureSpec(partial(accuracy_vs, cost, title), title, across=True)
+    return FigureSpec(partial(trade_offs.accuracy_vs, cost, title), title, across=True)
 
 
 # By the name of the figure's file, before which that of a data set's own figure has the data set's.
 FIGURES = {
-    "final_benchmark_comparison": FigureSpec(final_benchmark_comparison, "Metrics on test images"),
-    "learning_curves": FigureSpec(learning_curves, "Learning curves"),
-    "confusion_matrices": FigureSpec(confusion_matrices, "Confusion matrices"),
-    "roc_curves": FigureSpec(roc_curves, "ROC curves"),
-    "per_class_f1": FigureSpec(per_class_f1, "F1 of each class"),
-    "reliability": FigureSpec(reliability, "Reliability of the confidences"),
-    "differences": FigureSpec(differences, "Differences between the models", wanted=_has_pairs),
-    "few_shot": FigureSpec(few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
-    "overview": FigureSpec(overview, "All data sets", across=True),
+    "final_benchmark_comparison": FigureSpec(bars.final_benchmark_comparison, "Metrics on test images"),
+    "learning_curves": FigureSpec(learning_curves.learning_curves, "Learning curves"),
+    "confusion_matrices": FigureSpec(per_class.confusion_matrices, "Confusion matrices"),
+    "roc_curves": FigureSpec(roc.roc_curves, "ROC curves"),
+    "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
+    "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
+    "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
+    "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
+    "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
     "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),
     "accuracy_vs_flops": _trade_off("forward_flops", "Accuracy and cost of one image"),

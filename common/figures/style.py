@@ -26,6 +26,7 @@ _SETTINGS = {
     **sns.axes_style("ticks"),
     **sns.plotting_context("paper", font_scale=5 / 6),  # 8 points; 7.3 for legends and ticks
     "axes.edgecolor": GREY,
+    "axes.labelcolor": "black",
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -42,8 +43,9 @@ _SETTINGS = {
     "legend.columnspacing": 1.4,
     "legend.frameon": False,
     "legend.handletextpad": 0.5,
-    "lines.solid_capstyle": "butt",  # the ends of an interval are its numbers
+    "lines.solid_capstyle": "projecting",
     "pdf.fonttype": 42,  # TrueType: Type 3 is refused by many publishers, and cannot be edited
+    "text.color": "black",
     "text.parse_math": False,  # a class may be called "$5_note$"
     **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
 }
@@ -103,6 +105,6 @@ def missing_letters(names: Iterable[str]) -> str:
     known = set()
     for family in rcParams["font.family"]:
         with contextlib.suppress(ValueError):  # not installed
-            path = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
+            path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
             known |= set(font_manager.get_font(path).get_charmap())
     return "".join(sorted({letter for name in names for letter in printable(name) if ord(letter) not in known}))
