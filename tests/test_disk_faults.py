@@ -13,6 +13,8 @@ from finished import ARMS, FINE, TINY, left
 from nursery import Ended
 
 from common.evaluation.comparison import compare
+from common.evaluation.frames import frames_of
+from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import style
 from common.report import tables
 from common.runs.folder import RunFolder, finish_run_folder, open_run_folder
@@ -217,11 +219,12 @@ def test_a_folder_that_cannot_be_flushed_is_told_apart_from_a_write_that_failed(
 
 
 def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    compared, _ = compare([fake_run(tmp_path / "results", num_test=20)], {})
+    comparisons, _ = compare([fake_run(tmp_path / "results", num_test=20)], {})
+    statistics = frames_of(comparisons), compute_uncertainty(comparisons)
     from matplotlib.figure import Figure
 
     drawn = style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
-    written = tables.write_summary(compared, tmp_path / "results")
+    written = tables.write_summary(*statistics, tmp_path / "results")
     before = {path: path.read_bytes() for path in [*drawn, *written]}
     replace = os.replace
 
@@ -234,7 +237,7 @@ def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypat
     with pytest.raises(UserError, match="No space left"):
         style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
     with pytest.raises(UserError, match="No space left"):
-        tables.write_summary(compared, tmp_path / "results")
+        tables.write_summary(*statistics, tmp_path / "results")
     assert {path: path.read_bytes() for path in before} == {path: b + b" " for path, b in before.items()}
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(files.os, "replace", replace)

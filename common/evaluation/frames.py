@@ -72,7 +72,7 @@ def _run_row(run: Run) -> dict:
         **{name: getattr(result.efficiency, name) for name in COSTS},
         "best_epoch": result.best_epoch,
         "num_trials": len(result.trials),
-        "device": result.environment.get("device"),
+        "device": str(result.environment.get("device")),
     }
 
 
