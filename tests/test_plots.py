@@ -31,7 +31,7 @@ from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade
 from common.figures.trade_offs import few_shot_curves, pareto_front
 from common.report.tables import write_summary, write_verdicts
 from common.runs.predictions import read_predictions
-from common.runs.result import find_runs, unfinished_runs
+from common.runs.result import find_runs, unfinished_runs, write_result
 from common.runtime.errors import UserError
 
 LORA, RESNET, EFFICIENTNET, VIT_HEAD, RESNET_LINEAR, _ = MODELS
@@ -406,11 +406,11 @@ def test_a_fourth_headline_metric_is_one_more_panel(folder, monkeypatch):
 def test_panels_fill_the_page_evenly(count, columns):
     with style.context("two"):
         assert layout.panel_columns(count) == columns
-        figure, axes = layout.facets(["title"] * count, (1, 0.5), columns=columns, title="", caption="")
+        figure, axes = layout.facets(["title"] * count, (1, 0.5), title="", caption="")
     assert axes.shape == (count, 2) and len(figure.axes) == 2 * count
     places = [(spec.rowspan.start, spec.colspan.start) for spec in (ax.get_subplotspec() for ax in axes[:, 0])]
     assert places == [(2 * (index // columns), index % columns) for index in range(count)]
-    layout.label_outside(axes[:, 1], columns, "x", "y")
+    layout.label_outside(axes[:, 1], "x", "y")
     assert [bool(ax.get_xlabel()) for ax in axes[:, 1]] == [index + columns >= count for index in range(count)]
     assert [bool(ax.get_ylabel()) for ax in axes[:, 1]] == [index % columns == 0 for index in range(count)]
 
@@ -487,6 +487,19 @@ def test_the_axis_of_a_cost_has_its_one_name_and_unit(folder, name, cost):
     means = frames_of(compared).runs.groupby("run", sort=False)[cost].mean() * QUANTITIES[cost].scale
     assert ax.get_xlabel() == f"{QUANTITIES[cost].label}, log" and ax.get_ylabel() == METRICS["accuracy"].label
     assert np.allclose(ax.collections[0].get_offsets()[:, 0], means)
+
+
+def test_a_cost_that_no_run_knows_is_an_empty_panel(tmp_path):
+    run = fake_run(tmp_path, RESNET, num_test=20)
+    write_result(run.folder, replace(run.result, model=replace(run.result.model, forward_flops=None)))
+    fake_run(tmp_path, RESNET, num_test=20, dataset="digits")
+    with style.context():
+        drawn = figure("accuracy_vs_flops", compare(tmp_path)[0])
+        drawn.canvas.draw()
+    assert [len(ax.collections) for ax in drawn.axes] == [0, 1]
+    with style.context():
+        (ax,) = figure("accuracy_vs_flops", compare(tmp_path, "cifar10/*")[0]).axes
+    assert len(ax.collections) == 0
 
 
 def test_the_pareto_front_by_hand():

@@ -16,7 +16,7 @@ from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.published_study import published_caption, published_results
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import palette, style
-from common.figures.layout import new_figure, panel_columns, remove_unused
+from common.figures.layout import UNIT_TICKS, new_figure, panel_columns, remove_unused
 
 
 def final_benchmark_comparison(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
@@ -82,7 +82,7 @@ def _metric_bars(ax: Axes, comparison: Comparison, frames: Frames, uncertainty: 
         text = _numbers(values, *interval, METRICS[metric].digits)
         ax.text(1.1, row, text, va="center", fontsize=6.5, linespacing=1.15)
     ax.set_yticks(range(len(means)), [_row_label(series, comparison) for series in comparison.series])
-    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_xticks(*UNIT_TICKS)
     ax.set(xlim=(0, 1.72), ylim=(len(means) - 0.5, -0.5), xlabel="", ylabel="")
     ax.tick_params(axis="y", length=0)
     ax.spines[["bottom", "left"]].set_visible(False)

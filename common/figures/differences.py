@@ -13,7 +13,7 @@ from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.significance import NOT_DEFINED
 from common.evaluation.uncertainty import Uncertainty
-from common.figures.layout import facets, label_outside, panel_columns
+from common.figures.layout import facets, label_outside
 from common.figures.palette import VERDICTS
 from common.figures.style import GREY, printable
 
@@ -31,11 +31,9 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     left_out = f"The first {count} of {len(names)} pairs. " if count < len(names) else ""
     fewest, most = seed_range([comparison])
     over = "test images and seeds" if most > 1 else "test images"
-    columns = panel_columns(len(HEADLINE))
     figure, axes = facets(
         [METRICS[metric].label for metric in HEADLINE],
         heights=(0.1 + 0.36 * count,),
-        columns=columns,
         sharex=False,
         title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
         caption=f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % interval over {over}, "
@@ -44,7 +42,7 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     )
     for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):
         _differences_of(ax, pairs[pairs["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
-    label_outside(axes[:, 0], columns, "Difference (points)", "")
+    label_outside(axes[:, 0], "Difference (points)", "")
     labels = {series.name: printable(series.label, 50) for series in comparison.series}
     texts = [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in names[:count].itertuples()]
     axes[0, 0].set_yticks(range(count), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)

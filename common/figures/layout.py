@@ -14,7 +14,9 @@ from common.figures.style import GREY, printable, wrapped
 
 PANEL = 2.3  # inches that a panel needs
 
-COLUMN = 1.75  # inches that a model needs where all stand side by side
+NARROW = 1.75  # inches that a panel needs where all stand side by side
+
+UNIT_TICKS = [0, 0.5, 1], ["0", "0.5", "1"]
 
 
 def panel_columns(count: int) -> int:
@@ -27,7 +29,7 @@ def facets(
     titles: Sequence[str],
     heights: Sequence[float],
     *,
-    columns: int,
+    wrap: bool = True,
     width: float | None = None,
     frame: float = 0.4,
     sharex: bool | str = True,
@@ -36,11 +38,12 @@ def facets(
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure with a panel for each of ``titles``, and the axes (panels, heights).
 
-    Each panel is a column of axes as high as ``heights`` in inches; ``columns`` of them stand side by side, ``width``
-    inches together (default: the page's). ``frame`` are the inches that the labels of the axes need, ``sharex``
-    and ``sharey`` are those of ``subplots``, ``texts`` those of ``new_figure``.
+    Each panel is a column of axes as high as ``heights`` in inches. They ``wrap`` into rows, ``width`` inches wide
+    (default: the page), or stand side by side, on a wider figure if need be. ``frame`` are the inches that the labels
+    of the axes need; ``sharex`` and ``sharey`` are those of ``subplots``, ``texts`` those of ``new_figure``.
     """
-    width = width or style.width()
+    columns = panel_columns(len(titles)) if wrap else len(titles)
+    width = width or (style.width() if wrap else max(style.width(), NARROW * columns))
     titles = [wrapped(title, int(10.5 * width / columns)) for title in titles]
     above = 0.1 + 0.14 * max((title.count("\n") + 1 for title in titles), default=0)
     rows = -(-len(titles) // columns)
@@ -88,18 +91,14 @@ def new_figure(
     return figure
 
 
-def label_outside(axes: Sequence[Axes], columns: int, xlabel: str, ylabel: str) -> None:
-    """Label the x axis of the lowest of ``axes``, which stand ``columns`` abreast, and the y axis of the leftmost.
-
-    Neighbours on a shared scale have no numbers on it either; without an ``xlabel`` there are none on the x axis.
-    """
-    shared = [
-        grouper.joined(axes[0], axes[-1]) for grouper in (axes[0].get_shared_x_axes(), axes[0].get_shared_y_axes())
-    ]
+def label_outside(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
+    """Label the x axis of the lowest of the panels' ``axes`` and the y axis of the leftmost."""
+    columns = axes[0].get_gridspec().ncols
     for index, ax in enumerate(axes):
-        lowest, leftmost = index + columns >= len(axes), index % columns == 0
-        ax.set(xlabel=xlabel * lowest, ylabel=ylabel * leftmost)
-        ax.tick_params(labelbottom=bool(xlabel) and (lowest or not shared[0]), labelleft=leftmost or not shared[1])
+        lowest = index + columns >= len(axes)
+        ax.set(xlabel=xlabel * lowest, ylabel=ylabel * (index % columns == 0))
+        if xlabel and lowest:
+            ax.tick_params(labelbottom=True)  # the place below may be empty
 
 
 def widen(axes: Iterable[Axes], least: float = 0.05) -> None:

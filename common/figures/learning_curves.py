@@ -12,8 +12,7 @@ from common.evaluation.formatting import count_seeds, joined_notes, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
-from common.figures.layout import COLUMN, facets, label_outside, widen
+from common.figures.layout import facets, label_outside, widen
 from common.figures.palette import run_styles
 from common.figures.style import GREY
 
@@ -22,14 +21,12 @@ DASHES = {"val": "", "train": (4, 1.7)}  # of the splits' lines, in line widths
 
 def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
-    count = len(comparison.series)
     fewest, most = seed_range([comparison])
     lines = "Thin lines: seeds; thick lines: their mean. " if most > 1 else ""
     figure, axes = facets(
         [series.label for series in comparison.series],
         heights=(1.45, 1.45),
-        columns=count,
-        width=max(style.width(), COLUMN * count),
+        wrap=False,
         sharex="col",
         sharey="row",
         title=f"{comparison.title}: learning curves, {count_seeds(fewest, most)}",
@@ -43,8 +40,8 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
     for series, column in zip(comparison.series, axes, strict=True):
         for ax, quantity in zip(column, ("loss", "accuracy"), strict=True):
             _curves(ax, history[history["run"] == series.name], quantity, styles[series.name].color)
-    label_outside(axes[:, 0], count, "", METRICS["loss"].label)
-    label_outside(axes[:, 1], count, "Epoch", METRICS["accuracy"].label)
+    label_outside(axes[:, 0], "", METRICS["loss"].label)
+    label_outside(axes[:, 1], "Epoch", METRICS["accuracy"].label)
     axes[0, 0].set_ylim(0, None)
     widen(axes[:, 1])
     return figure

@@ -31,7 +31,6 @@ def confusion_matrices(comparison: Comparison, frames: Frames, uncertainty: Unce
     figure, axes = facets(
         [series.label for series in comparison.series],
         heights=(side,),
-        columns=columns,
         width=max(4.2, columns * side + 0.9 + label_height),
         frame=0.3 + label_height,
         title=f"{comparison.title}: confusion matrices, test images",
@@ -39,7 +38,7 @@ def confusion_matrices(comparison: Comparison, frames: Frames, uncertainty: Unce
     )
     for ax, series in zip(axes[:, 0], comparison.series, strict=True):
         _confusion(ax, series, names, side)
-    label_outside(axes[:, 0], columns, "Predicted", "True")
+    label_outside(axes[:, 0], "Predicted", "True")
     image = axes[0, 0].collections[0]
     bar = figure.colorbar(image, ax=axes, panchor=(0.5, 1.0), shrink=0.7, aspect=30, pad=0.01, format="{x:.0f} %")
     bar.set_label("Share of the true class")

@@ -12,8 +12,7 @@ from common.evaluation.formatting import count_seeds, joined_notes, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
-from common.figures.layout import COLUMN, facets, label_outside
+from common.figures.layout import UNIT_TICKS, facets, label_outside
 from common.figures.palette import run_styles
 from common.figures.style import GREY
 
@@ -22,20 +21,17 @@ _SCALED = {"markerfacecolor": "white", "linestyle": "--"}
 
 def reliability(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw accuracy over confidence, before and after the temperature, and below it how many images there are."""
-    count = len(comparison.series)
     fewest, most = seed_range([comparison])
     together = f"Images of {count_seeds(fewest, most)} together; numbers are means over seeds. " if most > 1 else ""
     figure, axes = facets(
         [series.label for series in comparison.series],
         heights=(1.9, 0.65),
-        columns=count,
-        width=max(style.width(), COLUMN * count),
+        wrap=False,
         sharey="row",
         title=f"{comparison.title}: reliability, test images",
-        caption=f"{ECE_BINS} bins of equal width, larger marks hold more images. "
-        f"{together}On the diagonal a model is as often right as sure. ECE: "
-        "expected calibration error; T: the temperature that validation images ask for, above 1 where the model is too "
-        f"sure. {joined_notes([comparison])}",
+        caption=f"{ECE_BINS} bins of equal width, larger marks hold more images. {together}On the diagonal a model is "
+        "as often right as sure. ECE: expected calibration error; T: the temperature that validation images ask for, "
+        f"above 1 where the model is too sure. {joined_notes([comparison])}",
         legend={
             "as trained": Line2D([], [], color=GREY, marker="o", markersize=4),
             "after temperature": Line2D([], [], color=GREY, marker="o", markersize=4, **_SCALED),
@@ -44,11 +40,12 @@ def reliability(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     seeds, styles = uncertainty.calibration.query("dataset == @comparison.dataset"), run_styles(comparison)
     for series, column in zip(comparison.series, axes, strict=True):
         _reliability_of(*column, seeds[seeds["run"] == series.name], styles[series.name].color)
-    axes[0, 0].set(xlim=(-0.02, 1.02), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
-    axes[0, 0].set(ylim=(-0.02, 1.02), yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
+    axes[0, 0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes[0, 0].set_xticks(*UNIT_TICKS)
+    axes[0, 0].set_yticks(*UNIT_TICKS)
     axes[0, 1].set(ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "100 %"])
-    label_outside(axes[:, 0], count, "", METRICS["accuracy"].label)
-    label_outside(axes[:, 1], count, "Confidence", "Images")
+    label_outside(axes[:, 0], "", METRICS["accuracy"].label)
+    label_outside(axes[:, 1], "Confidence", "Images")
     return figure
 
 

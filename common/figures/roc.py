@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import count_seeds, joined_notes, mean_sd, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import style
-from common.figures.layout import facets, label_outside, panel_columns
+from common.figures.layout import UNIT_TICKS, facets, label_outside, panel_columns
 from common.figures.palette import run_styles
 from common.figures.style import GREY, printable
 from common.runs.predictions import read_predictions
@@ -44,7 +43,6 @@ def roc_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty)
     figure, axes = facets(
         [series.label for series in comparison.series],
         heights=(0.92 * side,),
-        columns=columns,
         width=columns * side,
         title=f"{comparison.title}: ROC curves, test images",
         caption=averaged + enlarged + joined_notes([comparison]),
@@ -53,9 +51,9 @@ def roc_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty)
     styles = run_styles(comparison)
     for ax, series, own in zip(axes[:, 0], comparison.series, curves, strict=True):
         _roc(ax, own, zoom, styles[series.name].color)
-        text = _areas(frames.runs, frames.per_class, comparison.dataset, series.name)
-        ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", fontsize=6.5, linespacing=1.3)
-    label_outside(axes[:, 0], columns, "False-positive rate", "True-positive rate")
+        place = {"transform": ax.transAxes, "ha": "right", "fontsize": 6.5, "linespacing": 1.3}
+        ax.text(0.98, 0.03, _areas(frames, comparison.dataset, series.name), **place)
+    label_outside(axes[:, 0], "False-positive rate", "True-positive rate")
     return figure
 
 
@@ -85,22 +83,22 @@ def _roc(ax: Axes, curves: np.ndarray, zoom: float | None, color: str) -> None:
         frame.plot(x, micro, color="black", linewidth=1.0, linestyle=(0, (3, 1.5)))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=":")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_xticks(*UNIT_TICKS)
+    ax.set_yticks(*UNIT_TICKS)
     if inset:
         inset.set(xlim=(-zoom / 50, zoom), ylim=(1 - zoom, 1 + zoom / 50))
         inset.set_xticks([0, zoom], ["0", f"{zoom:g}"], fontsize=6)
         inset.set_yticks([1 - zoom, 1], [f"{1 - zoom:g}", "1"], fontsize=6)
 
 
-def _areas(runs: pd.DataFrame, per_class: pd.DataFrame, dataset: str, run: str) -> str:
+def _areas(frames: Frames, dataset: str, run: str) -> str:
     """Return a panel's text: macro and micro AUC, and the class of the lowest AUC, as means over the seeds."""
-    areas = {}
-    for name in ("auc_macro", "auc_micro"):
-        mean = runs.query("dataset == @dataset and run == @run")[f"test_{name}"].mean(skipna=False)
-        areas[name] = "—" if np.isnan(mean) else f"{mean:.{METRICS[name].digits}f}"
-    lines = ["AUC: macro {auc_macro}, micro {auc_micro}".format_map(areas)]
-    classes = per_class.query("dataset == @dataset and run == @run").groupby("class", sort=False)["auc"].mean()
-    if len(classes) > 2 and classes.notna().any():
-        lines.append(f"lowest: {printable(classes.idxmin(), 16)} ({classes.min():.{METRICS['auc_macro'].digits}f})")
-    return "\n".join(lines)
+    own = "dataset == @dataset and run == @run"
+    runs, per_class = frames.runs.query(own), frames.per_class.query(own)
+    digits = METRICS["auc_macro"].digits
+    macro, micro = (mean_sd(runs[f"test_auc_{kind}"], digits, with_sd=False) for kind in ("macro", "micro"))
+    text = f"AUC: macro {macro}, micro {micro}"
+    classes = per_class.groupby("class", sort=False)["auc"].mean().dropna()
+    if len(classes) < 3:
+        return text
+    return f"{text}\nlowest: {printable(classes.idxmin(), 16)} ({classes.min():.{digits}f})"

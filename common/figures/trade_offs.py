@@ -19,7 +19,7 @@ from common.evaluation.metrics import METRICS
 from common.evaluation.quantities import QUANTITIES
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import style
-from common.figures.layout import facets, label_outside, new_figure, panel_columns, widen
+from common.figures.layout import facets, label_outside, new_figure, widen
 from common.figures.palette import Style, draw_marks, marks_caption, marks_legend, run_styles
 from common.figures.style import GREY, printable
 from common.runs.naming import run_identity
@@ -40,11 +40,9 @@ def accuracy_vs(
     if cost.endswith("seconds"):
         devices = frames.runs["device"].astype(str).unique()
         remark = "Times are from different devices." if len(devices) > 1 else f"Device: {devices[0]}."
-    columns = panel_columns(len(comparisons))
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
-        columns=columns,
         sharey=False,
         title=f"{title}, test images",
         caption=f"{marks_caption(comparisons, cut=True)} Line: the front of the means; no model is as cheap and "
@@ -53,6 +51,8 @@ def accuracy_vs(
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
         own = seeds[seeds["dataset"] == comparison.dataset]
+        if own.empty:
+            continue
         means = own.groupby("run", as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
         draw_marks(ax, own, means, "cost", "test_accuracy", run_styles(comparison))
         front = means.iloc[pareto_front(means["cost"].to_numpy(), means["test_accuracy"].to_numpy())]
@@ -63,7 +63,7 @@ def accuracy_vs(
     ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
     whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
     ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
-    label_outside(axes[:, 0], columns, f"{quantity.label}, log", ACCURACY)
+    label_outside(axes[:, 0], f"{quantity.label}, log", ACCURACY)
     return figure
 
 
