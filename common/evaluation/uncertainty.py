@@ -16,7 +16,8 @@ from common.evaluation import calibration, metrics, significance
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.frames import table
-from common.evaluation.metrics import HEADLINE, METRICS, Scores, resampled_metrics
+from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
+from common.evaluation.scores import Scores
 from common.evaluation.significance import Estimate, Sample
 from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from common.runs.result import Run, encode_record, is_intact
