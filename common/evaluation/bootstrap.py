@@ -1,6 +1,7 @@
 """The metrics of one run on many resamples of its test images, all at once (Efron 1979's bootstrap by counts).
 
-A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these counts.
+A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these ``counts``
+(N, B) float32.
 """
 
 from typing import TYPE_CHECKING

@@ -160,13 +160,13 @@ def resampled_metrics(scores: Scores, counts: np.ndarray) -> dict[str, np.ndarra
 
     A column of ones gives the metrics of the test split itself.
     """
-    metrics = {name: metric.resampled for name, metric in METRICS.items() if metric.resampled}
     width = max(1, BLOCK // len(scores.labels))
-    blocks = [
-        {name: resampled(scores, block) for name, resampled in metrics.items()}
-        for block in (counts[:, start : start + width].astype(np.float32) for start in range(0, counts.shape[1], width))
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in metrics}
+    blocks = [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
+    return {
+        name: np.concatenate([metric.resampled(scores, block.astype(np.float32)) for block in blocks])
+        for name, metric in METRICS.items()
+        if metric.resampled
+    }
 
 
 def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:
