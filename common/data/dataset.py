@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from common.data import image_folder, registry, splits
 from common.data.images import LabelledImages, RawSplits
 from common.data.registry import DATASET_NAMES
 from common.data.splits import limit, split
 from common.runtime.errors import UserError, suggestion
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ def check_dataset(dataset: str) -> None:
     if dataset in DATASET_NAMES or Path(dataset).is_dir():
         return
     guess = suggestion(dataset.lower().replace("-", "_"), DATASET_NAMES)
-    raise UserError(f"no data set {dataset!r}{guess}: use one of {', '.join(DATASET_NAMES)}, or the path of an image folder")
+    raise UserError(
+        f"no data set {dataset!r}{guess}: use one of {', '.join(DATASET_NAMES)}, or the path of an image folder"
+    )
 
 
 def result_name(dataset: str, name: str | None = None) -> str:
@@ -89,7 +92,9 @@ def load_dataset(
     train, val, test = limit(*split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
-    return DatasetSplits(result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped)
+    return DatasetSplits(
+        result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped
+    )
 
 
 def load_dataset_of_run(
@@ -112,7 +117,9 @@ def load_dataset_of_run(
     )
 
 
-def load_labelled(dataset: str, data_dir: Path, *, workers: int | None = None) -> tuple[LabelledImages, tuple[str, ...]]:
+def load_labelled(
+    dataset: str, data_dir: Path, *, workers: int | None = None
+) -> tuple[LabelledImages, tuple[str, ...]]:
     """Return labelled images to score a trained model on, and their classes.
 
     They are the test split of a named data set or of an image folder that has one, and else all of its images.

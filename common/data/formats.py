@@ -3,8 +3,8 @@
 import hashlib
 import pickle
 from pathlib import Path
-import numpy as np
 
+import numpy as np
 
 IDX_FOLDERS = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}  # where torchvision unpacks them
 

@@ -5,13 +5,11 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from common.runtime.errors import UserError
 
+from common.runtime.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow's names; all others are refused unopened
 

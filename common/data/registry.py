@@ -2,17 +2,13 @@
 
 import socket
 from pathlib import Path
+
 import numpy as np
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+
 from common.data import formats, image_folder
 from common.data.images import LabelledImages, RawSplits
 from common.data.splits import digests_of, stratified_split
 from common.runtime.errors import UserError
-
 
 DIGITS = tuple("0123456789")
 
@@ -162,5 +158,6 @@ def _renamed(source: RawSplits, name: str, folder: Path) -> RawSplits:
 def _plain(name: str) -> str:
     """Reduce a class name to what survives in a folder's name: 'T-shirt/top' and 'tshirt_top' are the same."""
     return "".join(filter(str.isalnum, name.lower()))
+
 
 DATASET_NAMES = tuple(CLASSES)
