@@ -54,41 +54,38 @@ class Config(TrainConfig):
 
 
 def main(config: Config) -> None:
-    """Train, test and save one run; a finished one is only pointed at."""
+    """Train, test and save one run.
+
+    Raises:
+        AlreadyFinished: the run is on disk; it is not made again.
+        UserError: what the user can put right.
+    """
     from common.data.dataset import load_dataset_of_run
-    from common.models import backbones, heads
-    from common.training.methods.head import fit_head
-    from common.training.run import announce_data, open_run, save_run
+    from common.models import backbones
+    from common.training.record import save_run
+    from common.training.run import announce_data, open_run
+    from common.training.task import build_task, evaluate, train
 
     with open_run(config) as run:
-        if run is None:
-            return
-
         # Backbone: first, because missing weights should not be found out after the images were checked
-        backbone = backbones.load(
-            run.settings["backbone"], weights=config.weights, image_size=run.settings["image_size"]
-        )
+        backbone = backbones.load(run.config.backbone, weights=config.weights, image_size=run.config.image_size)
         backbones.require_cnn(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
         dataset = load_dataset_of_run(run.settings)
-        notes = announce_data(dataset, run)
+        notes = announce_data(run, dataset)
 
         # Model: a new head on the frozen CNN
-        head = heads.new_head(
-            backbone.module,
-            backbone.width,
-            len(dataset.classes),
-            kind=config.head,
-            dropout=config.head_dropout,
-            seed=config.seed,
-        )
+        task = build_task(run, backbone, dataset)
 
-        # Train the head on validation-selected epochs, then test once
-        outcome = fit_head(run, dataset, backbone, head)
+        # Train: the epoch that is best on validation is kept
+        trained = train(task)
+
+        # Evaluate: no model has seen a test image until here
+        evaluation = evaluate(task)
 
         # Save
-        save_run(run, dataset, backbone, outcome, notes)
+        save_run(task, trained, evaluation, notes)
 
 
 if __name__ == "__main__":
