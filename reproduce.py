@@ -105,7 +105,7 @@ class Config:
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
-    scheduler: int | None = None
+    jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:

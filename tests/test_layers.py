@@ -29,13 +29,6 @@ LOADS_TORCH = (
     *("models/", "training/", "runtime/device.py"),
     *("data/transforms.py", "data/loader.py", "data/augmentation.py"),
 )
-    "models/",
-    "training/",
-    "runtime/device.py",
-    "data/transforms.py",
-    "data/loader.py",
-    "data/augmentation.py",
-)
 NEVER_TORCH = ("runs/", "evaluation/", "figures/", "report/", "config.py", "cli.py")
 FILES = sorted(COMMON.rglob("*.py"))
 

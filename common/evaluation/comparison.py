@@ -40,7 +40,7 @@ class Comparison:
 
     dataset: str
     series: tuple[Series, ...]
-    joined_notes: tuple[str, ...]  # what a reader of its figures must know
+    notes: tuple[str, ...]  # what a reader of its figures must know
     with_published: bool = False  # whether figures show the published study's numbers beside
 
     @property
