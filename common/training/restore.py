@@ -18,7 +18,7 @@ from common.runs.result import RESULT_FILE, Run
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
 from common.training.inputs import Inputs, new_extractor
-from common.training.methods import new_method
+from common.training.methods import IMPLEMENTATIONS, new_method
 from common.training.methods.base import Method
 from common.training.predict import predict
 
@@ -93,7 +93,7 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
         problem = f"the settings of its method cannot be used: {error}"
     if problem:
         raise UserError(f"{str(run.folder / RESULT_FILE)!r}: {problem}; train the run again")
-    _check_files(run, method.weight_files)
+    _check_files(run)
     backbone = _load_backbone(run, weights)
     config = result.config
     model = method.build(
@@ -117,10 +117,10 @@ def _load_backbone(run: Run, weights: str | None) -> Backbone:
     return backbone
 
 
-def _check_files(run: Run, weight_files: tuple[str, ...]) -> None:
+def _check_files(run: Run) -> None:
     """Refuse a run whose weights are missing, damaged, or not those that its result describes (UserError)."""
     files = run.result.files
-    for name in dict.fromkeys([*weight_files, *files]):
+    for name in dict.fromkeys([*IMPLEMENTATIONS[run.result.method].weight_files, *files]):
         path = run.folder / name
         try:
             is_whole = name in files and sha256_of_file(path) == files[name].sha256
