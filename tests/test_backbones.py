@@ -115,7 +115,7 @@ def test_a_vit_keeps_its_hash_at_another_image_size_and_needs_a_multiple_of_its_
     assert small.module.pos_embed.shape[1] < large.module.pos_embed.shape[1]
     with torch.no_grad():
         assert backbones.pooled_features(large.module, _images(64)).isfinite().all()
-    with pytest.raises(UserError, match=r"--image-size 40: 'test_vit\.r160_in1k' needs a multiple of .*, 16"):
+    with pytest.raises(UserError, match=r"`image_size` 40: 'test_vit\.r160_in1k' needs a multiple of .*, 16"):
         _load("test_vit", image_size=40)
 
 

@@ -86,13 +86,9 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
         UserError: a file of the run is damaged, or the backbone's weights are missing or not those of the run.
     """
     result = run.result
-    try:
-        problem = problem_with_restoring(result)
-        method = None if problem else new_method(result.method, result.method_settings)
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"the settings of its method cannot be used: {error}"
-    if problem:
+    if problem := problem_with_restoring(result):
         raise UserError(f"{str(run.folder / RESULT_FILE)!r}: {problem}; train the run again")
+    method = _method_of(run)
     _check_files(run)
     backbone = _load_backbone(run, weights)
     config = result.config
@@ -101,6 +97,16 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
     )
     method.load(model, run.folder)
     return RestoredModel(run, method, backbone, model.eval(), device, workers)
+
+
+def _method_of(run: Run) -> Method:
+    try:
+        return new_method(run.result.method, run.result.method_settings)
+    except (UserError, KeyError, TypeError) as error:
+        path = str(run.folder / RESULT_FILE)
+        raise UserError(
+            f"{path!r}: the settings of its method cannot be used ({error}); train the run again"
+        ) from error
 
 
 def _load_backbone(run: Run, weights: str | None) -> Backbone:

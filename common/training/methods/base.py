@@ -28,7 +28,12 @@ class Method(ABC):
     @classmethod
     @abstractmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Method":
-        """Return the method called ``name`` with those of a run's ``settings`` that concern it."""
+        """Return the method called ``name`` with those of a run's ``settings`` that concern it.
+
+        Raises:
+            UserError: a setting is out of range.
+            KeyError, TypeError: one is missing, or of another kind, as an edited record may have it.
+        """
 
     @abstractmethod
     def build(self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.config import require
 from common.models.backbones import Backbone, pooled_features
 from common.models.heads import Head, head_file, load_head, new_head
 from common.runtime.errors import UserError
@@ -37,6 +38,9 @@ class FrozenHead(Method):
     dropout: float
 
     weight_files = ("head.safetensors",)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, "head_dropout", self.dropout, "0 or more and below 1")
 
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "FrozenHead":

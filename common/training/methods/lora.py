@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.config import require
 from common.models import lora
 from common.models.backbones import Backbone
 from common.training.methods.base import Method
@@ -22,6 +23,11 @@ class Lora(Method):
     dropout: float
 
     weight_files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.rank, int) and 1 <= self.rank <= 4096, "rank", self.rank, "1 to 4096")
+        require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Lora":
