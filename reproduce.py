@@ -25,6 +25,7 @@ import train_vit_lora
 from common import cli
 from common.config import check_folder, require
 from common.data.dataset import load_dataset, result_name
+from common.data.registry import DATASETS
 from common.evaluation.comparison import compare, training_seconds
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
@@ -63,7 +64,6 @@ PAPER = Grid(
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
-    images={"mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)},
 )
 # compare, and paper --tune: as many rates for each arm, the published one among them, chosen on validation images.
 RATES = {train_vit_lora: (3e-5, 3e-4, 1e-3), train_cnn_head: (1e-4, 1e-3, 3e-3)}
@@ -105,7 +105,7 @@ class Config:
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
-    scheduler: int | None = None
+    jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
     """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
     from common.grid import estimate
 
-    size = sum(prefetch.DOWNLOAD_BYTES.get(name, 0) for name in remote) / 1e6
+    size = sum(prefetch.download_bytes(name) for name in remote) / 1e6
     reads = (
         f"reads {', '.join(remote)}: {size:,.0f} MB, downloaded where not here yet" if remote else "downloads nothing"
     )
@@ -204,7 +204,8 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
     if config.download_only or not todo:
         return
     print("measuring this machine for an estimate of the time", flush=True)
-    seconds, feature_bytes = estimate.grid(todo, grid.images)
+    images = {name: (spec.num_train, spec.num_test) for name, spec in DATASETS.items()} | dict(grid.images)
+    seconds, feature_bytes = estimate.grid(todo, images)
     at_once = len(scheduler.job_devices(config.jobs))
     print(
         f"{len(todo)} runs take about {duration(seconds / at_once)} here, {at_once} at a time, and "

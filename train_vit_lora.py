@@ -10,18 +10,20 @@ not yet measured here (the published study reports 97.3 % on CIFAR-10, one run, 
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from common import cli
 from common.config import Plumbing, check_recipe, require
+from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Plumbing):
     """Hyper-parameters of the adapted ViT: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: str = "cifar10"
-    """mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = "cifar10"
     backbone: str = "vit_base_patch16_224.augreg_in1k"
     """A timm VisionTransformer with its weight tag (any size; also DeiT and DINOv2)."""
     rank: int = 16

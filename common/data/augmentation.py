@@ -6,8 +6,8 @@ gets the same augmentation whatever its batch, the number of workers, or where a
 
 import torch
 from torchvision.transforms.v2 import functional
-from common.runtime.seeding import numpy_generator
 
+from common.runtime.seeding import numpy_generator
 
 
 def light(image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Tensor:

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
-from common.data.images import EXTENSIONS, LabelledImages, RawSplits, decode_bytes
+
+from common.data.images import EXTENSIONS, LabelledImages, decode_bytes
+from common.data.splits import RawSplits
 from common.runtime.errors import UserError
 from common.runtime.files import digest
 from common.runtime.progress import progress
-
 
 NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
 
@@ -186,7 +188,7 @@ def _damaged(scans: dict[Path, _Scan], folder: Path, skip: bool) -> tuple[str, .
         more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
         raise UserError(
             f"{len(problems):,} of {len(scans):,} images in {str(folder)!r} are damaged: {named}{more}. "
-            "Replace or remove them, or leave them out with `skip_damaged`"
+            "Replace or remove them (training can leave them out: `skip_damaged`)"
         )
     return tuple(problems)
 
@@ -208,7 +210,9 @@ def _hold(scans: dict[Path, _Scan]) -> dict[Path, np.ndarray] | None:
     return {path: np.repeat(a[..., None], 3, axis=2) if a.ndim < depth else a for path, a in pixels.items()}
 
 
-def _images(by_class: list[list[Path]], scans: dict[Path, _Scan], pixels: dict[Path, np.ndarray] | None) -> LabelledImages:
+def _images(
+    by_class: list[list[Path]], scans: dict[Path, _Scan], pixels: dict[Path, np.ndarray] | None
+) -> LabelledImages:
     """Gather one part: its undamaged files in natural order, that is, by class, then by file name."""
     pairs = [(label, path) for label, files in enumerate(by_class) for path in files if not scans[path].problem]
     files = tuple(path for _, path in pairs)

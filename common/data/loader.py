@@ -1,20 +1,18 @@
 """Batches of resized images, prepared in worker processes where that is faster."""
 
-import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import torch
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+
 from common.data import augmentation
 from common.data.images import LabelledImages, decode
 from common.data.transforms import Transform, channels_first, normalise, resize
 from common.runtime.errors import UserError
-
 
 
 def image_batches(

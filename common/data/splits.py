@@ -3,17 +3,25 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-import numpy as np
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from common.data.images import LabelledImages, RawSplits
+
+import numpy as np
+
+from common.data.images import LabelledImages
 from common.runtime.errors import UserError
 from common.runtime.files import digest
 
+_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, LabelledImages]
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def stratified_sample(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,14 +89,14 @@ def count_copies(images: LabelledImages, others: Sequence[LabelledImages]) -> in
     """Count the images whose exact content also stands in one of ``others``."""
     return int(np.isin(images.digests, np.concatenate([other.digests for other in others])).sum())
 
-_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
-
 
 def _generator(split_seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([split_seed, purpose]))
 
 
-def split(source: RawSplits, val_fraction: float, split_seed: int) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+def split(
+    source: RawSplits, val_fraction: float, split_seed: int
+) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
     """Return train, validation and test images: the parts the data came with, or drawn where they did not."""
     parts = dict(source.parts)
     if "all" in parts:
@@ -98,7 +106,9 @@ def split(source: RawSplits, val_fraction: float, split_seed: int) -> tuple[Labe
     return parts["train"], parts["val"], parts["test"]
 
 
-def _draw(images: LabelledImages, fraction: float, classes: tuple, split_seed: int, purpose: int) -> tuple[LabelledImages, LabelledImages]:
+def _draw(
+    images: LabelledImages, fraction: float, classes: tuple, split_seed: int, purpose: int
+) -> tuple[LabelledImages, LabelledImages]:
     """Set aside a stratified ``fraction``: returns (rest, drawn)."""
     what, advice = ("test", " or a test folder") if purpose == _TEST else ("validation", ", or change `val_fraction`")
     try:
@@ -113,7 +123,12 @@ def _draw(images: LabelledImages, fraction: float, classes: tuple, split_seed: i
 
 
 def limit(
-    train: LabelledImages, val: LabelledImages, test: LabelledImages, train_limit: int | None, test_limit: int | None, split_seed: int
+    train: LabelledImages,
+    val: LabelledImages,
+    test: LabelledImages,
+    train_limit: int | None,
+    test_limit: int | None,
+    split_seed: int,
 ) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
     """Reduce the three sets to their limits; validation keeps its ratio to train, at least one image a class."""
     if train_limit is not None:

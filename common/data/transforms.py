@@ -1,16 +1,11 @@
 """From uint8 images to the normalised squares that a backbone was trained on, as pure functions."""
 
 import math
-import os
-import signal
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
-
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from common.evaluation.labels import DATASET_TITLES, Style, family_rank, has_random_weights, run_labels, run_styles
+from common.data.registry import DATASETS
+from common.evaluation.labels import Style, family_rank, has_random_weights, run_labels, run_styles
 from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
 from common.runs.predictions import read_predictions
 from common.runs.result import Run, natural_order
@@ -40,13 +41,13 @@ class Comparison:
 
     dataset: str
     series: tuple[Series, ...]
-    joined_notes: tuple[str, ...]  # what a reader of its figures must know
+    notes: tuple[str, ...]  # what a reader of its figures must know
     with_published: bool = False  # whether figures show the published study's numbers beside
 
     @property
     def title(self) -> str:
         """The data set's name in figures, short enough to leave room for what the figure shows."""
-        name = DATASET_TITLES.get(self.dataset, self.dataset)
+        name = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property
