@@ -26,7 +26,7 @@ from common import cli
 from common.config import check_folder, require
 from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
-from common.evaluation.comparison import compare, training_seconds
+from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
 from common.grid.scheduler import Job
@@ -233,7 +233,7 @@ def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[J
 
 def _outcome(job: Job) -> str:
     result = read_result(job.folder / RESULT_FILE)
-    return f"test accuracy {result['test']['accuracy']:.4f}, training {training_seconds(result):.0f} s"
+    return f"test accuracy {result.test.scores['accuracy']:.4f}, training {result.efficiency.total_train_seconds:.0f} s"
 
 
 def _draw_and_summarise(config: Config, planned: list[Job]) -> None:

@@ -16,32 +16,32 @@ from typing import Annotated, Literal
 import tyro
 
 from common import cli
-from common.config import Plumbing, check_recipe, require
+from common.config import TrainConfig, check_recipe, require, setting
 from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Plumbing):
+class Config(TrainConfig):
     """Hyper-parameters of the frozen CNN: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = "cifar10"
-    backbone: str = "resnet50.tv2_in1k"
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
+    backbone: str = setting("resnet50.tv2_in1k", published="resnet50.tv2_in1k")
     """A convolutional timm model with its weight tag; the study also takes efficientnet_b0.ra_in1k."""
-    head: Literal["mlp", "linear"] = "mlp"
+    head: Literal["mlp", "linear"] = setting("mlp", published="mlp")
     """mlp: one hidden layer (1024 units for ResNet50, 512 for EfficientNet-B0); linear: none."""
-    head_dropout: float = 0.5
+    head_dropout: float = setting(0.5, short="drop", published=0.5)
     """Share of the head's inputs that is dropped in training."""
-    epochs: int = 5
+    epochs: int = setting(5, short="ep", published=5)
     """Passes over the training images."""
-    batch_size: int = 64
+    batch_size: int = setting(64, short="bs", published=64)
     """Images in one optimiser step."""
-    lr: tuple[float, ...] = (1e-4,)
+    lr: tuple[float, ...] = setting((1e-4,), short="lr", published=(1e-4,))
     """AdamW's learning rate, constant. Several: one training each, the best on validation is kept."""
-    weight_decay: float = 0.01
+    weight_decay: float = setting(0.01, short="wd", published=0.01)
     """AdamW's weight decay."""
-    augment: Literal["none", "light"] = "none"
+    augment: Literal["none", "light"] = setting("none", short="aug", published="none")
     """light: random flip, affine, brightness, contrast, blur; the backbone then runs on every image in every epoch."""
-    seed: int = 0
+    seed: int = setting(0, published=0)
     """Seed of the head's start, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:

@@ -15,34 +15,34 @@ from typing import Annotated, Literal
 import tyro
 
 from common import cli
-from common.config import Plumbing, check_recipe, require
+from common.config import TrainConfig, check_recipe, require, setting
 from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Plumbing):
+class Config(TrainConfig):
     """Hyper-parameters of the adapted ViT: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = "cifar10"
-    backbone: str = "vit_base_patch16_224.augreg_in1k"
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
+    backbone: str = setting("vit_base_patch16_224.augreg_in1k", published="vit_base_patch16_224.augreg_in1k")
     """A timm VisionTransformer with its weight tag (any size; also DeiT and DINOv2)."""
-    rank: int = 16
+    rank: int = setting(16, published=16)
     """Rank of the LoRA matrices; 0 trains the classifier alone, on features made once."""
-    alpha: float = 32.0
+    alpha: float = setting(32.0, short="alpha", published=32.0)
     """LoRA's scale: the update is multiplied by alpha / rank. Without effect at rank 0."""
-    dropout: float = 0.1
+    dropout: float = setting(0.1, short="drop", published=0.1)
     """Dropout before the LoRA matrices. Without effect at rank 0."""
-    epochs: int = 5
+    epochs: int = setting(5, short="ep", published=5)
     """Passes over the training images."""
-    batch_size: int = 64
+    batch_size: int = setting(64, short="bs", published=64)
     """Images in one optimiser step."""
-    lr: tuple[float, ...] = (3e-5,)
+    lr: tuple[float, ...] = setting((3e-5,), short="lr", published=(3e-5,))
     """AdamW's learning rate, constant. Several: one training each, the best on validation is kept."""
-    weight_decay: float = 0.01
+    weight_decay: float = setting(0.01, short="wd", published=0.01)
     """AdamW's weight decay."""
-    augment: Literal["none", "light"] = "none"
+    augment: Literal["none", "light"] = setting("none", short="aug", published="none")
     """light: random flip, affine, brightness, contrast, blur, drawn for each image."""
-    seed: int = 0
+    seed: int = setting(0, published=0)
     """Seed of the LoRA matrices and the classifier, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:

@@ -55,4 +55,4 @@ def _outcome(results_dir: Path) -> tuple[np.ndarray, float]:
     """Return the predicted classes (N,) int64 and the test accuracy of the one run below ``results_dir``."""
     (file,) = results_dir.glob("*/*/seed0/result.json")
     result = read_result(file)
-    return read_predictions(file.parent, result).logits.argmax(1), result["test"]["accuracy"]
+    return read_predictions(file.parent, result).logits.argmax(1), result.test.scores["accuracy"]

@@ -1,6 +1,8 @@
 """The entry point of every script: parse the command line, run, and return the exit code."""
 
 import contextlib
+import dataclasses
+import inspect
 import os
 import re
 import sys
@@ -17,12 +19,10 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     0: what was asked for is on disk. 2: the user's mistake or a missing thing, said in one line on standard error.
     130: Ctrl-C, 143: SIGTERM; what was reached is in the checkpoint. tyro itself exits with 2 on a wrong flag.
     """
-    import tyro
-
     signals.raise_on_sigterm()
     _print_any_letter()
     try:
-        main(tyro.cli(config_type, description=main.__globals__["__doc__"], args=argv))
+        main(parse(config_type, argv, description=main.__globals__["__doc__"]))
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -38,6 +38,43 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     except signals.Terminated:
         return _stopped("terminated", 143)
     return 0
+
+
+def parse(config_type: type, argv: list[str] | None = None, *, description: str | None = None) -> Any:
+    """Return the configuration that the command line gives; ``--help`` shows inherited settings in groups of their own.
+
+    Raises:
+        UserError: a value that parses and is wrong; for one that does not parse tyro prints its own message.
+        SystemExit: with code 2, after that message.
+    """
+    import tyro
+
+    groups = {base.__name__.removesuffix("Config").lower(): base for base in config_type.__mro__[1:] if _fields(base)}
+    if not groups:
+        return tyro.cli(config_type, description=description, args=argv)
+    groups = {"hyper_parameters": _own_part(config_type), **groups}
+    parts = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in groups.items()]
+    grouped = dataclasses.make_dataclass("Grouped", parts)
+    parsed = tyro.cli(grouped, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    return config_type(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
+
+
+def _fields(kind: type) -> list[dataclasses.Field]:
+    """Return the fields that a class adds to those of its bases."""
+    added = inspect.get_annotations(kind)
+    return [each for each in dataclasses.fields(kind) if each.name in added] if dataclasses.is_dataclass(kind) else []
+
+
+def _own_part(config_type: type) -> type:
+    """Return a dataclass of the fields that ``config_type`` adds; tyro finds their help in the source of it."""
+    fields = [(each.name, each.type, dataclasses.field(default=each.default)) for each in _fields(config_type)]
+    part = dataclasses.make_dataclass(config_type.__name__, fields, kw_only=True)
+    part.__module__, part.__qualname__, part.__doc__ = (
+        config_type.__module__,
+        config_type.__qualname__,
+        config_type.__doc__,
+    )
+    return part
 
 
 def with_flags(message: str) -> str:

@@ -3,46 +3,70 @@
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.runtime.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plumbing:
-    """What both training scripts take beside their hyper-parameters: data, weights, machine, folders.
+def setting(default: Any, *, short: str | None = None, published: Any) -> Any:
+    """Return a dataclass field of a setting that makes another result.
 
-    Each script's own Config says what its ``method`` is called: ``lora``, ``head_mlp`` or ``head_linear``.
+    Args:
+        default: edit it at will: a run is named after what differs from ``published``.
+        short: what stands before the value in a run's name; None where the name says it in another way.
+        published: its value in the published recipe. For a setting that was added later: what all runs before had.
+            Methods may differ (``runs.methods``).
     """
+    return field(default=default, metadata={"published": published} | ({} if short is None else {"short": short}))
 
-    method: ClassVar[str]
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What goes in: the images, how they are split and prepared, and the weights of the backbone."""
+
     dataset_name: str | None = None
     """Name under which an image folder's results are kept (default: the folder's own name)."""
     data_dir: Path = Path("data")
     """Where the named data sets lie, or are downloaded to."""
-    weights: str = "pretrained"
+    weights: str = setting("pretrained", published="pretrained")
     """Backbone weights: pretrained (timm's download), random (to try the code out), or a .safetensors file."""
-    image_size: int | None = None
+    image_size: int | None = setting(None, short="px", published=None)
     """Side of the square input in pixels (default: 224 where the backbone was made for it, else its own)."""
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop"] = setting("squash", short="", published="squash")
     """squash: the whole image to a square, as in the study; crop: the shorter side, then the centre."""
-    val_fraction: float = 0.1
+    val_fraction: float = setting(0.1, short="val", published=0.1)
     """Share of the training split that is set aside for validation."""
-    train_limit: int | None = None
+    train_limit: int | None = setting(None, short="n", published=None)
     """Train on this many images, stratified, the same for every method and seed; validation shrinks with it."""
-    test_limit: int | None = None
+    test_limit: int | None = setting(None, short="test", published=None)
     """Test on this many images, stratified, the same for every method and seed."""
-    split_seed: int = 0
+    split_seed: int = setting(0, short="split", published=0)
     """Seed of the validation split and of the limits; apart from the seed, so that all seeds see the same images."""
-    skip_damaged: bool = False
+    skip_damaged: bool = setting(False, short="skip", published=False)
     """Leave unreadable images out and record them, instead of stopping with their list."""
+
+    def __post_init__(self) -> None:
+        require(_is_path_component(self.dataset_name), "dataset_name", self.dataset_name, "one plain folder name")
+        require(self.image_size is None or 16 <= self.image_size <= 4096, "image_size", self.image_size, "16 to 4096")
+        require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "between 0 and 1, both excluded")
+        for limit in ("train_limit", "test_limit"):
+            value = getattr(self, limit)
+            require(value is None or value >= 1, limit, value, "at least 1")
+        require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "0 or more, below 2**63")
+        check_weights(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where a run is computed, and where its files go."""
+
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", short="", published="auto")
     """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
-    compile: Literal["auto", "off"] = "auto"
+    compile: Literal["auto", "off"] = setting("auto", short="compile", published="auto")
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
@@ -54,27 +78,33 @@ class Plumbing:
     """Name of the run's folder (default: backbone, method, and each setting that differs from the published recipe)."""
     overwrite: bool = False
     """Train again and replace a finished run, once the new one is finished."""
-    deterministic: bool = False
+    deterministic: bool = setting(False, short="deterministic", published=False)
     """On CUDA: only algorithms that give the same bits each time (slower). The CPU does so anyway."""
 
     def __post_init__(self) -> None:
-        require(_is_path_component(self.dataset_name), "dataset_name", self.dataset_name, "one plain folder name")
         require(_is_path_component(self.run_name), "run_name", self.run_name, "one plain folder name")
-        require(self.image_size is None or 16 <= self.image_size <= 4096, "image_size", self.image_size, "16 to 4096")
-        require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "between 0 and 1, both excluded")
-        for setting in ("train_limit", "test_limit"):
-            limit = getattr(self, setting)
-            require(limit is None or limit >= 1, setting, limit, "at least 1")
-        require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "0 or more, below 2**63")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         check_device(self.device)
-        check_weights(self.weights)
 
 
-def require(condition: bool, setting: str, value: object, allowed: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig, MachineConfig):
+    """What all training scripts have beside their hyper-parameters.
+
+    Each script's own Config says which of ``runs.methods.METHODS`` its ``method`` is.
+    """
+
+    method: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        MachineConfig.__post_init__(self)
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Refuse a setting's value with a UserError that names what is allowed, unless ``condition`` holds."""
     if not condition:
-        raise UserError(f"`{setting}` {value!r} is not possible: it must be {allowed}")
+        raise UserError(f"`{name}` {value!r} is not possible: it must be {allowed}")
 
 
 def check_recipe(config: Any) -> None:
@@ -108,9 +138,9 @@ def check_device(name: str) -> None:
     require(bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name)), "device", name, "auto, cpu, cuda, cuda:N or mps")
 
 
-def check_folder(setting: str, folder: Path) -> None:
+def check_folder(name: str, folder: Path) -> None:
     """Refuse for output what exists and is no folder, before any work is done."""
-    require(folder.is_dir() or not folder.exists(), setting, str(folder), "a folder")
+    require(folder.is_dir() or not folder.exists(), name, str(folder), "a folder")
 
 
 def check_weights(weights: str) -> None:
@@ -129,11 +159,11 @@ def as_flags(config: Any) -> list[str]:
     """
     own = type(config).__annotations__
     flags = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None or (field.name not in own and value == field.default):
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if value is None or (each.name not in own and value == each.default):
             continue
-        name = field.name.replace("_", "-")
+        name = each.name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
         else:

@@ -8,7 +8,9 @@ from fake_results import MODELS, fake_run
 from common.data.dataset import DatasetSplits, load_dataset_of_run
 from common.evaluation import metrics
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.record import RunResult
 from common.runs.result import Run, write_result
+from common.runs.schema import as_json, typed
 from common.runtime.files import sha256, write_atomically
 
 SETTINGS = {
@@ -47,14 +49,19 @@ def with_predictions(run: Run, dataset: DatasetSplits, predict, settings: dict) 
     predictions = npz_bytes(**arrays)
     write_atomically(run.folder / PREDICTIONS_FILE, predictions)
     sizes = {f"num_{name}": len(getattr(dataset, name)) for name in ("train", "val", "test")}
-    result = run.result | {
+    result = as_json(run.result) | {
         "config": settings,
-        "data": {**run.result["data"], **sizes, "classes": list(dataset.classes), "fingerprint": dataset.fingerprint},
+        "data": {
+            **as_json(run.result.data),
+            **sizes,
+            "classes": list(dataset.classes),
+            "fingerprint": dataset.fingerprint,
+        },
         "val": metrics.score(arrays["val_logits"], dataset.val.labels, dataset.classes)[0],
         "test": metrics.score(arrays["logits"], dataset.test.labels, dataset.classes)[0],
         "files": {PREDICTIONS_FILE: {"sha256": sha256(predictions), "bytes": len(predictions)}},
     }
-    write_result(run.folder, result)
+    write_result(run.folder, typed(result, RunResult))
 
 
 def _regression(pixels: np.ndarray, labels: np.ndarray):

@@ -6,8 +6,9 @@ import numpy as np
 
 from common.evaluation import metrics
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.record import SCHEMA_VERSION, RunResult
 from common.runs.result import RESULT_FILE, Run, read_result, write_result
-from common.runs.schema import SCHEMA_VERSION
+from common.runs.schema import typed
 from common.runtime.files import sha256, write_atomically
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -143,5 +144,5 @@ def fake_run(
     }
     folder = results_dir / dataset / (folder_name or name) / f"seed{seed}"
     write_atomically(folder / PREDICTIONS_FILE, predictions)
-    write_result(folder, result)
+    write_result(folder, typed(result, RunResult))
     return Run(folder, read_result(folder / RESULT_FILE))

@@ -90,7 +90,7 @@ def test_class_names_of_every_kind_are_trained_scored_and_drawn(script, flags, t
     argv = [*flags, f"--dataset={here / 'pets'}", "--val-fraction=0.3", "--results-dir", str(tmp_path / "out")]
     assert cli.run(script.main, script.Config, argv) == 0, capsys.readouterr().err
     (path,) = (tmp_path / "out").rglob("result.json")
-    assert read_result(path)["data"]["classes"] == sorted(ODD)
+    assert read_result(path).data.classes == sorted(ODD)
     assert cli.run(evaluate.main, evaluate.Config, [str(path.parent)]) == 0
     for flags in (
         [f"--predict={here}", f"--out={tmp_path / 'labels.csv'}"],
@@ -136,7 +136,7 @@ def test_all_damaged_images_are_found_in_one_pass_and_can_be_left_out(tmp_path, 
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--skip-damaged"]) == 0
     (path,) = (tmp_path / "out").rglob("result.json")
     assert read_result(path)["skipped_images"] == names
-    assert "12 damaged images were left out" in " ".join(read_result(path)["notes"])
+    assert "12 damaged images were left out" in " ".join(read_result(path).notes)
 
 
 def test_memory_that_is_short_is_no_damage_to_an_image(tmp_path, monkeypatch, capsys):

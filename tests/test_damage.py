@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,14 @@ def test_a_damaged_file_of_a_run_is_refused_by_name(arm, name, finished, tmp_pat
 @pytest.mark.parametrize("arm", ARMS)
 def test_weights_that_the_result_does_not_list_are_not_loaded(arm, finished):
     run = finished[arm]
-    bare = Run(run.folder, {**run.result, "files": {}})
+    bare = Run(run.folder, replace(run.result, files={}))
     with pytest.raises(UserError, match="is not the file that the run wrote"):
         restore._check_files(bare)
 
 
 def test_an_adapter_or_a_head_that_is_none_is_refused(finished, tmp_path):
     """Whoever loads them by hand, without the hashes of a result, gets a line as well."""
-    tag = finished["lora"].result["backbone"]
+    tag = finished["lora"].result.backbone
     model = lora.attach(
         backbones.load(tag, weights="random", image_size=32),
         classes=10, rank=2, alpha=32.0, dropout=0.1, seed=0, precision="fp32",
@@ -180,5 +181,5 @@ def test_leftovers_of_killed_writes_are_removed_by_who_holds_the_folder(tmp_path
     kept = fake_run(tmp_path, num_test=20)
     leftover = kept.folder / ".checkpoint.1.tmp"
     leftover.write_bytes(b"half")
-    with open_run_folder(kept.folder, kept.result["config"], overwrite=True):
+    with open_run_folder(kept.folder, {}, overwrite=True):
         assert not leftover.exists()

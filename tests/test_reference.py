@@ -26,10 +26,10 @@ def test_they_are_the_runs_of_todays_grid_finished_and_whole(profile):
     assert {run.folder for run in runs} == {job_for(one).folder for one in planned}
     for run in runs:
         read_predictions(run.folder, run.result)
-        assert run.result["environment"]["git_dirty"] is False
-        assert not any("/" in word and word.startswith("/") for word in run.result["command"].split())
+        assert run.result.environment["git_dirty"] is False
+        assert not any("/" in word and word.startswith("/") for word in run.result.command.split())
         expected = DATASETS[run.dataset].fingerprint
-        assert expected in (None, run.result["data"]["fingerprint"])
+        assert expected in (None, run.result.data.fingerprint)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -1,15 +1,18 @@
 """The record of a run: what is written comes back, and nothing else is accepted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_results import fake_run
 
-from common.runs import result as result_module
 from common.runs.predictions import npz_bytes, read_predictions
+from common.runs.record import FileRecord
 from common.runs.result import encode_record, find_runs, read_result, write_result
+from common.runs.schema import as_json
 from common.runtime.errors import UserError
+from common.runtime.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +50,19 @@ def test_the_layout_is_for_people_and_the_hash_is_not_of_it(path):
 
 def test_names_of_any_kind_survive(run, tmp_path):
     notes = ["新 $x_1$ & 100 %\n\t", "undecodable \udc80 byte", '"quoted" \\']
-    write_result(tmp_path, {**run.result, "notes": notes})
-    assert read_result(tmp_path / "result.json")["notes"] == notes
+    write_result(tmp_path, replace(run.result, notes=notes))
+    assert read_result(tmp_path / "result.json").notes == notes
 
 
 def test_values_that_json_changes_are_hashed_as_they_will_be_read(run, tmp_path):
-    write_result(tmp_path, {**run.result, "config": {10: (1, 2), 9: None}})
-    assert read_result(tmp_path / "result.json")["config"] == {"10": [1, 2], "9": None}
+    write_result(tmp_path, replace(run.result, config={10: (1, 2), 9: None}))
+    assert read_result(tmp_path / "result.json").config == {"10": [1, 2], "9": None}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_never_written(run, tmp_path, bad):
     with pytest.raises(ValueError, match="JSON"):
-        write_result(tmp_path, {**run.result, "config": {"value": bad}})
+        write_result(tmp_path, replace(run.result, config={"value": bad}))
     assert not list(tmp_path.iterdir())
 
 
@@ -94,7 +97,7 @@ def test_foreign_files_are_refused(path, content):
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1.5000001"])
 def test_a_number_that_was_edited_is_refused(run, path, number):
-    write_result(path.parent, {**run.result, "config": {"lr": 1.5}})
+    write_result(path.parent, replace(run.result, config={"lr": 1.5}))
     path.write_text(path.read_text().replace('{"lr": 1.5}', f'{{"lr": {number}}}'))
     with pytest.raises(UserError, match="was changed"):
         read_result(path)
@@ -114,11 +117,12 @@ def test_another_version_is_refused(path):
     ("changes", "complaint"),
     [
         ({"test": "REMOVED"}, "test is missing"),
-        ({"test": {"accuracy": 1.0}}, r"test\.loss is missing"),
+        ({"test": {"accuracy": 1.0}}, r"test\.per_class is missing"),
         ({"seed": True}, "seed should be a whole number"),
         ({"seed": -1}, "seed should lie in"),
         ({"data": []}, "data is list"),
-        ({"history": []}, "history is empty"),
+        ({"history": []}, "best_epoch is not in the history"),
+        ({"method": "magic"}, "method is 'magic', and this code knows lora, head_mlp, head_linear"),
         ({"notes": [1]}, r"notes\[0\] is int"),
         ({"files": {"x": 1}}, r"files\.x"),
     ],
@@ -131,8 +135,9 @@ def test_wrong_fields_are_named(path, changes, complaint):
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
     [
-        ("accuracy", 1.5, "accuracy should lie in 0..1"),
-        ("accuracy", None, "accuracy should be a number"),
+        ("accuracy", 0.5, "accuracy is not that of confusion_matrix"),
+        ("accuracy", None, "accuracy is not that of confusion_matrix"),
+        ("f1_macro", [1.0], "f1_macro should be a number"),
         ("accuracy", "high", "accuracy should be a number"),
         ("confusion_matrix", [[40]], "not 10 x 10"),
         ("per_class", [], "does not list data.classes"),
@@ -140,12 +145,12 @@ def test_wrong_fields_are_named(path, changes, complaint):
 )
 def test_contradictions_in_the_metrics_are_named(run, path, field, value, complaint):
     with pytest.raises(UserError, match=complaint):
-        read_result(rehashed(path, test={**run.result["test"], field: value}))
+        read_result(rehashed(path, test={**as_json(run.result.test), field: value}))
 
 
 def test_auc_may_be_null(run, path):
-    rehashed(path, test={**run.result["test"], "auc_macro": None})
-    assert read_result(path)["test"]["auc_macro"] is None
+    rehashed(path, test={**as_json(run.result.test), "auc_macro": None})
+    assert read_result(path).test.scores["auc_macro"] is None
 
 
 def test_find_reads_exactly_the_documented_places_in_natural_order(tmp_path):
@@ -184,7 +189,7 @@ def test_predictions_round_trip(run):
     assert predictions.logits.dtype == np.float32 and predictions.logits.shape == (40, 10)
     assert predictions.val_labels.dtype == np.int64 and predictions.val_labels.shape == (20,)
     accuracy = (predictions.logits.argmax(1) == predictions.labels).mean()
-    assert accuracy == run.result["test"]["accuracy"]
+    assert accuracy == run.result.test.scores["accuracy"]
 
 
 def test_the_same_arrays_are_the_same_bytes_and_numpy_reads_them(tmp_path):
@@ -227,14 +232,14 @@ def test_predictions_that_do_not_fit_the_record_are_refused(run, tmp_path, chang
     predictions = read_predictions(run.folder, run.result)
     content = npz_bytes(**{**vars(predictions), **changes})
     (tmp_path / "predictions.npz").write_bytes(content)
-    files = {"predictions.npz": {"sha256": result_module.storage.sha256(content)}}
+    files = {"predictions.npz": FileRecord(sha256=sha256(content), bytes=len(content))}
     with pytest.raises(UserError, match=complaint):
-        read_predictions(tmp_path, {**run.result, "files": files})
+        read_predictions(tmp_path, replace(run.result, files=files))
 
 
 @pytest.mark.parametrize("content", [b"no zip", npz_bytes(logits=np.zeros(3)), b"PK\x03\x04"])
 def test_other_files_with_the_right_hash_are_refused(run, tmp_path, content):
     (tmp_path / "predictions.npz").write_bytes(content)
-    files = {"predictions.npz": {"sha256": result_module.storage.sha256(content)}}
+    files = {"predictions.npz": FileRecord(sha256=sha256(content), bytes=len(content))}
     with pytest.raises(UserError, match="not a file of predictions"):
-        read_predictions(tmp_path, {**run.result, "files": files})
+        read_predictions(tmp_path, replace(run.result, files=files))

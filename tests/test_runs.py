@@ -1,17 +1,19 @@
 """A run's folder: its name, its lock, and that it holds a whole result or none."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fake_results import fake_run
 
 import train_cnn_head
 import train_vit_lora
-from common import cli, config
+from common import cli
 from common.runs.folder import open_run_folder
-from common.runs.naming import run_name
+from common.runs.naming import NOT_IDENTITY, run_identity, run_name
 from common.runtime import files
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
@@ -25,30 +27,90 @@ TINY = [
 ]
 
 
-def _name(script, method: str, backbone: str, **changed) -> str:
-    settings = config.as_record(script.Config()) | changed
-    return run_name(settings, method=method, backbone=backbone)
+def _name(script, backbone: str, **changed) -> str:
+    return run_name(script.Config(**changed), backbone=backbone, image_size=changed.get("image_size"))
 
 
 def test_the_scripts_start_with_the_published_recipe_so_that_nothing_is_named():
-    assert _name(train_cnn_head, "head_mlp", RESNET) == "resnet50.tv2_in1k-head_mlp"
-    assert _name(train_vit_lora, "lora", VIT) == f"{VIT}-lora_r16"
+    assert _name(train_cnn_head, RESNET) == "resnet50.tv2_in1k-head_mlp"
+    assert _name(train_vit_lora, VIT) == f"{VIT}-lora_r16"
 
 
-def test_each_setting_that_differs_is_named():
-    changed = {"lr": [1e-3], "epochs": 20, "train_limit": 1000}
-    assert _name(train_vit_lora, "lora", VIT, **changed) == f"{VIT}-lora_r16-lr1e-3-ep20-n1000"
-    assert _name(train_cnn_head, "head_mlp", RESNET, weights="random") == "resnet50.random-head_mlp"
-    name = _name(train_cnn_head, "head_linear", LITE, weights="/x/some file.safetensors")
+def test_each_setting_that_differs_is_named(tmp_path):
+    (file := tmp_path / "some file.safetensors").touch()
+    changed = {"lr": (1e-3,), "epochs": 20, "train_limit": 1000}
+    assert _name(train_vit_lora, VIT, **changed) == f"{VIT}-lora_r16-lr1e-3-ep20-n1000"
+    assert _name(train_cnn_head, RESNET, weights="random") == "resnet50.random-head_mlp"
+    name = _name(train_cnn_head, LITE, weights=str(file), head="linear")
     assert name == "tf_efficientnet_lite0.some file-head_linear"
-    assert _name(train_cnn_head, "head_mlp", RESNET, lr=[2.5e-4, 0.5]) == "resnet50.tv2_in1k-head_mlp-lr2.5e-4+0.5"
-    assert _name(train_vit_lora, "lora", VIT, rank=4, alpha=8.0).endswith("-lora_r4-alpha8")
-    assert _name(train_vit_lora, "head_linear", VIT, rank=0, lr=[1e-4], alpha=8.0) == f"{VIT}-head_linear"
+    assert _name(train_cnn_head, RESNET, lr=(2.5e-4, 0.5)) == "resnet50.tv2_in1k-head_mlp-lr2.5e-4+0.5"
+    assert _name(train_vit_lora, VIT, rank=4, alpha=8.0).endswith("-lora_r4-alpha8")
+    assert _name(train_vit_lora, VIT, rank=0, lr=(1e-4,), alpha=8.0) == f"{VIT}-head_linear"
 
 
 def test_where_and_how_fast_a_run_is_computed_is_not_named():
-    changed = {"device": "cuda:1", "workers": 7, "results_dir": "x", "data_dir": "y", "feature_cache": False}
-    assert _name(train_cnn_head, "head_mlp", RESNET, **changed) == "resnet50.tv2_in1k-head_mlp"
+    changed = {
+        "device": "cuda:1",
+        "workers": 7,
+        "results_dir": Path("x"),
+        "data_dir": Path("y"),
+        "feature_cache": False,
+    }
+    assert _name(train_cnn_head, RESNET, **changed) == "resnet50.tv2_in1k-head_mlp"
+
+
+# Another value of each setting of the scripts: a new setting is missing here, and the test below says so.
+OTHER = {
+    "dataset": "mnist", "backbone": "other", "weights": "random", "seed": 1, "rank": 4, "head": "linear",
+    "lr": (1.25e-3, 0.5), "epochs": 7, "train_limit": 500, "batch_size": 8, "weight_decay": 0.5, "augment": "light",
+    "alpha": 8.0, "dropout": 0.25, "head_dropout": 0.25, "image_size": 96, "resize": "crop", "val_fraction": 0.25,
+    "test_limit": 300, "split_seed": 3, "skip_damaged": True, "precision": "fp32", "compile": "off",
+    "deterministic": True,
+}  # fmt: skip
+NAMED_OTHERWISE = {"dataset", "backbone", "seed"}  # by the folders around the run's
+
+
+@pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])
+def test_every_field_is_a_setting_or_on_the_list_of_those_that_change_no_result(script):
+    default = script.Config()
+    for each in dataclasses.fields(script.Config):
+        if each.name in NOT_IDENTITY:
+            assert "published" not in each.metadata
+            continue
+        assert each.metadata["published"] == each.default  # what older records mean by its absence
+        changed = dataclasses.replace(default, **{each.name: OTHER[each.name]})
+        mine, other = (run_identity(vars(config), config.method) for config in (default, changed))
+        assert mine != other
+        names = {run_name(config, backbone=VIT, image_size=config.image_size) for config in (default, changed)}
+        assert len(names) == (1 if each.name in NAMED_OTHERWISE else 2)
+
+
+@pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])
+def test_the_longest_name_is_short_enough_for_a_folder_and_still_its_own(script):
+    known = {each.name for each in dataclasses.fields(script.Config)} - {"backbone"}
+    changed = {name: value for name, value in OTHER.items() if name in known}
+    names = [_name(script, VIT, **changed, **more) for more in ({}, {"dataset_name": "x"}, {"run_name": None})]
+    assert len(set(names)) == 1 and len(names[0]) < 150
+    assert _name(script, VIT, **changed | {"deterministic": False}) not in names
+
+
+def test_a_setting_that_older_records_lack_had_its_published_value(tmp_path):
+    run = fake_run(tmp_path, num_test=20)
+    asked = run_identity(run.result.config | {"schedule": "constant"}, run.result.method)
+    with open_run_folder(run.folder, asked, absent={"schedule": "constant"}, overwrite=False) as folder:
+        assert folder.finished == run.result
+    with (
+        pytest.raises(UserError, match="schedule 'constant' there, 'cosine' asked"),
+        open_run_folder(run.folder, asked | {"schedule": "cosine"}, absent={"schedule": "constant"}, overwrite=False),
+    ):
+        pass
+
+
+def test_a_setting_that_differs_is_never_told_to_be_finished(tmp_path, capsys):
+    here = ("--results-dir", str(tmp_path), "--run-name", "run")
+    assert _train(*here) == 0
+    assert _train(*here, "--weight-decay", "0.02") == 2
+    assert "weight_decay 0.01 there, 0.02 asked" in capsys.readouterr().err
 
 
 def _train(*flags: str) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.config import as_flags, as_record
+from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
-from common.runs.naming import run_name
+from common.runs.naming import run_folder
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ def job_for(config: Any) -> Job:
     The backbone must have its weight tag, and ``image_size`` be left to it: the run's name is found without timm.
     """
     script = sys.modules[type(config).__module__].__file__
-    name = run_name(as_record(config), method=config.method, backbone=config.backbone)
     dataset = result_name(config.dataset, config.dataset_name)
+    folder = run_folder(config, dataset=dataset, backbone=config.backbone, image_size=config.image_size)
+    name = folder.parent.name
     return Job(
         name=f"{dataset}/{name}/seed{config.seed}",
         command=("python", os.path.relpath(script), *as_flags(config)),
-        folder=config.results_dir / dataset / name / f"seed{config.seed}",
+        folder=folder,
         log=config.results_dir / "logs" / f"{dataset}-{name}-seed{config.seed}.log",
         config=config,
     )

@@ -2,12 +2,13 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.runs.naming import run_identity
+from common.runs.record import FileRecord, RunResult
 from common.runs.result import RESULT_FILE, read_result, write_result
 from common.runtime.errors import UserError
 from common.runtime.files import error_reason, flush_folder, remove_leftovers, sha256, write_atomically
@@ -21,7 +22,7 @@ class RunFolder:
     """Where a run's files go; ``finished`` is its result where there is one that is not to be replaced."""
 
     path: Path
-    finished: dict[str, Any] | None
+    finished: RunResult | None
 
     @property
     def checkpoint(self) -> Path:
@@ -35,8 +36,14 @@ def lock_file(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_run_folder(path: Path, config: dict[str, Any], *, overwrite: bool) -> Iterator[RunFolder]:
+def open_run_folder(
+    path: Path, identity: Mapping[str, Any], *, absent: Mapping[str, Any] | None = None, overwrite: bool
+) -> Iterator[RunFolder]:
     """Hold a run's folder ``<results-dir>/<dataset>/<run>/seed<k>`` for this process alone.
+
+    Args:
+        identity: the settings that decide the result, of ``run_identity``.
+        absent: what a record means that was made before one of these settings was there.
 
     Raises:
         UserError: another process works on it, its result is damaged, or was made with other settings.
@@ -47,16 +54,16 @@ def open_run_folder(path: Path, config: dict[str, Any], *, overwrite: bool) -> I
         finished = None
         if (path / RESULT_FILE).exists() and not overwrite:
             finished = read_result(path / RESULT_FILE)
-            _require_same_settings(path, finished["config"], config)
+            stored = run_identity({**(absent or {}), **finished.config}, finished.method)
+            _require_same_settings(path, stored, identity)
         yield RunFolder(path, finished)
 
 
-def _require_same_settings(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    there = run_identity(stored)
+def _require_same_settings(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     different = [
-        f"{name} {there.get(name)!r} there, {value!r} asked"
-        for name, value in run_identity(asked).items()
-        if there.get(name) != value and (name, value) != ("precision", "auto")  # auto accepts what was resolved there
+        f"{name} {stored.get(name)!r} there, {value!r} asked"
+        for name, value in asked.items()
+        if stored.get(name) != value and (name, value) != ("precision", "auto")  # auto accepts what was resolved there
     ]
     if different:
         raise UserError(
@@ -65,7 +72,7 @@ def _require_same_settings(path: Path, stored: dict[str, Any], asked: dict[str, 
         )
 
 
-def finish_run_folder(run: RunFolder, files: dict[str, bytes], result: dict[str, Any]) -> None:
+def finish_run_folder(run: RunFolder, files: Mapping[str, bytes], result: RunResult) -> None:
     """Put a finished run in place of whatever the folder held: all its files, or none of them.
 
     The files are written to a folder beside it, which then takes its name; ``_settle`` completes an exchange that a
@@ -79,8 +86,8 @@ def finish_run_folder(run: RunFolder, files: dict[str, bytes], result: dict[str,
     try:
         for name, content in files.items():
             write_atomically(new / name, content)
-        record = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
-        write_result(new, result | {"files": record})
+        record = {name: FileRecord(sha256=sha256(content), bytes=len(content)) for name, content in files.items()}
+        write_result(new, replace(result, files=record))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

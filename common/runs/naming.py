@@ -1,57 +1,75 @@
 """What a run is called, and which settings make it another run."""
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-# Settings that make another result, their short name in a run's name, and the value of the published recipe (which
-# the scripts start with). A setting that has its published value, or that a method does not have, is not named.
-_NAMED = {
-    "lr": ("lr", None),  # by method, see PUBLISHED_LR
-    "epochs": ("ep", 5),
-    "train_limit": ("n", None),
-    "batch_size": ("bs", 64),
-    "weight_decay": ("wd", 0.01),
-    "augment": ("aug", "none"),
-    "alpha": ("alpha", 32.0),
-    "dropout": ("drop", 0.1),
-    "head_dropout": ("drop", 0.5),
-    "image_size": ("px", None),
-    "resize": ("", "squash"),
-    "val_fraction": ("val", 0.1),
-    "test_limit": ("test", None),
-    "split_seed": ("split", 0),
-    "skip_damaged": ("skip", False),
-    "precision": ("", "auto"),
-    "compile": ("compile", "auto"),
-    "deterministic": ("deterministic", False),
-}
+from common.runs.methods import method_spec
 
-PUBLISHED_LR = {"lora": (3e-5,), "head_mlp": (1e-4,), "head_linear": (1e-4,)}
+# Where a run's files lie and how fast it is computed. Every other setting makes another result.
+NOT_IDENTITY = frozenset(
+    ("data_dir", "dataset_name", "device", "workers", "feature_cache", "results_dir", "run_name", "overwrite")
+)
+# The order in a run's name of the settings that were there first; later ones follow in the order of their fields.
+FIRST_NAMED = (
+    *("lr", "epochs", "train_limit", "batch_size", "weight_decay", "augment", "alpha", "dropout", "head_dropout"),
+    *("image_size", "resize", "val_fraction", "test_limit", "split_seed", "skip_damaged"),
+    *("precision", "compile", "deterministic"),
+)
+LONGEST_NAME = 149  # letters; file systems allow 255 bytes, and temporary names are longer
 
 
-def run_name(config: dict[str, Any], *, method: str, backbone: str) -> str:
+def run_identity(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return the settings of ``config`` that decide a run's result, with the method."""
+    unused = NOT_IDENTITY.union(method_spec(method).unused_settings)
+    return {"method": method} | {name: _plain(value) for name, value in config.items() if name not in unused}
+
+
+def run_folder(config: Any, *, dataset: str, backbone: str, image_size: int | None) -> Path:
+    """Return where a run's files lie: ``<results-dir>/<dataset>/<run>/seed<k>``; ``dataset`` is a folder's name."""
+    name = config.run_name or run_name(config, backbone=backbone, image_size=image_size)
+    return config.results_dir / dataset / name / f"seed{config.seed}"
+
+
+def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
     """Return backbone, method, and each setting that differs from the published recipe, joined by ``-``.
 
+    A name that would be longer than ``LONGEST_NAME`` is cut, and ends in a hash of all of it.
+
     Args:
-        config: the resolved settings; ``image_size`` is None where it is the backbone's default.
-        method: ``lora``, ``head_mlp`` or ``head_linear``.
-        backbone: the full timm tag; for random weights or a file their name takes the place of the weight tag.
+        config: a training script's configuration.
+        backbone: its full timm tag; for random weights or a file their name takes the place of the weight tag.
+        image_size: in pixels, None where it is the backbone's default.
     """
-    weights = config["weights"]
+    spec, weights = method_spec(config.method), config.weights
     if weights != "pretrained":
         backbone = f"{backbone.split('.')[0]}.{'random' if weights == 'random' else Path(weights).stem}"
-    parts = [backbone, f"lora_r{config['rank']}" if method == "lora" else method]
-    for field, (short, published) in _NAMED.items():
-        if field == "lr":
-            published = list(PUBLISHED_LR[method])
-        if field in config and config[field] not in (published, None) and not _unused(field, config):
-            parts.append(short + _text(config[field]))
-    return "-".join(parts)
+    identity = run_identity(vars(config) | {"image_size": image_size}, config.method)
+    published = published_settings(config) | spec.published
+    short_names = {
+        f.name: f.metadata["short"] for f in dataclasses.fields(config) if f.metadata.get("short") is not None
+    }
+    shown = [name for name in short_names if identity.get(name) not in (None, _plain(published[name]))]
+    shown.sort(key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
+    parts = [short_names[name] + _text(identity[name]) for name in shown]
+    name = "-".join([backbone, spec.suffix.format(**vars(config)), *parts])
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
-def _unused(field: str, config: dict[str, Any]) -> bool:
-    return config.get("rank") == 0 and field in ("alpha", "dropout")
+def published_settings(config: Any) -> dict[str, Any]:
+    """Return the settings' values in the published recipe: also what a record means that lacks one of them."""
+    return {f.name: f.metadata["published"] for f in dataclasses.fields(config) if "published" in f.metadata}
+
+
+def _plain(value: object) -> object:
+    """Return a tuple as the list that JSON makes of it, all else as it is."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _text(value: object) -> str:
@@ -65,9 +83,3 @@ def _text(value: object) -> str:
         scientific = f"{first}{'.' * bool(rest)}{''.join(rest)}e{exponent + len(rest)}"
         return min(scientific, f"{value:g}", key=len)
     return str(value)
-
-
-def run_identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a run's result; where and how fast it is computed does not."""
-    fields = (*_NAMED, "dataset", "backbone", "weights", "seed", "rank", "head")
-    return {field: config[field] for field in fields if field in config and not _unused(field, config)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.runs.record import DataRecord, RunResult
 from common.runs.result import RESULT_FILE
 from common.runtime.errors import UserError
 from common.runtime.files import sha256
@@ -37,7 +38,7 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_predictions(folder: Path, result: dict) -> Predictions:
+def read_predictions(folder: Path, result: RunResult) -> Predictions:
     """Read ``folder/predictions.npz`` and check it against ``result``: hash, shapes, dtypes, labels, indices.
 
     Raises:
@@ -49,23 +50,24 @@ def read_predictions(folder: Path, result: dict) -> Predictions:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}; {advice}") from error
-    if sha256(content) != result["files"].get(PREDICTIONS_FILE, {}).get("sha256"):
+    described = result.files.get(PREDICTIONS_FILE)
+    if described is None or sha256(content) != described.sha256:
         raise UserError(f"{str(path)!r} is not the file that its {RESULT_FILE} describes (SHA-256 differs); {advice}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             predictions = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
     except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} is not a file of predictions ({error}); {advice}") from error
-    problem = _problem_with_arrays(predictions, result["data"])
+    problem = _problem_with_arrays(predictions, result.data)
     if problem:
         raise UserError(f"{str(path)!r}: {problem}; {advice}")
     return predictions
 
 
-def _problem_with_arrays(predictions: Predictions, data: dict) -> str | None:
+def _problem_with_arrays(predictions: Predictions, data: DataRecord) -> str | None:
     """Say which array does not fit the run's ``data`` record, or return None."""
-    classes = len(data["classes"])
-    for prefix, size in (("", data["num_test"]), ("val_", data["num_val"])):
+    classes = len(data.classes)
+    for prefix, size in (("", data.num_test), ("val_", data.num_val)):
         expected = {
             "logits": ((size, classes), np.float32),
             "labels": ((size,), np.int64),

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.runs.schema import SCHEMA_VERSION, problem_with
+from common.runs.record import SCHEMA_VERSION, RunResult, SplitMetrics, disagreement
+from common.runs.schema import as_json, problem_with, typed
 from common.runtime.errors import UserError
 from common.runtime.files import sha256, write_atomically
 
@@ -18,7 +19,7 @@ class Run:
     """One finished run: its folder ``<results-dir>/<dataset>/<run>/seed<k>`` and what its ``result.json`` says."""
 
     folder: Path
-    result: dict
+    result: RunResult
 
     @property
     def dataset(self) -> str:
@@ -33,59 +34,60 @@ class Run:
     @property
     def seed(self) -> int:
         """The seed of the order, the dropout and the trained weights' start."""
-        return self.result["seed"]
+        return self.result.seed
 
     @property
-    def test(self) -> dict:
+    def test(self) -> SplitMetrics:
         """The metrics of the test split."""
-        return self.result["test"]
+        return self.result.test
 
 
-def encode_record(result: dict) -> bytes:
-    """Return ``result`` as strict JSON (UTF-8, no NaN) with the field ``sha256`` that guards all others.
+def encode_record(record: dict) -> bytes:
+    """Return ``record`` as strict JSON (UTF-8, no NaN) with the field ``sha256`` that guards all others.
 
     Raises:
         ValueError: a number is infinite or not a number; the caller writes None and a note instead.
     """
-    plain = json.loads(json.dumps(result, allow_nan=False))  # as a reader will see it: tuples are lists, keys strings
+    plain = json.loads(json.dumps(record, allow_nan=False))  # as a reader will see it: tuples are lists, keys strings
     guarded = {key: value for key, value in plain.items() if key != "sha256"}
     return _encode(_layout({**guarded, "sha256": _sha256(guarded)}) + "\n")
 
 
-def write_result(folder: Path, result: dict) -> None:
+def write_result(folder: Path, result: RunResult) -> None:
     """Write ``folder/result.json`` atomically, as the last file of a run: where it stands, the run is finished."""
-    write_atomically(folder / RESULT_FILE, encode_record(result))
+    write_atomically(folder / RESULT_FILE, encode_record(as_json(result)))
 
 
-def read_result(path: Path) -> dict:
+def read_result(path: Path) -> RunResult:
     """Read one ``result.json`` and check it: strict JSON, known version, every field's type, its own hash.
 
     Raises:
         UserError: it cannot be read, was changed or cut since it was written, or is another program's file.
     """
     try:
-        result = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{str(path)!r} is not valid JSON ({error}); remove the folder and train the run again"
         ) from error
-    if not isinstance(result, dict) or "schema_version" not in result:
+    if not isinstance(record, dict) or "schema_version" not in record:
         raise UserError(f"{str(path)!r} is not a result of this benchmark (no schema_version); move it elsewhere")
-    if result["schema_version"] != SCHEMA_VERSION:
+    if record["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"{str(path)!r} has schema_version {result['schema_version']!r}, this code reads {SCHEMA_VERSION}; "
+            f"{str(path)!r} has schema_version {record['schema_version']!r}, this code reads {SCHEMA_VERSION}; "
             "train the run again, or read it with the code that wrote it"
         )
-    problem = problem_with(result) or (None if is_intact(result) else "its content was changed after it was written")
+    problem = problem_with(record, RunResult) or disagreement(result := typed(record, RunResult))
+    problem = problem or (None if is_intact(record) else "its content was changed after it was written")
     if problem:
         raise UserError(f"{str(path)!r}: {problem}; restore the file, or remove the folder and train the run again")
     return result
 
 
 def is_intact(record: object) -> bool:
-    """Say whether ``record`` is what ``dumps`` wrote: its field ``sha256`` is the hash of all others."""
+    """Say whether ``record`` is what ``encode_record`` wrote: its field ``sha256`` is the hash of all others."""
     if not isinstance(record, dict):
         return False
     guarded = {key: value for key, value in record.items() if key != "sha256"}

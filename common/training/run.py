@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import Plumbing, as_record
+from common.config import TrainConfig, as_record
 from common.data.dataset import DatasetSplits, check_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation import metrics
@@ -20,10 +20,11 @@ from common.evaluation.metrics import scores_in_words
 from common.models import backbones, complexity, demo_backbones
 from common.models.backbones import Backbone
 from common.runs.folder import RunFolder, finish_run_folder, open_run_folder
-from common.runs.naming import run_identity, run_name
+from common.runs.naming import published_settings, run_folder, run_identity
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.record import SCHEMA_VERSION, RunResult
 from common.runs.result import RESULT_FILE
-from common.runs.schema import SCHEMA_VERSION
+from common.runs.schema import typed
 from common.runtime.device import memory_errors, peak_memory, prepare_device, resolve_device, resolve_precision
 from common.runtime.environment import describe_environment
 from common.training.checkpoint import Checkpoint
@@ -36,7 +37,7 @@ FEATURE_CACHE = Path(__file__).resolve().parents[2] / ".cache" / "features"
 class RunContext:
     """One run: its settings with every default resolved, the machine it runs on, the folder it fills."""
 
-    config: Plumbing
+    config: TrainConfig
     settings: dict[str, Any]
     device: torch.device
     precision: str
@@ -55,7 +56,7 @@ class RunContext:
 
     def checkpoint(self, dataset: DatasetSplits, backbone: Backbone) -> Checkpoint:
         """The file of this run's state, good only for the same settings, data, weights and precision."""
-        owner = run_identity(self.settings) | {
+        owner = run_identity(self.settings, self.config.method) | {
             "data": dataset.fingerprint,
             "weights_sha256": backbone.sha256,
             "precision": self.precision,
@@ -79,7 +80,7 @@ class MethodResult:
 
 
 @contextlib.contextmanager
-def open_run(config: Plumbing) -> Iterator[RunContext | None]:
+def open_run(config: TrainConfig) -> Iterator[RunContext | None]:
     """Resolve every setting, and hold the run's folder; yields None, and says where it is, for a finished run.
 
     Raises:
@@ -97,16 +98,19 @@ def open_run(config: Plumbing) -> Iterator[RunContext | None]:
         settings["dataset"] = str(Path(config.dataset).resolve())
     if config.weights not in ("pretrained", "random"):
         settings["weights"] = str(Path(config.weights).resolve())
-    is_default_size = image_size == backbones.resolve_image_size(tag, None)
-    named = settings | ({"image_size": None} if is_default_size else {})
-    name = config.run_name or run_name(named, method=config.method, backbone=tag)
-    dataset = result_name(config.dataset, config.dataset_name)
-    path = config.results_dir / dataset / name / f"seed{config.seed}"
+    own_size = backbones.resolve_image_size(tag, None)
+    path = run_folder(
+        config,
+        dataset=result_name(config.dataset, config.dataset_name),
+        backbone=tag,
+        image_size=None if image_size == own_size else image_size,
+    )
+    identity = run_identity(settings, config.method)
     prepare_device(device, deterministic=config.deterministic)
-    with open_run_folder(path, settings, overwrite=config.overwrite) as run:
+    with open_run_folder(path, identity, absent=published_settings(config), overwrite=config.overwrite) as run:
         if run.finished:
-            print(f"already finished: {path} (test accuracy {run.finished['test']['accuracy']:.4f}); "
-                  "`overwrite` trains it again")  # fmt: skip
+            accuracy = run.finished.test.scores["accuracy"]
+            print(f"already finished: {path} (test accuracy {accuracy:.4f}); --overwrite trains it again")
             yield None
             return
         print(f"run: {path}\n{tag} on {device}, {precision}, images {image_size}x{image_size}", flush=True)
@@ -208,6 +212,7 @@ def save_run(
         "notes": notes,
     }
     files = outcome.files | {PREDICTIONS_FILE: predictions}
+    result = typed(result, RunResult)
     finish_run_folder(experiment.run, files, result)
     _print_summary(experiment, result, [*files, RESULT_FILE])
 
@@ -226,14 +231,14 @@ def _describe_data(dataset: DatasetSplits, backbone: Backbone) -> dict[str, Any]
     }
 
 
-def _print_summary(experiment: RunContext, result: dict[str, Any], files: list[str]) -> None:
-    test, cost, model = result["test"], result["efficiency"], result["model"]
-    print(f"test {scores_in_words(test)}")
-    features = cost["feature_seconds"]
-    spent = f"training {cost['train_seconds']:.1f} s"
+def _print_summary(experiment: RunContext, result: RunResult, files: list[str]) -> None:
+    cost, model = result.efficiency, result.model
+    print(f"test {scores_in_words(result.test.scores)}")
+    features = cost.feature_seconds
+    spent = f"training {cost.train_seconds:.1f} s"
     if features is not None:
-        spent += f", features {features:.1f} s{' (found in the cache)' if cost['feature_cache_hit'] else ''}"
-    print(f"{spent}, test {cost['eval_seconds']:.1f} s; best epoch {result['best_epoch']}", end=", ")
-    print(f"{model['trainable_params']:,} of {model['total_params']:,} parameters trained")
+        spent += f", features {features:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
+    print(f"{spent}, test {cost.eval_seconds:.1f} s; best epoch {result.best_epoch}", end=", ")
+    print(f"{model.trainable_params:,} of {model.total_params:,} parameters trained")
     for name in files:
         print(f"wrote {experiment.run.path / name}")

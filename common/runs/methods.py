@@ -1,0 +1,63 @@
+"""The methods: what run names, records, labels and estimates say of each. ``training/methods`` has their behaviour."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """The facts of a method; ``label`` and ``suffix`` are formatted with the settings of a run."""
+
+    label: str
+    """How figures and tables call it, after the backbone."""
+    suffix: str
+    """How a run's name calls it, after the backbone."""
+    own_settings: tuple[str, ...]
+    """The settings that only this method has; recorded as ``model.method_settings``."""
+    unused_settings: tuple[str, ...] = ()
+    """Settings of its script that change nothing here: neither part of a run's name nor of its identity."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """The published recipe's values where methods differ; a run's name leaves them out."""
+    reads_features: bool = False
+    """Whether the backbone is frozen, so that each image passes through it once."""
+    is_deterministic: bool = False
+    """Whether nothing is drawn at random: every seed gives the same result."""
+
+
+METHODS = {
+    "lora": MethodSpec(
+        label="+ LoRA (r={rank})",
+        suffix="lora_r{rank}",
+        own_settings=("rank", "alpha", "dropout"),
+        published={"lr": (3e-5,)},
+    ),
+    "head_mlp": MethodSpec(
+        label="(head)",
+        suffix="head_mlp",
+        own_settings=("head_dropout",),
+        published={"lr": (1e-4,)},
+        reads_features=True,
+    ),
+    "head_linear": MethodSpec(
+        label="(head)",
+        suffix="head_linear",
+        own_settings=("head_dropout",),
+        unused_settings=("alpha", "dropout"),  # of the ViT's script
+        published={"lr": (1e-4,)},
+        reads_features=True,
+    ),
+}
+
+
+def method_spec(name: str) -> MethodSpec:
+    """Return the facts of a method.
+
+    Raises:
+        UserError: there is no such method; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]
