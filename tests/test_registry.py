@@ -26,6 +26,11 @@ def test_the_classes_of_an_entry_can_be_told_apart_in_an_image_folder(name):
     assert len(set.union(*known)) == sum(map(len, known))
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifars_labels_number_the_classes_alphabetically(name):
+    assert list(DATASETS[name].classes) == sorted(DATASETS[name].classes)
+
+
 @pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.torchvision])
 def test_an_entry_has_torchvisions_files_and_sums(name):
     from torchvision import datasets
