@@ -18,7 +18,7 @@ from common.data import images
 from common.data.dataset import load_dataset, result_name
 from common.data.images import FORMATS, decode_bytes
 from common.grid.grid import job_for
-from common.runs import schema
+from common.runs import record
 from common.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -126,8 +126,8 @@ def test_only_the_formats_of_the_list_are_opened(monkeypatch):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "", "C:\\x", "\\\\host\\x", "a\0b"])
 def test_a_file_outside_the_runs_folder_is_not_named_by_a_result(name):
-    assert not schema._is_inside(name)
-    assert schema._is_inside("adapter/adapter_model.safetensors")
+    assert not record._is_inside(name)
+    assert record._is_inside("adapter/adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["$(touch x)", "a; touch x", "`id`", "two\nlines", "-rf", "it's", '"x', "a..", "~x"])
