@@ -13,6 +13,7 @@ minutes and mini within an hour on two CPU cores, with the numbers in README.md;
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -218,17 +219,22 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
 def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
     """Make the runs that are not finished; return why each that is still not is not."""
     states = {job: scheduler.job_state(job) for job in planned}
-    counts = [f"{sum(found == state for found in states.values())} {state}" for state in scheduler.STATES]
-    print(f"{config.profile}: {len(planned)} runs: {', '.join(counts)}", flush=True)
-    failures = {job: f"in use by {scheduler.job_holder(job)}" for job in planned if states[job] == "running"}
-    damaged = {job: scheduler.job_damage(job) for job in planned if states[job] == "finished"}
-    failures |= {job: problem for job, problem in damaged.items() if problem}
-    for job in planned:
-        missing = [absent[name] for name in (job.config.dataset, job.config.backbone) if name in absent]
-        if missing and states[job] != "finished":
-            failures[job] = missing[0]
-    to_do = [job for job in planned if states[job] != "finished" and job not in failures]
+    counts = Counter(states.values())
+    numbers = ", ".join(f"{counts[state]} {state}" for state in scheduler.STATES)
+    print(f"{config.profile}: {len(planned)} runs: {numbers}", flush=True)
+    obstacles = {job: _obstacle(job, state, absent) for job, state in states.items()}
+    to_do = [job for job, obstacle in obstacles.items() if not obstacle and states[job] != "finished"]
+    failures = {job: obstacle for job, obstacle in obstacles.items() if obstacle}
     return failures | scheduler.run_all(to_do, scheduler.job_devices(config.jobs), _outcome)
+
+
+def _obstacle(job: Job, state: str, absent: dict[str, str]) -> str | None:
+    """Return why a run cannot be made now, or why a finished one is of no use; None where nothing is in the way."""
+    if state == "finished":
+        return scheduler.job_damage(job)
+    if state == "running":
+        return f"in use by {scheduler.job_holder(job)}"
+    return absent.get(job.config.dataset) or absent.get(job.config.backbone)
 
 
 def _outcome(job: Job) -> str:
