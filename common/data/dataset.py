@@ -87,7 +87,7 @@ def load_dataset(
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
     source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
-    train, val, test = limit(*split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
+    train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(

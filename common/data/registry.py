@@ -131,7 +131,7 @@ def read(
     missing = formats.missing_files(files, spec.files)
     if missing and folder.is_dir():
         return _renamed(image_folder.read(folder, skip_damaged=skip_damaged, workers=workers), name, folder)
-    if missing and not download:
+    if missing and not (download and spec.torchvision):
         raise UserError(f"{name} is not under {str(data_dir)!r}")
     if missing:
         _download(name, data_dir, missing)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data import registry
 from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
@@ -17,13 +18,11 @@ WEIGHTS_BYTES = {
 
 def wanted(configs: Sequence[Any]) -> list[str]:
     """Return the data sets and backbones of training ``configs`` that neither a package nor this repository brings."""
-    remote = [config.dataset for config in configs if _is_downloaded(config.dataset)]
+    remote = [
+        config.dataset for config in configs if config.dataset in DATASETS and DATASETS[config.dataset].torchvision
+    ]
     pretrained = [config.backbone for config in configs if config.weights == "pretrained"]
     return list(dict.fromkeys([*remote, *(tag for tag in pretrained if not tag.startswith("demo_"))]))
-
-
-def _is_downloaded(dataset: str) -> bool:
-    return dataset in DATASETS and DATASETS[dataset].torchvision is not None
 
 
 def download_bytes(name: str) -> int:
@@ -48,10 +47,9 @@ def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
 
 
 def _fetch(name: str, data_dir: Path) -> None:
-    from common.data import registry
-    from common.models import weights  # these load PyTorch, which the demo's parent process does without
-
     if name in DATASETS:
         registry.read(name, data_dir)
     else:
+        from common.models import weights  # loads PyTorch, which the demo's parent process does without
+
         weights.download(name)
