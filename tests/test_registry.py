@@ -1,6 +1,7 @@
 """A data set is one entry of ``DATASETS``: what the entry says is so, and every script takes it from there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
 from common.grid import prefetch
 from common.runs.result import find_runs
+from common.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -50,6 +52,15 @@ def test_digits_have_the_sizes_of_their_entry():
     digits = load_dataset("digits", data_dir=Path("absent"))
     sizes = len(digits.train) + len(digits.val), len(digits.test)
     assert sizes == (DATASETS["digits"].num_train, DATASETS["digits"].num_test)
+
+
+def test_what_has_no_download_is_neither_fetched_nor_looked_for_on_the_internet(tmp_path, monkeypatch):
+    own = replace(DATASETS["mnist"], torchvision=None)
+    monkeypatch.setitem(DATASETS, "own", own)
+    configs = [train_cnn_head.Config(dataset=name, weights="random") for name in ("digits", "own", "mnist")]
+    assert prefetch.wanted(configs) == ["mnist"]
+    with pytest.raises(UserError, match="own is not under"):
+        load_dataset("own", data_dir=tmp_path)
 
 
 def test_cifar100_is_trained_on_scored_and_named_like_any_other_data_set(tmp_path, monkeypatch, capsys):
