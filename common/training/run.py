@@ -14,7 +14,7 @@ from torch import nn
 
 from common.config import TrainConfig, as_record
 from common.data.dataset import DatasetSplits, check_dataset, result_name
-from common.data.registry import DATASET_NAMES
+from common.data.registry import DATASETS
 from common.evaluation import metrics
 from common.evaluation.metrics import scores_in_words
 from common.models import backbones, complexity, demo_backbones
@@ -94,7 +94,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext | None]:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     settings = as_record(config) | {"backbone": tag, "image_size": image_size}
-    if config.dataset not in DATASET_NAMES:
+    if config.dataset not in DATASETS:
         settings["dataset"] = str(Path(config.dataset).resolve())
     if config.weights not in ("pretrained", "random"):
         settings["weights"] = str(Path(config.weights).resolve())
