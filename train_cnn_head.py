@@ -11,18 +11,20 @@ study reports 83.5 % for ResNet50 and 80.4 % for EfficientNet-B0 on CIFAR-10, on
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from common import cli
 from common.config import TrainConfig, check_recipe, require, setting
+from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     """Hyper-parameters of the frozen CNN: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: str = setting("cifar10", published="cifar10")
-    """mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("resnet50.tv2_in1k", published="resnet50.tv2_in1k")
     """A convolutional timm model with its weight tag; the study also takes efficientnet_b0.ra_in1k."""
     head: Literal["mlp", "linear"] = setting("mlp", published="mlp")

@@ -10,18 +10,20 @@ not yet measured here (the published study reports 97.3 % on CIFAR-10, one run, 
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from common import cli
 from common.config import TrainConfig, check_recipe, require, setting
+from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     """Hyper-parameters of the adapted ViT: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: str = setting("cifar10", published="cifar10")
-    """mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("vit_base_patch16_224.augreg_in1k", published="vit_base_patch16_224.augreg_in1k")
     """A timm VisionTransformer with its weight tag (any size; also DeiT and DINOv2)."""
     rank: int = setting(16, published=16)

@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from common.evaluation.labels import DATASET_TITLES, Style, family_rank, has_random_weights, run_labels, run_styles
+from common.data.registry import DATASETS
+from common.evaluation.labels import Style, family_rank, has_random_weights, run_labels, run_styles
 from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
 from common.runs.predictions import read_predictions
 from common.runs.result import Run, natural_order
@@ -46,7 +47,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The data set's name in figures, short enough to leave room for what the figure shows."""
-        name = DATASET_TITLES.get(self.dataset, self.dataset)
+        name = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property

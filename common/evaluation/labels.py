@@ -27,8 +27,6 @@ STYLES = {
     "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
 }
 
-DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
-
 SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
 
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}

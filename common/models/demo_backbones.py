@@ -19,7 +19,7 @@ from timm.models import (
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from common.data.registry import CLASSES
+from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
@@ -71,7 +71,7 @@ def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> N
     Raises:
         UserError: with the reason; any other backbone or data set passes.
     """
-    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(CLASSES[PRETRAINED_ON])
+    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(DATASETS[PRETRAINED_ON].classes)
     if tag.partition(".")[0] in NAMES and is_same:
         raise UserError(
             f"`backbone` {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "

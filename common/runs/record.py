@@ -6,7 +6,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from common.runs.methods import METHODS
-from common.runs.schema import REST, Within, mismatch
+from common.runs.schema import REST, Within, typed
 
 SCHEMA_VERSION = 1
 Number = Annotated[float, Within(-1e300, 1e300)]
@@ -175,7 +175,11 @@ def problem_with_restoring(result: RunResult) -> str | None:
         return f"method {result.method!r} and model.lora do not fit together"
     if result.data.image_size is None or result.model.weights.sha256 is None:
         return "data.image_size or model.weights.sha256 is missing"
-    return mismatch(result.config, RestoreSettings, ".config")
+    try:
+        typed(result.config, RestoreSettings, ".config")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def disagreement(result: RunResult) -> str | None:

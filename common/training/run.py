@@ -12,7 +12,7 @@ import torch
 
 from common.config import TrainConfig, as_record
 from common.data.dataset import DatasetSplits, check_dataset, result_name
-from common.data.registry import DATASET_NAMES
+from common.data.registry import DATASETS
 from common.models import backbones, demo_backbones
 from common.models.backbones import Backbone
 from common.runs.folder import RunFolder, open_run_folder
@@ -106,7 +106,7 @@ def _resolve(config: TrainConfig) -> TrainConfig:
     tag = backbones.resolve_tag(config.backbone)
     if config.weights == "pretrained":
         demo_backbones.require_other_data(tag, config.dataset)
-    is_named, is_file = config.dataset in DATASET_NAMES, config.weights not in ("pretrained", "random")
+    is_named, is_file = config.dataset in DATASETS, config.weights not in ("pretrained", "random")
     return replace(
         config,
         backbone=tag,
