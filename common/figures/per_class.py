@@ -56,7 +56,7 @@ def _confusion(ax: Axes, series: Series, names: Sequence[str], side: float) -> N
     labels = [printable(name, 16) for name in names[::step]]
     font = {"fontsize": min(9.0, max(4.5, 18 * side / size)), "linespacing": 1.0}  # points: two lines in a cell
     texts = np.vectorize(_cell_text, otypes=[str])(counts, percent, with_count=size <= 12) if size <= 30 else None
-    bare = {"cbar": False, "xticklabels": False, "yticklabels": False}
+    bare = {"cbar": False, "xticklabels": False, "yticklabels": False, "rasterized": True}  # PDF: no seams
     sns.heatmap(
         percent, vmin=0, vmax=100, cmap="Blues", square=True, annot=texts, fmt="", annot_kws=font, ax=ax, **bare
     )
