@@ -126,9 +126,9 @@ def score_again(model: "RestoredModel", config: Config) -> None:
     from common.evaluation import metrics
     from common.runs.predictions import read_predictions
 
-    stored, settings = model.run.result, model.run.result["config"]
+    stored, settings = model.run.result, model.run.result.config
     dataset = load_dataset_of_run(settings, data_dir=config.data_dir, workers=config.workers)
-    if dataset.fingerprint != stored["data"]["fingerprint"]:
+    if dataset.fingerprint != stored.data.fingerprint:
         raise UserError(
             f"{settings['dataset']!r} does not hold the images that {str(model.run.folder)!r} was made from"
         )
@@ -153,7 +153,7 @@ def score_other(model: "RestoredModel", config: Config) -> None:
     from common.evaluation import metrics
     from common.runtime.files import write_atomically
 
-    data_dir = config.data_dir or Path(model.run.result["config"]["data_dir"])
+    data_dir = config.data_dir or Path(model.run.result.config["data_dir"])
     images, classes = load_labelled(config.dataset, data_dir, workers=config.workers)
     unknown = [name for name in classes if name not in model.classes]
     if unknown:

@@ -13,6 +13,7 @@ minutes and mini within an hour on two CPU cores, with the numbers in README.md;
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ import train_vit_lora
 from common import cli
 from common.config import check_folder, require
 from common.data.dataset import load_dataset, result_name
+from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
@@ -62,7 +64,6 @@ PAPER = Grid(
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
-    images={"mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)},
 )
 # compare, and paper --tune: as many rates for each arm, the published one among them, chosen on validation images.
 RATES = {train_vit_lora: (3e-5, 3e-4, 1e-3), train_cnn_head: (1e-4, 1e-3, 3e-3)}
@@ -194,7 +195,7 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
     """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
     from common.grid import estimate
 
-    size = sum(prefetch.DOWNLOAD_BYTES.get(name, 0) for name in remote) / 1e6
+    size = sum(prefetch.download_bytes(name) for name in remote) / 1e6
     reads = (
         f"reads {', '.join(remote)}: {size:,.0f} MB, downloaded where not here yet" if remote else "downloads nothing"
     )
@@ -203,7 +204,8 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
     if config.download_only or not todo:
         return
     print("measuring this machine for an estimate of the time", flush=True)
-    seconds, feature_bytes = estimate.grid(todo, grid.images)
+    images = {name: (spec.num_train, spec.num_test) for name, spec in DATASETS.items()} | dict(grid.images)
+    seconds, feature_bytes = estimate.grid(todo, images)
     at_once = len(scheduler.job_devices(config.jobs))
     print(
         f"{len(todo)} runs take about {duration(seconds / at_once)} here, {at_once} at a time, and "
@@ -216,17 +218,22 @@ def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list
 def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
     """Make the runs that are not finished; return why each that is still not is not."""
     states = {job: scheduler.job_state(job) for job in planned}
-    counts = [f"{sum(found == state for found in states.values())} {state}" for state in scheduler.STATES]
-    print(f"{config.profile}: {len(planned)} runs: {', '.join(counts)}", flush=True)
-    failures = {job: f"in use by {scheduler.job_holder(job)}" for job in planned if states[job] == "running"}
-    damaged = {job: scheduler.job_damage(job) for job in planned if states[job] == "finished"}
-    failures |= {job: problem for job, problem in damaged.items() if problem}
-    for job in planned:
-        missing = [absent[name] for name in (job.config.dataset, job.config.backbone) if name in absent]
-        if missing and states[job] != "finished":
-            failures[job] = missing[0]
-    to_do = [job for job in planned if states[job] != "finished" and job not in failures]
+    counts = Counter(states.values())
+    numbers = ", ".join(f"{counts[state]} {state}" for state in scheduler.STATES)
+    print(f"{config.profile}: {len(planned)} runs: {numbers}", flush=True)
+    obstacles = {job: _obstacle(job, state, absent) for job, state in states.items()}
+    to_do = [job for job, obstacle in obstacles.items() if not obstacle and states[job] != "finished"]
+    failures = {job: obstacle for job, obstacle in obstacles.items() if obstacle}
     return failures | scheduler.run_all(to_do, scheduler.job_devices(config.jobs), _outcome)
+
+
+def _obstacle(job: Job, state: str, absent: dict[str, str]) -> str | None:
+    """Return why a run cannot be made now, or why a finished one is of no use; None where nothing is in the way."""
+    if state == "finished":
+        return scheduler.job_damage(job)
+    if state == "running":
+        return f"in use by {scheduler.job_holder(job)}"
+    return absent.get(job.config.dataset) or absent.get(job.config.backbone)
 
 
 def _outcome(job: Job) -> str:

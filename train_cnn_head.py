@@ -11,18 +11,20 @@ study reports 83.5 % for ResNet50 and 80.4 % for EfficientNet-B0 on CIFAR-10, on
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from common import cli
 from common.config import TrainConfig, check_recipe, require, setting
+from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     """Hyper-parameters of the frozen CNN: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: str = setting("cifar10", published="cifar10")
-    """mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("resnet50.tv2_in1k", published="resnet50.tv2_in1k")
     """A convolutional timm model with its weight tag; the study also takes efficientnet_b0.ra_in1k."""
     head: Literal["mlp", "linear"] = setting("mlp", published="mlp")
@@ -54,41 +56,38 @@ class Config(TrainConfig):
 
 
 def main(config: Config) -> None:
-    """Train, test and save one run; a finished one is only pointed at."""
+    """Train, test and save one run.
+
+    Raises:
+        AlreadyFinished: the run is on disk; it is not made again.
+        UserError: what the user can put right.
+    """
     from common.data.dataset import load_dataset_of_run
-    from common.models import backbones, heads
-    from common.training.methods.head import fit_head
-    from common.training.run import announce_data, open_run, save_run
+    from common.models import backbones
+    from common.training.record import save_run
+    from common.training.run import announce_data, open_run
+    from common.training.task import build_task, evaluate, train
 
     with open_run(config) as run:
-        if run is None:
-            return
-
         # Backbone: first, because missing weights should not be found out after the images were checked
-        backbone = backbones.load(
-            run.settings["backbone"], weights=config.weights, image_size=run.settings["image_size"]
-        )
+        backbone = backbones.load(run.config.backbone, weights=config.weights, image_size=run.config.image_size)
         backbones.require_cnn(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
         dataset = load_dataset_of_run(run.settings)
-        notes = announce_data(dataset, run)
+        notes = announce_data(run, dataset)
 
         # Model: a new head on the frozen CNN
-        head = heads.new_head(
-            backbone.module,
-            backbone.width,
-            len(dataset.classes),
-            kind=config.head,
-            dropout=config.head_dropout,
-            seed=config.seed,
-        )
+        task = build_task(run, backbone, dataset)
 
-        # Train the head on validation-selected epochs, then test once
-        outcome = fit_head(run, dataset, backbone, head)
+        # Train: the epoch that is best on validation is kept
+        trained = train(task)
+
+        # Evaluate: no model has seen a test image until here
+        evaluation = evaluate(task)
 
         # Save
-        save_run(run, dataset, backbone, outcome, notes)
+        save_run(task, trained, evaluation, notes)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,20 @@ not yet measured here (the published study reports 97.3 % on CIFAR-10, one run, 
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from common import cli
 from common.config import TrainConfig, check_recipe, require, setting
+from common.data.registry import DATASET_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     """Hyper-parameters of the adapted ViT: the published recipe. Edit a default here, or override it as a flag."""
 
-    dataset: str = setting("cifar10", published="cifar10")
-    """mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("vit_base_patch16_224.augreg_in1k", published="vit_base_patch16_224.augreg_in1k")
     """A timm VisionTransformer with its weight tag (any size; also DeiT and DINOv2)."""
     rank: int = setting(16, published=16)
@@ -57,50 +59,38 @@ class Config(TrainConfig):
 
 
 def main(config: Config) -> None:
-    """Train, test and save one run; a finished one is only pointed at."""
+    """Train, test and save one run.
+
+    Raises:
+        AlreadyFinished: the run is on disk; it is not made again.
+        UserError: what the user can put right.
+    """
     from common.data.dataset import load_dataset_of_run
-    from common.models import backbones, heads, lora
-    from common.training.methods.head import fit_head
-    from common.training.methods.lora import fit_lora
-    from common.training.run import announce_data, open_run, save_run
+    from common.models import backbones, lora
+    from common.training.record import save_run
+    from common.training.run import announce_data, open_run
+    from common.training.task import build_task, evaluate, train
 
     with open_run(config) as run:
-        if run is None:
-            return
-
         # Backbone: first, because missing weights should not be found out after the images were checked
-        backbone = backbones.load(
-            run.settings["backbone"], weights=config.weights, image_size=run.settings["image_size"]
-        )
+        backbone = backbones.load(run.config.backbone, weights=config.weights, image_size=run.config.image_size)
         lora.require_plain_vit(backbone)
 
         # Data: train, validation and test images, fixed by the split seed
         dataset = load_dataset_of_run(run.settings)
-        notes = announce_data(dataset, run)
+        notes = announce_data(run, dataset)
 
-        # Model: LoRA on query and value of the frozen ViT, and a new classifier; at rank 0 the classifier alone.
-        # Train on validation-selected epochs, then test once
-        classes = len(dataset.classes)
-        if config.rank:
-            model = lora.attach(
-                backbone,
-                classes=classes,
-                rank=config.rank,
-                alpha=config.alpha,
-                dropout=config.dropout,
-                seed=config.seed,
-                precision=run.precision,
-                device=run.device,
-            )
-            outcome = fit_lora(run, dataset, backbone, model)
-        else:
-            head = heads.new_head(
-                backbone.module, backbone.width, classes, kind="linear", dropout=0.0, seed=config.seed
-            )
-            outcome = fit_head(run, dataset, backbone, head)
+        # Model: LoRA on query and value of the frozen ViT and a new classifier; at rank 0 the classifier alone
+        task = build_task(run, backbone, dataset)
+
+        # Train: the epoch that is best on validation is kept
+        trained = train(task)
+
+        # Evaluate: no model has seen a test image until here
+        evaluation = evaluate(task)
 
         # Save
-        save_run(run, dataset, backbone, outcome, notes)
+        save_run(task, trained, evaluation, notes)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402, found once its folder is on the path
 from common.config import as_record, require  # noqa: E402, found once its folder is on the path
+from common.data.registry import DATASET_CHOICES  # noqa: E402, found once its folder is on the path
 from common.runtime.errors import UserError  # noqa: E402, found once its folder is on the path
 
 Name = Literal["head", "cache", "sweep", "vit", "input", "start", "plots", "memory", "precision", "profile"]
@@ -42,8 +45,7 @@ class Config:
     """Measurements to make (default: all)."""
     repeats: int = 3
     """Pairs of each comparison."""
-    dataset: str = "cifar10"
-    """head, cache, sweep: mnist, fashion_mnist, cifar10, digits, or the path of an image folder."""
+    dataset: Annotated[str, tyro.conf.arg(help=f"head, cache, sweep: {DATASET_CHOICES}")] = "cifar10"
     data_dir: Path = Path("data")
     """Where the named data sets lie, or are downloaded to."""
     train_images: int = 2_000

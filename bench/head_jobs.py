@@ -11,7 +11,8 @@ from bench.measuring import alternate, paired, run_script, timed
 from common.data.dataset import load_dataset
 from common.models import backbones
 from common.runtime.device import resolve_device, resolve_precision
-from common.training.features import Extractor, extract
+from common.training.features import extract
+from common.training.inputs import new_extractor
 from common.training.run import FEATURE_CACHE
 
 IMAGE_SIZE = 224
@@ -121,12 +122,11 @@ def _hit(sample: Path, *, tag: str, repeats: int) -> dict[str, Any]:
     device = resolve_device("auto")
     backbone = backbones.load(tag, weights="random", image_size=IMAGE_SIZE)
     dataset = load_dataset(str(sample), data_dir=sample)
-    extractor = Extractor(
-        backbone=backbone,
-        transform=backbone.transform("squash"),
+    extractor = new_extractor(
+        backbone,
+        {"resize": "squash", "compile": "auto"},
         device=device,
         precision=resolve_precision("auto", device),
-        compile="auto",
         workers=None,
         fingerprint=dataset.fingerprint,
     )

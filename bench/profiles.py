@@ -40,7 +40,7 @@ def compare(*, vit: str, cnns: Sequence[str], batch_size: int) -> dict[str, Any]
 
 def _extraction(tag: str, batch: int, device: torch.device, precision: str) -> Callable[[], None]:
     backbone = backbones.load(tag, weights="random", image_size=IMAGE_SIZE)
-    module = for_inference(backbone).to(device, memory_format=torch.channels_last)
+    module = for_inference(backbone, device)
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=device).contiguous(memory_format=torch.channels_last)
 
     def features() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.runtime import signals
-from common.runtime.errors import UserError
+from common.runtime.errors import AlreadyFinished, UserError
 
 
 def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None = None) -> int:
@@ -24,6 +24,8 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     try:
         main(parse(config_type, argv, description=main.__globals__["__doc__"]))
         sys.stdout.flush()
+    except AlreadyFinished as finished:
+        print(with_flags(str(finished)), flush=True)
     except UserError as error:
         return _fail(str(error))
     except MemoryError as error:

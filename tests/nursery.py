@@ -306,8 +306,7 @@ def _serve() -> None:
     import timm.models  # noqa: F401
 
     for name in (
-        "training.methods.lora",
-        "training.methods.head",
+        "training.record",
         "training.restore",
         "figures.style",
         "report.tables",

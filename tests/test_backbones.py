@@ -9,6 +9,7 @@ from torch import nn
 from common.models import backbones, complexity, heads, lora
 from common.models.weights import hash_weights
 from common.runtime.errors import UserError
+from common.training.methods.head import PlainClassifier
 
 STUDY = {
     "vit_base_patch16_224.augreg_in1k": ((0.5, 0.5, 0.5), "bicubic"),
@@ -114,7 +115,7 @@ def test_a_vit_keeps_its_hash_at_another_image_size_and_needs_a_multiple_of_its_
     assert small.module.pos_embed.shape[1] < large.module.pos_embed.shape[1]
     with torch.no_grad():
         assert backbones.pooled_features(large.module, _images(64)).isfinite().all()
-    with pytest.raises(UserError, match=r"--image-size 40: 'test_vit\.r160_in1k' needs a multiple of .*, 16"):
+    with pytest.raises(UserError, match=r"`image_size` 40: 'test_vit\.r160_in1k' needs a multiple of .*, 16"):
         _load("test_vit", image_size=40)
 
 
@@ -257,7 +258,7 @@ class _Tiny(nn.Module):
 
 def test_the_operations_of_one_convolution_and_one_linear_layer_are_those_counted_by_hand():
     expected = 2 * (8 * 8 * 4) * (3 * 3 * 3) + 2 * 4 * 10  # outputs x multiply-adds each; features x classes
-    assert complexity.forward_flops(_Tiny(), nn.Linear(4, 10), 16) == expected
+    assert complexity.forward_flops(PlainClassifier(_Tiny(), nn.Linear(4, 10)), 16) == expected
 
 
 def test_fused_attention_is_counted_and_left_switched_on():
@@ -268,7 +269,7 @@ def test_fused_attention_is_counted_and_left_switched_on():
     tokens = 1 + (32 // 16) ** 2
     block = tokens * width * (3 * width + width + 2 * hidden) + 2 * tokens * tokens * width
     expected = 2 * (4 * 16 * 16 * 3 * width + depth * block + width * 10)
-    assert complexity.forward_flops(vit, nn.Linear(width, 10), 32) == expected
+    assert complexity.forward_flops(PlainClassifier(vit, nn.Linear(width, 10)), 32) == expected
     assert attention.fused_attn
 
 
@@ -277,7 +278,7 @@ def test_the_counts_of_known_networks_are_those_that_torchvision_publishes(name,
     module = _meta(name, num_classes=0)
     with torch.device("meta"):
         head = nn.Linear(module.num_features, 1000)
-    assert round(complexity.forward_flops(module, head, 224) / 2e9, 2) == gmacs
+    assert round(complexity.forward_flops(PlainClassifier(module, head), 224) / 2e9, 2) == gmacs
 
 
 def test_a_shared_tensor_and_a_replaced_classifier_are_not_counted_twice():

@@ -139,7 +139,7 @@ def test_all_damaged_images_are_found_in_one_pass_and_can_be_left_out(tmp_path, 
     assert [line.split("'")[1] for line in printed.out.splitlines() if line.startswith("damaged: ")] == names
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--skip-damaged"]) == 0
     (path,) = (tmp_path / "out").rglob("result.json")
-    assert read_result(path)["skipped_images"] == names
+    assert read_result(path).skipped_images == names
     assert "12 damaged images were left out" in " ".join(read_result(path).notes)
 
 

@@ -1,8 +1,6 @@
 """The data are what their name says, the splits are fair, and what is wrong is said in one line."""
 
 import gzip
-import hashlib
-import pickle
 import shutil
 import struct
 import subprocess
@@ -15,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_cifar import publish_cifar, write_cifar
 
-from common.data import formats, image_folder, registry, splits
+from common.data import image_folder, registry, splits
 from common.data.dataset import DatasetSplits, load_dataset, load_unlabelled, result_name
 from common.data.images import LabelledImages
+from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
 
@@ -57,7 +57,7 @@ def _sizes(dataset: DatasetSplits) -> tuple[int, int, int]:
 
 def test_mnist_is_mnist(real_data):
     mnist = load_dataset("mnist", data_dir=real_data)
-    assert mnist.fingerprint == registry.FINGERPRINTS["mnist"] and mnist.notes == ()
+    assert mnist.fingerprint == DATASETS["mnist"].fingerprint and mnist.notes == ()
     assert _sizes(mnist) == (54_000, 6_000, 10_000)
     assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert mnist.train.pixels.shape == (54_000, 28, 28)
@@ -67,7 +67,7 @@ def test_mnist_is_mnist(real_data):
 
 def test_fashion_mnist_is_fashion_mnist(real_data):
     fashion = load_dataset("fashion_mnist", data_dir=real_data)
-    assert fashion.fingerprint == registry.FINGERPRINTS["fashion_mnist"]
+    assert fashion.fingerprint == DATASETS["fashion_mnist"].fingerprint
     assert fashion.notes == ()  # no test image is a copy of a training image, to the last pixel
     assert [fashion.classes[label] for label in fashion.test.labels[:3]] == ["Ankle boot", "Pullover", "Trouser"]
 
@@ -96,16 +96,16 @@ def test_cifar10_as_an_image_folder(real_data, tmp_path):
                 archive.extract(member, tmp_path, filter="data")
     cifar10 = _load("cifar10", data_dir=tmp_path, val_fraction=0.25)
     assert _sizes(cifar10) == (30, 10, 40) and cifar10.train.pixels.shape == (30, 32, 32, 3)
-    assert cifar10.classes == registry.CLASSES["cifar10"]
+    assert cifar10.classes == DATASETS["cifar10"].classes
     for position, file in enumerate(cifar10.train.files):
         assert cifar10.classes[cifar10.train.labels[position]] == file.parent.name
 
 
 def test_folders_named_like_the_classes_get_their_numbers(tmp_path):
-    names = [name.replace("/", "_") for name in registry.CLASSES["fashion_mnist"]]
+    names = [name.replace("/", "_") for name in DATASETS["fashion_mnist"].classes]
     _tree(tmp_path / "fashion_mnist", train=dict.fromkeys(names, 3), test=dict.fromkeys(names, 1))
     fashion = _load("fashion_mnist", data_dir=tmp_path, val_fraction=0.34)
-    assert fashion.classes == registry.CLASSES["fashion_mnist"]
+    assert fashion.classes == DATASETS["fashion_mnist"].classes
     named = {
         file.parent.name: fashion.classes[y] for file, y in zip(fashion.test.files, fashion.test.labels, strict=True)
     }
@@ -115,14 +115,14 @@ def test_folders_named_like_the_classes_get_their_numbers(tmp_path):
     assert "which are not fashion_mnist's" in _refusal("fashion_mnist", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_no_data_and_no_network_says_how_to_provide_them(name, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     message = _refusal(name, data_dir=tmp_path / "data")
-    for part in ("is missing", str(tmp_path / "data"), "train/<class>/", "http", "no network", "--data-dir"):
+    for part in ("is missing", str(tmp_path / "data"), "train/<class>/", "http", "no network", "`data_dir`"):
         assert part in message
 
 
@@ -179,36 +179,26 @@ def test_a_truncated_archive_is_a_user_error(tmp_path, monkeypatch):
     assert repr(str(file)) in _refusal("mnist", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_published_files_are_read_as_torchvision_reads_them(tmp_path, train, monkeypatch):
+def test_mnists_files_are_read_as_torchvision_reads_them(tmp_path):
     from torchvision import datasets
 
     _mnist_files(tmp_path)
-    kind = datasets.MNIST(str(tmp_path), train=train)
-    images = registry.read("mnist", tmp_path, download=False).parts["train" if train else "test"]
-    np.testing.assert_array_equal(images.pixels, kind.data.numpy())
-    np.testing.assert_array_equal(images.labels, kind.targets.numpy())
+    for part, images in registry.read("mnist", tmp_path, download=False).parts.items():
+        kind = datasets.MNIST(str(tmp_path), train=part == "train")
+        np.testing.assert_array_equal(images.pixels, kind.data.numpy())
+        np.testing.assert_array_equal(images.labels, kind.targets.numpy())
 
-    folder = tmp_path / formats.CIFAR10_FOLDER
-    folder.mkdir()
-    sums = {}
-    for seed, name in enumerate([*formats.CIFAR10_MD5, "batches.meta"]):
-        pixels = np.random.default_rng(seed).integers(0, 256, (20, 3072)).astype(np.uint8)
-        batch = {"data": pixels, "labels": (np.arange(20) % 10).tolist(), "label_names": list("abcdefghij")}
-        (folder / name).write_bytes(pickle.dumps(batch))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    names = list(formats.CIFAR10_MD5)
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [(name, sums[name]) for name in names[:5]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [(names[5], sums[names[5]])])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
-    with pytest.raises(UserError, match="cifar10 is not under"):  # pickles of other sums are not opened
-        registry.read("cifar10", tmp_path, download=False)
-    monkeypatch.setattr(formats, "CIFAR10_MD5", {name: sums[name] for name in names})
-    kind = datasets.CIFAR10(str(tmp_path), train=train)
-    images = registry.read("cifar10", tmp_path, download=False).parts["train" if train else "test"]
-    np.testing.assert_array_equal(images.pixels, kind.data)
-    assert images.labels.tolist() == kind.targets
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifars_files_are_read_as_torchvision_reads_them(tmp_path, name, monkeypatch):
+    kind = write_cifar(tmp_path, name)
+    with pytest.raises(UserError, match=f"{name} is not under"):  # pickles of other sums are not opened
+        registry.read(name, tmp_path, download=False)
+    publish_cifar(tmp_path, name, monkeypatch)
+    for part, images in registry.read(name, tmp_path, download=False).parts.items():
+        theirs = kind(str(tmp_path), train=part == "train")
+        np.testing.assert_array_equal(images.pixels, theirs.data)
+        assert images.labels.tolist() == theirs.targets
 
 
 def test_named_data_are_read_without_torch(real_data):
@@ -277,7 +267,7 @@ def test_damaged_files_are_listed_in_one_line_or_skipped(tmp_path):
     (root / "train" / "a" / "cut.png").write_bytes((root / "train" / "a" / "000.png").read_bytes()[:60])
     (root / "test" / "b" / "empty.jpg").touch()
     message = _refusal(root)
-    assert "2 of 26 images" in message and "--skip-damaged" in message
+    assert "2 of 26 images" in message and "`skip_damaged`" in message
     assert "'train/a/cut.png'" in message and "'test/b/empty.jpg' (it has 0 bytes)" in message
     skipped = _load(root, skip_damaged=True)
     assert skipped.skipped == ("train/a/cut.png", "test/b/empty.jpg") and _sizes(skipped) == (18, 2, 4)
@@ -329,13 +319,13 @@ def test_limits_are_exact_and_the_same_for_all(limit):
     [("train_limit", 9), ("train_limit", 1_295), ("test_limit", 0), ("test_limit", 360), ("train_limit", -1)],
 )
 def test_limits_out_of_range_are_refused(option, value):
-    assert f"--{option.replace('_', '-')}: {value:,} is outside" in _refusal("digits", **{option: value})
+    assert f"`{option}`: {value:,} is outside" in _refusal("digits", **{option: value})
 
 
 def test_a_validation_share_that_empties_a_class_is_refused(tmp_path):
     root = _tree(tmp_path, train={"a": 30, "b": 1}, test={"a": 1, "b": 1})
     message = _refusal(root)
-    assert "'b'" in message and "--val-fraction" in message
+    assert "'b'" in message and "`val_fraction`" in message
     for fraction in (0, 1, -0.1, float("nan")):
         assert "must lie between 0 and 1" in _refusal("digits", val_fraction=fraction)
     assert "a validation split of 0.999" in _refusal("digits", val_fraction=0.999)
@@ -367,14 +357,14 @@ def test_the_fingerprint_sees_every_change(tmp_path):
 
 def test_an_unknown_name_brings_a_suggestion():
     assert "did you mean 'fashion_mnist'?" in _refusal("Fashion-MNST")
-    assert "use one of mnist, fashion_mnist, cifar10, digits" in _refusal("qqq")
+    assert "use one of mnist, fashion_mnist, cifar10, cifar100, digits" in _refusal("qqq")
 
 
 def test_result_names_are_safe_path_components():
     assert result_name("mnist") == "mnist" and result_name("/x/my pets!") == "my_pets_"
     assert result_name("/x/.hidden") == "hidden" and result_name("mnist", "mine") == "mine"
     for name in ("", "a/b", "..", "-x"):
-        with pytest.raises(UserError, match="--dataset-name"):
+        with pytest.raises(UserError, match="`dataset_name`"):
             result_name("mnist", name)
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from common.data.registry import CLASSES
+from common.data.registry import DATASETS
 from common.models import backbones, demo_backbones, weights
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
@@ -27,7 +27,7 @@ def _tiny_cifar10(folder: Path) -> Path:
     """Write two training images and one test image a class, as an image folder ``cifar10``; return the data folder."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 2), ("test", 1)):
-        for name in CLASSES["cifar10"]:
+        for name in DATASETS["cifar10"].classes:
             (folder / "cifar10" / part / name).mkdir(parents=True)
             for number in range(count):
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -77,11 +77,11 @@ def test_a_bare_name_is_completed_and_features_are_finite_at_two_sizes(name):
 
 
 def test_their_own_pretraining_data_are_refused_by_name_and_by_their_classes():
-    for dataset, classes in (("cifar10", ()), ("pictures", sorted(CLASSES["cifar10"]))):
+    for dataset, classes in (("cifar10", ()), ("pictures", sorted(DATASETS["cifar10"].classes))):
         with pytest.raises(UserError, match="was pretrained on the training images of cifar10"):
             demo_backbones.require_other_data("demo_vit.cifar10", dataset, classes)
-    demo_backbones.require_other_data("demo_vit.cifar10", "digits", CLASSES["digits"])
-    demo_backbones.require_other_data("resnet50.tv2_in1k", "cifar10", CLASSES["cifar10"])
+    demo_backbones.require_other_data("demo_vit.cifar10", "digits", DATASETS["digits"].classes)
+    demo_backbones.require_other_data("resnet50.tv2_in1k", "cifar10", DATASETS["cifar10"].classes)
 
 
 def test_a_crop_shifts_an_image_by_at_most_four_pixels_and_mirrors_half_of_them():

@@ -1,7 +1,6 @@
 """A loss that is no number never becomes a result, memory that is short names the flag, and no part of a run's state
 is saved in vain."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from finished import ARMS, left
-from test_training import SETTINGS, _examples, _fit, _head, _interrupt_at, _timeless
+from test_training import LRS, _configs, _examples, _fit, _head, _interrupt_at, _timeless
 
 from common.runtime.errors import UserError
 from common.training import loop
 from common.training.checkpoint import Checkpoint
-from common.training.loop import OptimizerConfig
+from common.training.sweep import sweep
 
 DIVERGES = 1e30  # of this AdamW makes infinite weights within two steps
 
@@ -26,22 +25,18 @@ def _same(one, two) -> bool:
     return all(torch.equal(one.state_dict()[name], tensor) for name, tensor in two.state_dict().items())
 
 
-def _with(*lrs: float) -> OptimizerConfig:
-    return dataclasses.replace(SETTINGS, lrs=lrs)
-
-
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_rate_that_diverges_does_not_lose_the_others_work(place, tmp_path, capsys):
-    sound = [1e-2, 3e-3]
+    sound = list(LRS)
     lrs = [*sound[:place], DIVERGES, *sound[place:]]
     expected, head = _fit(tmp_path / "sound")
-    fit, found = _fit(tmp_path / "all", _with(*lrs))
+    fit, found = _fit(tmp_path / "all", _configs(*lrs))
     assert [trial["lr"] for trial in fit.trials] == lrs
     lost = fit.trials.pop(place)
     assert (lost["best_epoch"], lost["val_loss"], lost["val_accuracy"]) == (None, None, None)
-    assert lost["diverged"].startswith("the ") and f"at --lr {DIVERGES:g}" in lost["diverged"]
+    assert lost["diverged"].startswith("the ") and f"at learning rate {DIVERGES:g}" in lost["diverged"]
     assert _timeless(fit) == _timeless(expected) and _same(found, head)
-    assert f"{lost['diverged']}: this rate is given up" in capsys.readouterr().out
+    assert f"{lost['diverged']}: this learning rate is abandoned" in capsys.readouterr().out
 
 
 def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch):
@@ -51,7 +46,7 @@ def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch)
     )
     fit, head = _fit(tmp_path / "both")  # the second rate: 0.9, 0.9, then no number
     accuracies = iter([0.5, 0.6, 0.4])
-    alone, expected = _fit(tmp_path / "alone", _with(1e-2))
+    alone, expected = _fit(tmp_path / "alone", _configs(1e-2))
     assert _timeless(fit)[0] == _timeless(alone)[0] and fit.best_epoch == 2
     assert _same(head, expected)
     assert fit.train_seconds > sum(row["seconds"] for row in fit.history)  # what the lost rate cost is counted
@@ -59,7 +54,7 @@ def test_a_diverged_rates_earlier_epochs_cannot_be_chosen(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("stop", [10, 21, 22, 24, 30, 43])
 def test_a_run_with_a_diverged_rate_resumes_bitwise(stop, tmp_path, monkeypatch):
-    settings = _with(1e-2, DIVERGES, 3e-3)
+    settings = _configs(1e-2, DIVERGES, 3e-3)
     whole, expected = _fit(tmp_path / "whole", settings)
     step = loop._Loop._step
     _interrupt_at(stop, monkeypatch)
@@ -73,8 +68,10 @@ def test_a_run_with_a_diverged_rate_resumes_bitwise(stop, tmp_path, monkeypatch)
 @pytest.mark.parametrize("lrs", [(DIVERGES,), (DIVERGES, 1e31)])
 def test_where_every_rate_diverges_there_is_no_result(lrs, tmp_path):
     for _ in range(2):  # the same command again
-        with pytest.raises(UserError, match=r"became (nan|inf) in epoch 1, step \d+, at --lr 1e\+3\d; try a lower"):
-            _fit(tmp_path, _with(*lrs))
+        with pytest.raises(
+            UserError, match=r"became (nan|inf) in epoch 1, step \d+, at learning rate 1e\+3\d; try a lower"
+        ):
+            _fit(tmp_path, _configs(*lrs))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -84,14 +81,14 @@ def test_a_script_that_diverges_stops_with_2_and_writes_no_result(nursery, arm, 
     argv += ["--results-dir", tmp_path, "--run-name=run"]
     ended = nursery.run(script, [*argv, f"--lr={DIVERGES}"])
     assert ended.code == 2 and ended.err.count("\n") == 1
-    for word in ("became", "epoch 1, step", "--lr 1e+30", "try a lower --lr"):
+    for word in ("became", "epoch 1, step", "learning rate 1e+30", "try a lower --lr"):
         assert word in ended.err
     assert not list(tmp_path.rglob("result.json"))
     ended = nursery.run(script, [*argv, "--overwrite", "--lr", DIVERGES, "1e-2"])
     assert ended.code == 0, ended.err
     record = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert record["trials"][0]["best_epoch"] is None and record["trials"][1]["best_epoch"]
-    assert any(note.startswith("--lr 1e+30 gave no result: the ") for note in record["notes"])
+    assert any(note.startswith("learning rate 1e+30 gave no result: the ") for note in record["notes"])
     assert nursery.run("evaluate", [next(tmp_path.rglob("result.json")).parent]).code == 0
 
 
@@ -143,9 +140,9 @@ def _stopped_and_resumed(folder, stop, monkeypatch, change=lambda state, tensors
         return _fit(folder)
 
 
-@pytest.mark.parametrize("part", ["optimizer/", "best/", "trial/", "histories", "diverged"])
+@pytest.mark.parametrize("part", ["under_way/optimizer/", "best/", "under_way/best/", "trials", "history"])
 def test_without_one_part_of_the_state_the_resumed_run_is_another(part, tmp_path, monkeypatch):
-    accuracies = [0.6, 0.9, 0.5, 0.4, 0.3, 0.2] if part != "trial/" else [0.9, 0.2, 0.3, 0.4, 0.5, 0.6]
+    accuracies = [0.9, 0.2, 0.3, 0.4, 0.5, 0.6] if part == "under_way/best/" else [0.6, 0.9, 0.5, 0.4, 0.3, 0.2]
 
     def scored(logits, labels):  # the best epoch is an early one, which later ones do not hide
         return 1.0, next(scores)
@@ -154,12 +151,13 @@ def test_without_one_part_of_the_state_the_resumed_run_is_another(part, tmp_path
     scores = iter(accuracies)
     whole, expected = _fit(tmp_path / "whole")
     for lost in (False, True):
-        stop = {"best/": 24, "histories": 24, "diverged": 24}.get(part, 10)
+        stop = 24 if part in ("best/", "trials") else 10
 
         def change(state, tensors, lost=lost):
-            blank = dataclasses.asdict(loop._State())
-            if lost and part in blank:
-                state[part] = blank[part]
+            if lost and part == "trials":
+                state["trials"] = []
+            if lost and part == "history":
+                state["under_way"]["history"] = []
             return state, {name: torch.zeros_like(tensor) if lost and name.startswith(part) else tensor
                            for name, tensor in tensors.items()}  # fmt: skip
 
@@ -200,5 +198,5 @@ def test_draws_from_a_stream_in_place_of_keys_make_the_resumed_run_another(name,
 
 def test_nothing_of_a_run_that_diverged_at_once_is_left_behind(tmp_path):
     with pytest.raises(UserError):
-        loop.fit(_head(), _examples(100, 0), _examples(40, 1), _with(DIVERGES), Checkpoint(tmp_path / "c", {}))
+        sweep(_head(), _examples(100, 0), _examples(40, 1), _configs(DIVERGES), Checkpoint(tmp_path / "c", {}))
     assert left(tmp_path) == {}

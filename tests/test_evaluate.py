@@ -76,7 +76,7 @@ def test_a_fresh_process_reproduces_all_seeds_of_a_run(runs):
 @pytest.mark.parametrize("kind", ["lora", "linear", "frozen_vit"])
 def test_the_exported_checkpoint_is_a_plain_timm_model_with_the_same_logits(runs, kind, tmp_path):
     assert _evaluate(runs[kind], "--export", tmp_path / "model.safetensors") == 0
-    backbone = read_result(runs[kind] / "result.json")["backbone"]
+    backbone = read_result(runs[kind] / "result.json").backbone
     size = {} if kind == "linear" else {"img_size": 32}
     path = str(tmp_path / "model.safetensors")
     model = timm.create_model(backbone, num_classes=10, checkpoint_path=path, **size).eval()

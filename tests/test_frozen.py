@@ -17,11 +17,10 @@ from common.models import backbones, weights
 from common.models.heads import hidden_width, new_head, own_activation
 from common.runs.result import read_result
 from common.runtime.errors import UserError
-from common.training import feature_cache, features, loop, run
+from common.training import feature_cache, features, inputs, loop, run
 from common.training.checkpoint import Checkpoint
 from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader
 from common.training.loop import OptimizerConfig
-from common.training.methods import head as head_module
 from common.training.predict import predict
 
 CPU = torch.device("cpu")
@@ -77,26 +76,25 @@ def test_weights_and_batchnorm_statistics_are_bitwise_unchanged_by_a_run(name, a
 def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags, tmp_path, monkeypatch):
     from common.data import loader as data_loader
     from common.data import transforms
-    from common.training.methods import lora
+    from common.training.methods import base
 
     digits = _digits()
     forbidden = {image.tobytes() for image in digits.test.pixels}
     allowed_copies = {image.tobytes() for image in digits.train.pixels}
     log = []
-    channels_first, fit = transforms.channels_first, loop.fit
+    channels_first, sweep = transforms.channels_first, base.sweep
 
     def spy(images):
         log.extend("test" for image in images if image.tobytes() in forbidden - allowed_copies)
         return channels_first(images)
 
-    def logged_fit(*arguments):
-        outcome = fit(*arguments)
+    def logged_sweep(*arguments):
+        found = sweep(*arguments)
         log.append("selected")
-        return outcome
+        return found
 
     monkeypatch.setattr(data_loader, "channels_first", spy)
-    monkeypatch.setattr(head_module, "fit", logged_fit)
-    monkeypatch.setattr(lora, "fit", logged_fit)
+    monkeypatch.setattr(base, "sweep", logged_sweep)
     assert cli.run(script.main, script.Config, [*TINY, *flags, "--results-dir", str(tmp_path)]) == 0
     assert log[0] == "selected"
     assert log.count("test") >= len(forbidden - allowed_copies)
@@ -105,7 +103,7 @@ def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags
 def test_features_made_once_train_the_same_head_as_the_backbone_run_every_epoch(tmp_path):
     backbone, digits = _backbone(), _digits()
     extractor = _extractor(backbone)
-    settings = OptimizerConfig((1e-3,), 3, 16, 0.01, 0)
+    config = OptimizerConfig(1e-3, 3, 16, 0.01, 0)
     once = features.extract(extractor, digits.train, "train", folder=tmp_path / "f")
     val = FeatureLoader(features.extract(extractor, digits.val, "val", folder=tmp_path / "f").values, digits.val.labels)
     images = ImageLoader(digits.train, extractor.transform, CPU, 0)
@@ -116,9 +114,9 @@ def test_features_made_once_train_the_same_head_as_the_backbone_run_every_epoch(
     logits, histories = {}, {}
     for name, train in sources.items():
         head = new_head(backbone.module, backbone.width, 10, kind="mlp", dropout=0.5, seed=0)
-        fit = loop.fit(head, train, val, settings, Checkpoint(tmp_path / name, {}))
+        history = loop.fit(head, train, val, config, Checkpoint(tmp_path / name, {}))
         logits[name] = predict(head, val, batch_size=16, desc="val")
-        histories[name] = [row["train_loss"] for row in fit.history]
+        histories[name] = [row["train_loss"] for row in history]
     # Batches of another size sum in another order: float32 rounding, grown over 21 steps.
     np.testing.assert_allclose(logits["once"], logits["each"], atol=1e-3)
     np.testing.assert_allclose(histories["once"], histories["each"], rtol=1e-4)
@@ -152,10 +150,10 @@ def test_features_are_found_again_with_their_cost_and_damage_is_mended(tmp_path)
 
 def test_augmentation_is_drawn_from_the_seed_of_the_run(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(head_module, "ImageLoader", lambda *a, **k: made.append(ImageLoader(*a, **k)) or made[-1])
+    monkeypatch.setattr(inputs, "ImageLoader", lambda *a, **k: made.append(ImageLoader(*a, **k)) or made[-1])
     argv = [*TINY, "--backbone=test_resnet", "--no-feature-cache", "--augment=light", "--seed=3"]
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--results-dir", str(tmp_path)]) == 0
-    (examples,) = made
+    (examples,) = (loader for loader in made if loader.transform.augment == "light")
     first = [next(dataclasses.replace(examples, seed=seed).batches([np.arange(8)], epoch=0)) for seed in (3, 3, 4)]
     assert examples.seed == 3
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
@@ -169,9 +167,9 @@ def test_the_second_run_finds_the_features_of_the_first_and_records_their_cost(t
         argv = [*TINY, "--backbone=test_resnet", "--results-dir", str(tmp_path / "r"), f"--run-name={len(records)}"]
         assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, *flags]) == 0
         (path,) = tmp_path.glob(f"r/digits/{len(records)}/seed*/result.json")
-        records.append(read_result(path)["efficiency"])
-    assert [record["feature_cache_hit"] for record in records] == [False, True, False]
-    assert records[0]["feature_seconds"] == records[1]["feature_seconds"] > 0
+        records.append(read_result(path).efficiency)
+    assert [record.feature_cache_hit for record in records] == [False, True, False]
+    assert records[0].feature_seconds == records[1].feature_seconds > 0
 
 
 def test_features_of_other_data_weights_or_splits_are_other_entries(tmp_path):
@@ -221,8 +219,8 @@ def test_the_saved_head_is_hidden_and_output_alone_and_counts_match(tmp_path):
     saved = load_file(seed / "head.safetensors")
     assert set(saved) == {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
     result = read_result(seed / "result.json")
-    assert result["model"]["trainable_params"] == sum(tensor.numel() for tensor in saved.values())
-    assert result["data"]["num_train"] == 100
+    assert result.model.trainable_params == sum(tensor.numel() for tensor in saved.values())
+    assert result.data.num_train == 100
     assert sorted(path.name for path in seed.iterdir()) == ["head.safetensors", "predictions.npz", "result.json"]
 
 
@@ -282,5 +280,5 @@ def test_without_network_and_weights_one_line_says_what_to_do(monkeypatch):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(UserError, match=r"download https://huggingface\.co/timm/resnet50\.tv2_in1k/.* --weights FILE"):
+    with pytest.raises(UserError, match=r"download https://huggingface\.co/timm/resnet50\.tv2_in1k/.* `weights` FILE"):
         backbones.load("resnet50.tv2_in1k", weights="pretrained", image_size=224)

@@ -86,7 +86,7 @@ def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
     before = weights.hash_weights(vit)
     base = backbones.Backbone(vit, "vit", "random", before, SIZE, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "head")
     images = torch.randn(2, 3, SIZE, SIZE)
-    short = fuse_batchnorm.for_inference(base)
+    short = fuse_batchnorm.for_inference(base, CPU)
     torch.testing.assert_close(pooled_features(short, images), pooled_features(vit, images), rtol=1e-4, atol=1e-5)
     assert weights.hash_weights(vit) == before and type(vit.blocks[-1].attn).__name__ == "Attention"
     assert short.patch_embed.proj.weight is vit.patch_embed.proj.weight  # not a second copy in memory
@@ -115,7 +115,7 @@ def test_the_compiler_is_called_where_the_operations_repay_it():
 def test_of_the_study_s_cnns_the_larger_repays_it_sooner(name, images, pays):
     with torch.device("meta"):
         module = timm.create_model(name, num_classes=0)
-    operations = images * complexity.forward_flops(module, nn.Identity(), 224)
+    operations = images * complexity.forward_flops(module, 224)
     assert compiling_pays(operations, CPU) == pays
 
 

@@ -144,7 +144,7 @@ def test_the_brier_score_is_a_metric_of_the_record():
 
 
 def test_a_metric_is_one_entry_of_the_table(monkeypatch):
-    error = metrics.Metric("Error", 3, lambda scores: float((~scores.correct).mean()), higher_is_better=False)
+    error = metrics.Metric("Error", lambda scores: float((~scores.correct).mean()), higher_is_better=False)
     monkeypatch.setitem(metrics.METRICS, "error", error)
     scored, _ = metrics.score(LOGITS, LABELS, CLASSES)
     assert list(scored)[-3:] == ["error", "per_class", "confusion_matrix"] and scored["error"] == 1 / 5

@@ -1,8 +1,6 @@
-"""Figures and tables: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
+"""Figures: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
 
-import csv
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +17,6 @@ from matplotlib.figure import Figure
 
 import plot_results
 from common.evaluation import calibration, comparison, metrics
-from common.evaluation.formatting import mean_sd
 from common.evaluation.frames import frames_of
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
@@ -29,7 +26,7 @@ from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, bars, differences, layout, style
 from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade
 from common.figures.trade_offs import few_shot_curves, pareto_front
-from common.report.tables import write_summary, write_verdicts
+from common.report.tables import write_summary
 from common.runs.predictions import read_predictions
 from common.runs.result import find_runs, unfinished_runs, write_result
 from common.runtime.errors import UserError
@@ -542,61 +539,6 @@ def test_bars_start_at_zero(folder):
         drawn = figure("final_benchmark_comparison", compare(folder)[0][0])
     for ax in drawn.axes:
         assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
-
-
-def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
-    compared, _ = compare(folder)
-    write_summary(*tables(compared), tmp_path)
-    with open(tmp_path / "summary.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6
-    for row in rows:
-        path = folder / row["dataset"] / row["run"] / f"seed{row['seed']}" / "result.json"
-        result = json.loads(path.read_text())
-        assert float(row["test_accuracy"]) == result["test"]["accuracy"]
-        assert float(row["test_auc_macro"]) == result["test"]["auc_macro"]
-        assert int(row["trainable_params"]) == result["model"]["trainable_params"]
-        assert float(row["train_seconds"]) == result["efficiency"]["train_seconds"]
-    assert len((tmp_path / "summary.md").read_text().splitlines()) == 2 + 4
-
-
-def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
-    compared, _ = compare(folder)
-    frames, unsure = tables(compared)
-    write_verdicts(frames, unsure, tmp_path)
-    with open(tmp_path / "verdicts.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["dataset"], row["metric"]) for row in rows] == [
-        (dataset, metric) for dataset in ("cifar10", "digits") for metric in ("accuracy", "f1_macro", "auc_macro")
-    ]
-    pair = unsure.pairs.iloc[0]
-    accuracy = [float(rows[0][name]) for name in ("difference", "low", "high")]
-    assert accuracy == [pair.difference, pair.low, pair.high] and rows[0]["verdict"] == pair.verdict == "better"
-    assert float(rows[0]["mcnemar_p_max"]) == pair.mcnemar_max == float(rows[0]["holm_p"])  # of one pair
-    assert rows[0]["remark"] == "one learning rate, not tuned"
-    markdown = (tmp_path / "verdicts.md").read_text().splitlines()
-    assert len(markdown) == 2 + 2 and "| 2 seeds | 60 | +" in markdown[2] and "| one seed | 60 | +" in markdown[3]
-    assert "A is better" in markdown[2] and "A is better" in (tmp_path / "verdicts.tex").read_text()
-
-
-def test_without_a_pair_the_verdicts_are_an_empty_table(tmp_path):
-    fake_run(tmp_path, RESNET, num_test=20)
-    write_verdicts(*tables(compare(tmp_path)[0]), tmp_path)
-    assert [len((tmp_path / f"verdicts.{suffix}").read_text().splitlines()) for suffix in ("csv", "md")] == [1, 2]
-
-
-def test_mean_sd_by_hand():
-    assert mean_sd(np.array([0.5])) == "0.500"
-    assert mean_sd(np.array([0.4, 0.6])) == "0.500 ± 0.141"  # 0.2 / sqrt(2)
-    assert mean_sd(np.array([0.4, np.nan])) == "—"
-
-
-def test_latex_and_markdown_are_escaped(tmp_path):
-    fake_run(tmp_path, RESNET, num_test=20, dataset="50%_a&b")
-    write_summary(*tables(compare(tmp_path, **{RESNET: r"\x|{y}^$"})[0]), tmp_path)
-    latex = (tmp_path / "summary.tex").read_text()
-    assert r"50\%\_a\&b & \textbackslash x|\{y\}\textasciicircum \$ & 1 &" in latex
-    assert r"| \x\|{y}^$ |" in (tmp_path / "summary.md").read_text()
 
 
 def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path):

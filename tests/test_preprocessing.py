@@ -187,5 +187,5 @@ def test_a_killed_worker_is_a_user_error(monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(loader._Batches, "__getitem__", die)
-    with pytest.raises(UserError, match="--workers"):
+    with pytest.raises(UserError, match="`workers`"):
         _bits(LabelledImages(np.zeros(2), np.arange(2), np.zeros((2, 8, 8), np.uint8)), [np.arange(2)], workers=1)

@@ -7,7 +7,7 @@ import pytest
 
 import plot_results
 import reproduce
-from common.data import registry
+from common.data.registry import DATASETS
 from common.grid.grid import grid_configs, job_for
 from common.runs.predictions import read_predictions
 from common.runs.result import find_runs
@@ -28,7 +28,7 @@ def test_they_are_the_runs_of_todays_grid_finished_and_whole(profile):
         read_predictions(run.folder, run.result)
         assert run.result.environment["git_dirty"] is False
         assert not any("/" in word and word.startswith("/") for word in run.result.command.split())
-        expected = registry.FINGERPRINTS.get(run.dataset)
+        expected = DATASETS[run.dataset].fingerprint
         assert expected in (None, run.result.data.fingerprint)
 
 

@@ -146,8 +146,11 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
     assert stopped.value.code == 1
-    assert sorted(asked) == sorted(prefetch.DOWNLOAD_BYTES)
-    assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in capsys.readouterr().err
+    assert asked == ["mnist", "fashion_mnist", "cifar10", *reproduce.STUDY]
+    printed = capsys.readouterr()
+    assert "looking for mnist (12 MB where it must be downloaded)" in printed.out
+    assert "looking for resnet50.tv2_in1k (102 MB where" in printed.out
+    assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in printed.err
     reproduce.main(Config(profile="demo", download_only=True, results_dir=tmp_path))
     assert "all data and weights are in place" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -219,11 +222,12 @@ pathlib.Path(sys.argv[1], "stopped").write_text(str(count))
 """
     parent = f"""
 import pathlib, sys
-from common import cli, jobs
+from common import cli
+from common.grid import scheduler
 folder = pathlib.Path(sys.argv[1])
 def main(config):
-    job = jobs.Job("job", ("python", "-c", {child!r}, str(folder)), folder / "job", folder / "log")
-    jobs.run_all([job], [None], str)
+    job = scheduler.Job("job", ("python", "-c", {child!r}, str(folder)), folder / "job", folder / "log")
+    scheduler.run_all([job], [None], str)
 class Config: pass
 import tyro
 tyro.cli = lambda *a, **k: None

@@ -13,7 +13,8 @@ from statsmodels.stats.multitest import multipletests
 
 from common.evaluation import calibration, metrics, significance
 from common.evaluation.bootstrap import draw_counts
-from common.evaluation.metrics import METRICS, Scores
+from common.evaluation.metrics import METRICS
+from common.evaluation.scores import Scores
 from common.evaluation.significance import Sample
 
 

@@ -21,11 +21,11 @@ from common.runtime.errors import UserError
 from common.training import loop
 from common.training.checkpoint import Checkpoint
 from common.training.loaders import FeatureLoader
-from common.training.loop import FitResult, OptimizerConfig
+from common.training.loop import OptimizerConfig
 from common.training.predict import loss_and_accuracy
+from common.training.sweep import FitResult, sweep
 
-SETTINGS = OptimizerConfig(lrs=(1e-2, 3e-3), epochs=3, batch_size=16, weight_decay=0.01, seed=0)
-ONE_RATE = dataclasses.replace(SETTINGS, lrs=(0.01,))
+LRS = (1e-2, 3e-3)
 TINY = [
     *("--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--lr", "1e-2", "3e-2"),
     *("--train-limit=100", "--test-limit=40", "--batch-size=32", "--epochs=2"),
@@ -48,10 +48,14 @@ def _head() -> Head:
     return Head(8, 4, hidden=6, dropout=0.3, activation=nn.ReLU())
 
 
-def _fit(folder, settings=SETTINGS, identity=None) -> tuple[FitResult, Head]:
+def _configs(*lrs: float, epochs: int = 3, weight_decay: float = 0.01, seed: int = 0) -> list[OptimizerConfig]:
+    return [OptimizerConfig(lr, epochs, 16, weight_decay, seed) for lr in lrs]
+
+
+def _fit(folder, configs=None, identity=None) -> tuple[FitResult, Head]:
     head = _head()
     checkpoint = Checkpoint(folder / "checkpoint", identity or {"run": 1})
-    return loop.fit(head, _examples(100, 0), _examples(40, 1), settings, checkpoint), head
+    return sweep(head, _examples(100, 0), _examples(40, 1), configs or _configs(*LRS), checkpoint), head
 
 
 def _timeless(fit: FitResult) -> tuple:
@@ -160,8 +164,9 @@ def test_no_part_of_the_state_is_there_in_vain(tmp_path, part, monkeypatch):
         state, tensors = load(self)
         blank = dataclasses.asdict(loop._State())
         if part in blank:
-            state[part] = blank[part]
-        lost = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name.startswith(part)}
+            state["under_way"][part] = blank[part]
+        prefix = f"under_way/{part}"
+        lost = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}
         return state, tensors | lost
 
     monkeypatch.setattr(Checkpoint, "load", partial)
@@ -185,21 +190,30 @@ def test_a_damaged_checkpoint_is_not_used_and_anothers_is_refused(tmp_path, caps
 
 def test_of_several_learning_rates_each_is_trained_as_if_alone_and_the_best_is_kept(tmp_path):
     both, head = _fit(tmp_path / "both")
-    alone = [_fit(tmp_path / str(lr), OptimizerConfig((lr,), 3, 16, 0.01, 0)) for lr in SETTINGS.lrs]
+    alone = [_fit(tmp_path / str(lr), _configs(lr)) for lr in LRS]
     assert both.trials == [fit.trials[0] for fit, _ in alone]
     best = max(range(2), key=lambda trial: both.trials[trial]["val_accuracy"])
     assert _timeless(both)[0] == _timeless(alone[best][0])[0]
     assert all(torch.equal(head.state_dict()[n], t) for n, t in alone[best][1].state_dict().items())
 
 
+def test_one_learning_rate_alone_needs_no_sweep(tmp_path):
+    (config,) = _configs(LRS[0])
+    swept, expected = _fit(tmp_path, [config])
+    head = _head()
+    history = loop.fit(head, _examples(100, 0), _examples(40, 1), config, Checkpoint(tmp_path / "alone", {}))
+    assert [row["val_loss"] for row in history] == [row["val_loss"] for row in swept.history]
+    assert all(torch.equal(head.state_dict()[n], t) for n, t in expected.state_dict().items())
+
+
 def test_the_weights_kept_are_those_of_the_best_epoch_and_of_the_earlier_on_a_tie(tmp_path, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7])
     monkeypatch.setattr(loop, "loss_and_accuracy", lambda logits, labels: (1.0, next(accuracies)))
-    fit, head = _fit(tmp_path / "a", OptimizerConfig((1e-2,), 3, 16, 0.01, 0))
+    fit, head = _fit(tmp_path / "a", _configs(1e-2))
     assert (fit.best_epoch, len(fit.history)) == (2, 3)
     assert fit.trials == [{"lr": 1e-2, "best_epoch": 2, "val_loss": 1.0, "val_accuracy": 0.7}]
     accuracies = iter([0.5, 0.7])
-    _, two_epochs = _fit(tmp_path / "b", OptimizerConfig((1e-2,), 2, 16, 0.01, 0))
+    _, two_epochs = _fit(tmp_path / "b", _configs(1e-2, epochs=2))
     assert all(torch.equal(head.state_dict()[n], t) for n, t in two_epochs.state_dict().items())
 
 
@@ -213,7 +227,7 @@ def test_each_epoch_visits_every_image_once_in_an_order_of_its_own(tmp_path, mon
 
     monkeypatch.setattr(FeatureLoader, "batches", recorded)
     _fit(tmp_path / "0")
-    _fit(tmp_path / "1", dataclasses.replace(SETTINGS, seed=1))
+    _fit(tmp_path / "1", _configs(*LRS, seed=1))
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0:3] == orders[3:6]  # both learning rates see the same orders
     assert len(set(orders[0:3] + orders[6:9])) == 6
@@ -225,8 +239,8 @@ def test_the_recorded_loss_and_accuracy_are_those_of_all_training_images(tmp_pat
     with torch.no_grad():
         before = {split: loss_and_accuracy(head(x.features).numpy(), x.labels)
                   for split, x in (("train", train), ("val", val))}  # fmt: skip
-    settings = OptimizerConfig((1e-30,), 3, 16, 0.0, 0)  # so small a rate that nothing moves
-    fit = loop.fit(head, train, val, settings, Checkpoint(tmp_path / "checkpoint", {}))
+    configs = _configs(1e-30, weight_decay=0.0)  # so small a rate that nothing moves
+    fit = sweep(head, train, val, configs, Checkpoint(tmp_path / "checkpoint", {}))
     assert [row["epoch"] for row in fit.history] == [1, 2, 3]
     for row in fit.history:
         for split, (loss, accuracy) in before.items():
@@ -241,7 +255,7 @@ def test_dropout_is_on_in_every_step_and_off_whenever_the_model_is_judged(tmp_pa
     modes = []
     head = _head()
     head.register_forward_pre_hook(lambda module, _: modes.append((torch.is_grad_enabled(), module.dropout.training)))
-    loop.fit(head, _examples(100, 0), _examples(40, 1), SETTINGS, Checkpoint(tmp_path / "checkpoint", {}))
+    sweep(head, _examples(100, 0), _examples(40, 1), _configs(*LRS), Checkpoint(tmp_path / "checkpoint", {}))
     assert set(modes) == {(True, True), (False, False)}
     assert not head.training
 
@@ -250,15 +264,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
     train = _examples(100, 0)
     train.features[50] = math.inf
     checkpoint = Checkpoint(tmp_path / "checkpoint", {})
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at --lr 0.01"):
-        loop.fit(_head(), train, _examples(40, 1), ONE_RATE, checkpoint)
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate 0.01"):
+        sweep(_head(), train, _examples(40, 1), _configs(0.01), checkpoint)
 
 
 def test_a_validation_loss_that_is_not_a_number_is_no_epoch(tmp_path):
     val = _examples(40, 1)
     val.features[3] = math.nan
-    with pytest.raises(UserError, match=r"the validation loss became nan in epoch 1, step 7, at --lr 0.01"):
-        loop.fit(_head(), _examples(100, 0), val, ONE_RATE, Checkpoint(tmp_path / "checkpoint", {}))
+    with pytest.raises(UserError, match=r"the validation loss became nan in epoch 1, step 7, at learning rate 0.01"):
+        sweep(_head(), _examples(100, 0), val, _configs(0.01), Checkpoint(tmp_path / "checkpoint", {}))
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -273,13 +287,12 @@ def _run(arm: str, folder, *flags: str):
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_result(arm, tmp_path):
     first, again, other = (_run(arm, tmp_path / str(n), f"--seed={seed}") for n, seed in enumerate((1, 1, 2)))
     one, two = (read_result(run / "result.json") for run in (first, again))
-    assert one["seed"] == one["config"]["seed"] == 1
-    assert {n: f["sha256"] for n, f in one["files"].items() if not n.endswith("config.json")} == {
-        n: f["sha256"] for n, f in two["files"].items() if not n.endswith("config.json")
-    }
-    assert one["test"] == two["test"]
+    assert one.seed == one.config["seed"] == 1
+    hashes = [{n: f.sha256 for n, f in each.files.items() if not n.endswith("config.json")} for each in (one, two)]
+    assert hashes[0] == hashes[1]
+    assert one.test == two.test
     third = read_result(other / "result.json")
-    assert third["files"]["predictions.npz"] != one["files"]["predictions.npz"]
+    assert third.files["predictions.npz"] != one.files["predictions.npz"]
     logits = [read_predictions(run, read_result(run / "result.json")) for run in (first, other)]
     assert (logits[0].indices == logits[1].indices).all()  # other seeds see the same images
     assert (logits[0].val_indices == logits[1].val_indices).all()

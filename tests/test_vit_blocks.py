@@ -1,6 +1,8 @@
 """The ViT's faster blocks compute what timm's blocks with PEFT's LoRA layers compute."""
 
 import copy
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -49,8 +51,8 @@ def small_vit(*, gated: bool = False, **variant: object) -> VisionTransformer:
     return vit.eval().requires_grad_(False)
 
 
-def _adapted(vit: VisionTransformer) -> nn.Module:
-    config = LoraConfig(r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+def _adapted(vit: VisionTransformer, **settings: object) -> nn.Module:
+    config = LoraConfig(r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], **settings)
     torch.manual_seed(1)
     model = get_peft_model(vit, config)
     for name, parameter in model.named_parameters():
@@ -59,15 +61,15 @@ def _adapted(vit: VisionTransformer) -> nn.Module:
     return model
 
 
-def _pair(**variant: object) -> tuple[nn.Module, nn.Module]:
-    """Return timm's blocks with PEFT's layers, and ours, with the same weights."""
+def _pair(lora: Mapping[str, object] = MappingProxyType({}), **variant: object) -> tuple[nn.Module, nn.Module]:
+    """Return timm's blocks with PEFT's layers, and ours, with the same weights; ``lora``: settings of LoRA."""
     reference, ours = small_vit(**variant), small_vit(**variant)
     for block in reference.blocks:
         block.attn.qkv = _Concatenated(block.attn.qkv)
     for block in ours.blocks:
         split_attention.split(block.attn)
     split_attention.shorten(ours)
-    return _adapted(reference), _adapted(ours)
+    return _adapted(reference, **lora), _adapted(ours, **lora)
 
 
 def _features_and_gradients(model: nn.Module, precision: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -75,7 +77,8 @@ def _features_and_gradients(model: nn.Module, precision: str) -> tuple[torch.Ten
     weights = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
     with autocast(images.device, precision):
         features = pooled_features(model.get_base_model(), images)
-    (features.float() * weights).sum().backward()
+    if features.requires_grad:  # merged adapters, and adapters that are switched off, have no gradient
+        (features.float() * weights).sum().backward()
     return features.detach().float(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -94,6 +97,57 @@ def test_features_and_gradients_are_those_of_timm_and_peft(variant, fused):
         scale = expected_gradients[name].abs().max()
         assert scale > 0
         torch.testing.assert_close(gradient / scale, expected_gradients[name] / scale, rtol=1e-4, atol=1e-4)
+
+
+def _with_second_adapter(model: nn.Module) -> None:
+    torch.manual_seed(4)
+    model.add_adapter("second", LoraConfig(r=2, lora_alpha=5.0, target_modules=["q_proj"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "second"])
+
+
+def _as_it_is(model: nn.Module) -> None:
+    pass
+
+
+# What PEFT can make of its LoRA layers, and whether the fast path computes it; what it does not, PEFT computes.
+LORA_VARIANTS: dict[str, tuple[dict[str, object], Callable[[nn.Module], None], bool]] = {
+    "plain": ({}, _as_it_is, True),
+    "scaled by the root of the rank": ({"use_rslora": True}, _as_it_is, True),
+    "another rank in some layers": ({"rank_pattern": {"v_proj": 2}}, _as_it_is, True),
+    "another scale in some layers": ({"alpha_pattern": {"v_proj": 20}}, _as_it_is, True),
+    "DoRA": ({"use_dora": True}, _as_it_is, False),
+    "a bias of its own": ({"lora_bias": True}, _as_it_is, False),
+    "merged": ({}, lambda model: model.merge_adapter(), False),
+    "switched off": ({}, lambda model: model.base_model.disable_adapter_layers(), False),
+    "two adapters": ({}, _with_second_adapter, False),
+    "another adapter alone": ({}, lambda m: (_with_second_adapter(m), m.base_model.set_adapter("second")), True),
+}
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_every_variant_of_lora_is_computed_as_peft_computes_it(variant):
+    lora, prepare, fast = LORA_VARIANTS[variant]
+    reference, ours = _pair(lora)
+    for model in (reference, ours):
+        prepare(model)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and name.endswith("bias"):
+                nn.init.constant_(parameter, 0.1)
+            if "magnitude" in name:
+                with torch.no_grad():
+                    parameter.mul_(1.5)
+    query = ours.get_base_model().blocks[0].attn.qkv.q_proj
+    assert (split_attention._plain_adapter(query) is not None) == fast
+    expected, expected_gradients = _features_and_gradients(reference, "fp32")
+    actual, gradients = _features_and_gradients(ours, "fp32")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        if (wanted := expected_gradients[name]) is None:
+            assert gradient is None
+        else:
+            scale = wanted.abs().max() or 1.0
+            torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-4, atol=1e-4)
 
 
 def test_in_bfloat16_ours_is_as_near_to_float32_as_timm_and_peft_are():

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from common.data import image_folder, registry, splits
-from common.data.images import LabelledImages, RawSplits
-from common.data.registry import DATASET_NAMES
-from common.data.splits import limit, split
+from common.data.images import LabelledImages
+from common.data.registry import DATASETS
+from common.data.splits import RawSplits, limit, split
 from common.runtime.errors import UserError, suggestion
 
 
@@ -36,12 +36,10 @@ class DatasetSplits:
 
 def check_dataset(dataset: str) -> None:
     """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError)."""
-    if dataset in DATASET_NAMES or Path(dataset).is_dir():
+    if dataset in DATASETS or Path(dataset).is_dir():
         return
-    guess = suggestion(dataset.lower().replace("-", "_"), DATASET_NAMES)
-    raise UserError(
-        f"no data set {dataset!r}{guess}: use one of {', '.join(DATASET_NAMES)}, or the path of an image folder"
-    )
+    guess = suggestion(dataset.lower().replace("-", "_"), DATASETS)
+    raise UserError(f"no data set {dataset!r}{guess}: use one of {registry.DATASET_CHOICES}")
 
 
 def result_name(dataset: str, name: str | None = None) -> str:
@@ -56,10 +54,10 @@ def result_name(dataset: str, name: str | None = None) -> str:
         if not re.fullmatch(r"[\w][\w.-]*", name):
             raise UserError(f"`dataset_name` {name!r} must be letters, digits, '_', '-', '.', the first no '-' or '.'")
         return name
-    base = dataset if dataset in DATASET_NAMES else Path(dataset).resolve().name
+    base = dataset if dataset in DATASETS else Path(dataset).resolve().name
     safe = re.sub(r"[^\w.-]", "_", base).lstrip(".-")
     if not safe.strip("_"):
-        raise UserError(f"the folder name {base!r} cannot name results: give `dataset_name`")
+        raise UserError(f"the folder name {base!r} cannot name results: rename it, or give `dataset_name`")
     return safe
 
 
@@ -89,9 +87,9 @@ def load_dataset(
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
     source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
-    train, val, test = limit(*split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
+    train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
-    notes = (*source.notes, *_identity(dataset, fingerprint), *_copies(train, val, test))
+    notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(
         result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped
     )
@@ -154,19 +152,20 @@ def _read(
     dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
 ) -> RawSplits:
     check_dataset(dataset)
-    if dataset in DATASET_NAMES:
+    if dataset in DATASETS:
         return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
     return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
 
 
-def _identity(dataset: str, fingerprint: str) -> list[str]:
+def _note_other_bytes(dataset: str, fingerprint: str) -> list[str]:
     """Note where a data set that goes by a well-known name is not the published one."""
-    if registry.FINGERPRINTS.get(dataset, fingerprint) == fingerprint:
+    published = DATASETS[dataset].fingerprint if dataset in DATASETS else None
+    if published in (None, fingerprint):
         return []
     return [f"these are not torchvision's bytes of {dataset}: say so beside any figure measured on them"]
 
 
-def _copies(train: LabelledImages, val: LabelledImages, test: LabelledImages) -> list[str]:
+def _note_copies(train: LabelledImages, val: LabelledImages, test: LabelledImages) -> list[str]:
     """Note how many images stand in two splits, byte for byte."""
     counts = {
         f"{len(test):,} test images are exact copies of training or validation images": splits.count_copies(

@@ -1,67 +1,104 @@
-"""The published files of MNIST, Fashion-MNIST and CIFAR-10, read by numpy alone: the report loads no torch."""
+"""Readers of the published data sets' files, by numpy alone: the report shows their images without loading torch."""
 
 import hashlib
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-IDX_FOLDERS = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}  # where torchvision unpacks them
+from common.data.images import LabelledImages
+from common.data.splits import digests_of, stratified_split
+from common.runtime.errors import UserError
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-CIFAR10_FOLDER = "cifar-10-batches-py"
-
-CIFAR10_MD5 = {  # the published sums; the files are pickles, which nobody should open unchecked
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-
 _UBYTE = 8  # the idx format's code for bytes
 
-
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the uint8 array of an idx file: two zero bytes, type, number of axes, their lengths (big-endian), bytes.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no idx file of bytes with so many ``dimensions``, or not whole.
-    """
-    content = path.read_bytes()
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes([0, 0, _UBYTE, dimensions]):
-        raise ValueError(f"no idx file of bytes with {dimensions} axes")
-    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4).tolist()
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+DIGITS_SPLIT_SEED = 0  # fixed for ever: digits come without a test split
 
 
-def missing_of_cifar10(data_dir: Path) -> list[Path]:
-    """Return those of CIFAR-10's files below ``data_dir`` that are not there, or not the published ones."""
-    folder = data_dir / CIFAR10_FOLDER
-    return [folder / name for name, md5 in CIFAR10_MD5.items() if _md5(folder / name) != md5]
+def missing_files(folder: Path, files: Mapping[str, str | None]) -> list[Path]:
+    """Return those of ``files`` (name -> published MD5 sum, or None) that ``folder`` lacks or has with another sum."""
+    return [folder / name for name, md5 in files.items() if not _is_there(folder / name, md5)]
 
 
-def read_cifar10(data_dir: Path, *, train: bool) -> tuple[np.ndarray, list[int]]:
-    """Return CIFAR-10's pixels (N, 32, 32, 3) uint8 and N labels; only for files that ``missing_of_cifar10`` passed."""
-    names = [name for name in CIFAR10_MD5 if name.startswith("data") == train]
-    batches = [_unpickle(data_dir / CIFAR10_FOLDER / name) for name in names]
-    pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), [label for batch in batches for label in batch["labels"]]
-
-
-def _md5(path: Path) -> str | None:
-    """Return a file's MD5 sum, None where it cannot be read."""
+def _is_there(path: Path, md5: str | None) -> bool:
+    if md5 is None:
+        return path.is_file()
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+            return hashlib.file_digest(file, "md5").hexdigest() == md5
     except OSError:
-        return None
+        return False
+
+
+def read_idx_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledImages]:
+    """Read MNIST's kind of data set: ``files`` are the images and labels of train, then those of test.
+
+    Raises:
+        UserError: a file is damaged; the message names it.
+    """
+    paths = [folder / name for name in files]
+    return {"train": _read_idx_pair(*paths[:2]), "test": _read_idx_pair(*paths[2:])}
+
+
+def _read_idx_pair(images_file: Path, labels_file: Path) -> LabelledImages:
+    pixels, labels = _read_idx(images_file, dimensions=3), _read_idx(labels_file, dimensions=1)
+    if len(pixels) != len(labels) or not len(labels):
+        raise UserError(f"{str(images_file)!r} has {len(pixels):,} images, {str(labels_file)!r} {len(labels):,} labels")
+    if 0 in pixels.shape:
+        raise UserError(f"{str(images_file)!r} has images without pixels: remove that file")
+    return _in_memory(pixels, labels)
+
+
+def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
+    """Return an idx file's uint8 array: two zero bytes, type, number of axes, their lengths (big-endian), bytes."""
+    try:
+        content = path.read_bytes()
+        if content[:4] != bytes([0, 0, _UBYTE, dimensions]):
+            raise ValueError(f"no idx file of bytes with {dimensions} axes")
+        shape = np.frombuffer(content, ">u4", count=dimensions, offset=4).tolist()
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged or no idx file of MNIST's kind: remove it, and the next run downloads it again"
+        ) from error
+
+
+def read_cifar_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledImages]:
+    """Read CIFAR's pickles: (N, 32, 32, 3) uint8, of CIFAR-100 with the fine labels.
+
+    Only for files that ``missing_files`` has found to be the published ones: a pickle can run code.
+    """
+    parts = {"train": [], "test": []}
+    for name in files:
+        parts["test" if name.startswith("test") else "train"].append(_unpickle(folder / name))
+    return {part: _join_cifar(batches) for part, batches in parts.items()}
+
+
+def _join_cifar(batches: list[dict]) -> LabelledImages:
+    key = "fine_labels" if "fine_labels" in batches[0] else "labels"
+    pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([batch[key] for batch in batches])
+    return _in_memory(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels)
 
 
 def _unpickle(path: Path) -> dict:
     with open(path, "rb") as file:
         return pickle.load(file, encoding="latin1")  # written by Python 2
+
+
+def read_digits(*_: object) -> dict[str, LabelledImages]:
+    """Return scikit-learn's 1,797 digits: (N, 8, 8) uint8, the values 0..16 scaled to 0..255; 20 % of them test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = _in_memory(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
+    train, test = stratified_split(images.labels, 0.2, np.random.default_rng(DIGITS_SPLIT_SEED))
+    return {"train": images.subset(train), "test": images.subset(test)}
+
+
+def _in_memory(pixels: np.ndarray, labels: np.ndarray) -> LabelledImages:
+    """Wrap (N, H, W[, 3]) uint8 ``pixels`` and N integer ``labels``, in natural order."""
+    return LabelledImages(labels.astype(np.int64), np.arange(len(labels)), pixels, digests=digests_of(pixels))

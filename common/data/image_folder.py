@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.images import EXTENSIONS, LabelledImages, RawSplits, decode_bytes
+from common.data.images import EXTENSIONS, LabelledImages, decode_bytes
+from common.data.splits import RawSplits
 from common.runtime.errors import UserError
 from common.runtime.files import digest
 from common.runtime.progress import progress
@@ -187,7 +188,7 @@ def _damaged(scans: dict[Path, _Scan], folder: Path, skip: bool) -> tuple[str, .
         more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
         raise UserError(
             f"{len(problems):,} of {len(scans):,} images in {str(folder)!r} are damaged: {named}{more}. "
-            "Replace or remove them, or leave them out with `skip_damaged`"
+            "Replace or remove them (training can leave them out: `skip_damaged`)"
         )
     return tuple(problems)
 

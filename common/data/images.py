@@ -1,4 +1,4 @@
-"""Images: one file decoded to uint8, labelled images in a fixed order, and data as they came."""
+"""Images: one file decoded to uint8, and labelled images in a fixed order."""
 
 import functools
 import io
@@ -50,7 +50,7 @@ class LabelledImages:
         return len(self.labels)
 
     def subset(self, positions: np.ndarray) -> "LabelledImages":
-        """Return the images at ``positions`` (integers into this object), in that order; pixels are copied."""
+        """Return the images at ``positions`` (M,) int64, from 0 to N - 1, in that order; pixels are copied."""
         return LabelledImages(
             labels=self.labels[positions],
             indices=self.indices[positions],
@@ -135,13 +135,3 @@ def _scale_deep_grey(values: np.ndarray) -> np.ndarray:
     if not (values.min() >= 0 and values.max() <= high):  # "not" so that NaN is refused, too
         raise ValueError(f"its {values.dtype} values lie outside 0..{high}, so that their range is unknown")
     return np.rint(values * (255 / high)).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class RawSplits:
-    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone."""
-
-    classes: tuple[str, ...]
-    parts: dict[str, LabelledImages]
-    notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()

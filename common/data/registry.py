@@ -1,34 +1,118 @@
-"""The data sets that have a name: MNIST, Fashion-MNIST, CIFAR-10 as torchvision keeps them, scikit-learn's digits."""
+"""The data sets that have a name: each is one entry of ``DATASETS``, and everything else follows from it."""
 
 import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from common.data import formats, image_folder
-from common.data.images import LabelledImages, RawSplits
-from common.data.splits import digests_of, stratified_split
+from common.data.images import LabelledImages
+from common.data.splits import RawSplits
 from common.runtime.errors import UserError
+
+# From the folder of the files and their names to ``train`` and ``test``; a damaged file is a UserError.
+Reader = Callable[[Path, Mapping[str, str | None]], dict[str, LabelledImages]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What is known of a data set before it is read.
+
+    ``title``: its name in figures. ``classes``: their names, in the order of the labels. ``num_train``: images of the
+    training split, validation among them. ``folder``: below the data folder, where torchvision unpacks the files.
+    ``files``: name -> published MD5 sum, or None where it is not checked. ``torchvision``: the class there that
+    downloads them, None where nothing is downloaded. ``fingerprint``: of the published data, where it is known.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    num_train: int
+    num_test: int
+    read: Reader
+    folder: str = ""
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    torchvision: str | None = None
+    download_bytes: int = 0
+    fingerprint: str | None = None
+
 
 DIGITS = tuple("0123456789")
 
-CLASSES = {
-    "mnist": DIGITS,
-    "fashion_mnist": (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+CIFAR100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+DATASETS = {
+    "mnist": DatasetSpec(
+        title="MNIST",
+        classes=DIGITS,
+        num_train=60_000,
+        num_test=10_000,
+        read=formats.read_idx_files,
+        folder="MNIST/raw",
+        files=dict.fromkeys(formats.IDX_FILES),
+        torchvision="MNIST",
+        download_bytes=11_600_000,
+        fingerprint="659d9b9e9134421f22d827550e635aee765a08105e77c71b39aa052eb84b6a98",
     ),
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "digits": DIGITS,
+    "fashion_mnist": DatasetSpec(
+        title="Fashion-MNIST",
+        classes=FASHION,
+        num_train=60_000,
+        num_test=10_000,
+        read=formats.read_idx_files,
+        folder="FashionMNIST/raw",
+        files=dict.fromkeys(formats.IDX_FILES),
+        torchvision="FashionMNIST",
+        download_bytes=30_900_000,
+        fingerprint="35f131f80eaa0b6016fe3479467d15df23cad96332e7cb7f272e35465fc8af77",
+    ),
+    "cifar10": DatasetSpec(
+        title="CIFAR-10",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        num_train=50_000,
+        num_test=10_000,
+        read=formats.read_cifar_files,
+        folder="cifar-10-batches-py",
+        files={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
+        torchvision="CIFAR10",
+        download_bytes=170_500_000,
+    ),
+    "cifar100": DatasetSpec(
+        title="CIFAR-100",
+        classes=tuple(CIFAR100.split()),
+        num_train=50_000,
+        num_test=10_000,
+        read=formats.read_cifar_files,
+        folder="cifar-100-python",
+        files={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        torchvision="CIFAR100",
+        download_bytes=169_000_000,
+    ),
+    "digits": DatasetSpec(title="Digits", classes=DIGITS, num_train=1_438, num_test=359, read=formats.read_digits),
 }
 
-# Of the original files, whose MD5 sums are the published ones; CIFAR-10's are checked before they are read.
-FINGERPRINTS = {
-    "mnist": "659d9b9e9134421f22d827550e635aee765a08105e77c71b39aa052eb84b6a98",
-    "fashion_mnist": "35f131f80eaa0b6016fe3479467d15df23cad96332e7cb7f272e35465fc8af77",
-}
-
-DIGITS_SPLIT_SEED = 0  # fixed for ever: digits come without a test split
+DATASET_CHOICES = f"{', '.join(DATASETS)}, or the path of an image folder"  # what a script's ``dataset`` may be
 
 
 def read(
@@ -42,94 +126,36 @@ def read(
     Raises:
         UserError: it can neither be found nor downloaded, or its files are damaged.
     """
-    if name == "digits":
-        return _digits()
-    reader = _cifar10 if name == "cifar10" else _idx_files
-    if source := reader(name, data_dir, download=False):
-        return source
-    if (data_dir / name).is_dir():
-        source = image_folder.read(data_dir / name, skip_damaged=skip_damaged, workers=workers)
-        return _renamed(source, name, data_dir / name)
-    if not download:
+    spec = DATASETS[name]
+    files, folder = data_dir / spec.folder, data_dir / name
+    missing = formats.missing_files(files, spec.files)
+    if missing and folder.is_dir():
+        return _renamed(image_folder.read(folder, skip_damaged=skip_damaged, workers=workers), name, folder)
+    if missing and not (download and spec.torchvision):
         raise UserError(f"{name} is not under {str(data_dir)!r}")
-    return reader(name, data_dir, download=True)
-
-
-def _digits() -> RawSplits:
-    """Return scikit-learn's 1,797 digits: (N, 8, 8) uint8, the values 0..16 scaled to 0..255; 20 % of them test."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = _in_memory(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
-    train, test = stratified_split(images.labels, 0.2, np.random.default_rng(DIGITS_SPLIT_SEED))
-    return RawSplits(CLASSES["digits"], {"train": images.subset(train), "test": images.subset(test)})
-
-
-def _in_memory(pixels: np.ndarray, labels: np.ndarray) -> LabelledImages:
-    """Wrap (N, H, W[, 3]) uint8 ``pixels`` and N integer ``labels``, in natural order."""
-    labels = np.asarray(labels, dtype=np.int64)
-    return LabelledImages(labels, np.arange(len(labels)), pixels, digests=digests_of(pixels))
-
-
-def _idx_files(name: str, data_dir: Path, *, download: bool) -> RawSplits | None:
-    """Read MNIST's or Fashion-MNIST's four idx files; None where one is missing and ``download`` is off."""
-    raw = data_dir / formats.IDX_FOLDERS[name]
-    files = [raw / file for file in formats.IDX_FILES]
-    missing = [file for file in files if not file.is_file()]
-    if missing and not download:
-        return None
     if missing:
         _download(name, data_dir, missing)
-    parts = {"train": _idx_part(*files[:2]), "test": _idx_part(*files[2:])}
-    return RawSplits(CLASSES[name], parts)
-
-
-def _idx_part(images_file: Path, labels_file: Path) -> LabelledImages:
-    """Read one split's pair of idx files into memory; raises UserError naming the file that is damaged."""
-    pixels, labels = _read_idx(images_file, dimensions=3), _read_idx(labels_file, dimensions=1)
-    if len(pixels) != len(labels) or not len(labels):
-        raise UserError(f"{str(images_file)!r} has {len(pixels):,} images, {str(labels_file)!r} {len(labels):,} labels")
-    if labels.max() > 9:
-        raise UserError(
-            f"{str(labels_file)!r} has the label {labels.max()}: it must have 0 to 9 only; remove that file"
-        )
-    if 0 in pixels.shape:
-        raise UserError(f"{str(images_file)!r} has images without pixels: remove that file")
-    return _in_memory(pixels, labels)
-
-
-def _read_idx(file: Path, *, dimensions: int) -> np.ndarray:
-    """Read an idx file of bytes; raises UserError naming it where it is damaged."""
-    try:
-        return formats.read_idx(file, dimensions)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{str(file)!r} is damaged or no idx file of MNIST's kind: remove it, and the next run downloads it again"
-        ) from error
-
-
-def _cifar10(name: str, data_dir: Path, *, download: bool) -> RawSplits | None:
-    """Read CIFAR-10's pickles, whose MD5 sums are checked before; None where one does not match."""
-    bad = formats.missing_of_cifar10(data_dir)
-    if bad and not download:
-        return None
-    if bad:
-        _download(name, data_dir, bad)
-    sets = {part: formats.read_cifar10(data_dir, train=part == "train") for part in ("train", "test")}
-    return RawSplits(CLASSES[name], {part: _in_memory(*arrays) for part, arrays in sets.items()})
+    parts = spec.read(files, spec.files)
+    for part, images in parts.items():
+        if (highest := images.labels.max()) >= len(spec.classes):
+            raise UserError(
+                f"{part} of {name} has the label {highest}, but the labels of {len(spec.classes)} classes "
+                f"start at 0: remove the files in {str(files)!r}"
+            )
+    return RawSplits(spec.classes, parts)
 
 
 def _download(name: str, data_dir: Path, missing: list[Path]) -> None:
     """Let torchvision download (or unpack an archive that lies in its place), or say how to provide the data."""
     from torchvision import datasets
 
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+    kind = getattr(datasets, DATASETS[name].torchvision)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds without a byte; torchvision sets none and would hang for ever
     try:
         kind(str(data_dir), download=True)
     except Exception as error:  # urllib, tarfile, gzip, OSError, torchvision's RuntimeError
-        url = kind.url if name == "cifar10" else kind.mirrors[0]
+        url = kind.mirrors[0] if hasattr(kind, "mirrors") else kind.url
         raise UserError(
             f"{name} is not there: {str(missing[0])!r} is missing or damaged, there is no image folder "
             f"{str(data_dir / name)!r} (train/<class>/, test/<class>/), and the download from {url} failed "
@@ -141,23 +167,22 @@ def _download(name: str, data_dir: Path, missing: list[Path]) -> None:
 
 def _renamed(source: RawSplits, name: str, folder: Path) -> RawSplits:
     """Give an image folder's classes the numbers and names of data set ``name``; its order of images stays."""
-    wanted = {_plain(label): i for i, label in enumerate(CLASSES[name])} | {str(i): i for i in range(10)}
+    classes = DATASETS[name].classes
+    wanted = {_plain(label): i for i, label in enumerate(classes)} | {str(i): i for i in range(len(classes))}
     numbers = np.array([wanted.get(_plain(found), -1) for found in source.classes])
-    if sorted(numbers) != list(range(len(CLASSES[name]))):
+    if sorted(numbers) != list(range(len(classes))):
         raise UserError(
-            f"{str(folder)!r} has the classes {', '.join(map(repr, source.classes[:12]))}, which are not {name}'s: "
-            f"{', '.join(map(repr, CLASSES[name]))}"
+            f"{str(folder)!r} has the classes {_named(source.classes)}, which are not {name}'s: {_named(classes)}"
         )
-    from dataclasses import replace
-
     parts = {part: replace(images, labels=numbers[images.labels]) for part, images in source.parts.items()}
     note = f"{name} was read from an image folder, not from torchvision's files; if it holds JPEG, pixels differ"
-    return RawSplits(CLASSES[name], parts, (*source.notes, note), source.skipped)
+    return RawSplits(classes, parts, (*source.notes, note), source.skipped)
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, classes[:12])) + " and others" * (len(classes) > 12)
 
 
 def _plain(name: str) -> str:
     """Reduce a class name to what survives in a folder's name: 'T-shirt/top' and 'tshirt_top' are the same."""
     return "".join(filter(str.isalnum, name.lower()))
-
-
-DATASET_NAMES = tuple(CLASSES)

@@ -3,12 +3,27 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.images import LabelledImages, RawSplits
+from common.data.images import LabelledImages
 from common.runtime.errors import UserError
 from common.runtime.files import digest
+
+Splits = tuple[LabelledImages, LabelledImages, LabelledImages]  # train, validation and test
+
+_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, LabelledImages]
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def stratified_sample(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -77,16 +92,11 @@ def count_copies(images: LabelledImages, others: Sequence[LabelledImages]) -> in
     return int(np.isin(images.digests, np.concatenate([other.digests for other in others])).sum())
 
 
-_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
-
-
 def _generator(split_seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([split_seed, purpose]))
 
 
-def split(
-    source: RawSplits, val_fraction: float, split_seed: int
-) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+def split(source: RawSplits, val_fraction: float, split_seed: int) -> Splits:
     """Return train, validation and test images: the parts the data came with, or drawn where they did not."""
     parts = dict(source.parts)
     if "all" in parts:
@@ -112,15 +122,9 @@ def _draw(
     return images.subset(rest), images.subset(drawn)
 
 
-def limit(
-    train: LabelledImages,
-    val: LabelledImages,
-    test: LabelledImages,
-    train_limit: int | None,
-    test_limit: int | None,
-    split_seed: int,
-) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+def limit(splits: Splits, train_limit: int | None, test_limit: int | None, split_seed: int) -> Splits:
     """Reduce the three sets to their limits; validation keeps its ratio to train, at least one image a class."""
+    train, val, test = splits
     if train_limit is not None:
         share = round(len(val) * train_limit / len(train))
         train = _sample(train, train_limit, "`train_limit`", split_seed, _TRAIN_LIMIT)

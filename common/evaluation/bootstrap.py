@@ -1,11 +1,14 @@
 """The metrics of one run on many resamples of its test images, all at once (Efron 1979's bootstrap by counts).
 
-A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these counts.
+A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these ``counts``
+(N, B) float32.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from common.evaluation.scores import Scores
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -27,8 +30,9 @@ def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) @ counts / np.float64(len(values))
 
 
-def resampled_f1_macro(predicted: np.ndarray, labels: np.ndarray, num_classes: int, counts: np.ndarray) -> np.ndarray:
-    """Return the mean (B,) over the classes that a resample holds of their F1; classes are (N,) int."""
+def resampled_f1_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+    """Return the mean (B,) over the classes that a resample holds of their F1."""
+    labels, predicted, num_classes = scores.labels, scores.predicted, len(scores.classes)
     support = _per_class(labels, num_classes) @ counts  # (C, B), as the next two
     predictions = _per_class(predicted, num_classes) @ counts
     hits = _per_class(labels, num_classes, weights=predicted == labels) @ counts
@@ -36,13 +40,13 @@ def resampled_f1_macro(predicted: np.ndarray, labels: np.ndarray, num_classes: i
     return _mean(np.where(support > 0, f1, np.nan))
 
 
-def resampled_auc_macro(probabilities: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean (B,) over classes of the AUC of each against the rest, from ``probabilities`` (N, C).
+def resampled_auc_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+    """Return the mean (B,) over classes of the AUC of each against the rest.
 
     NaN everywhere where one of all C classes has no image at all, as it is then null in ``result.json``, and on a
     resample of a single class.
     """
-    num_classes = probabilities.shape[1]
+    probabilities, labels, num_classes = scores.probabilities, scores.labels, len(scores.classes)
     if len(np.unique(labels)) < num_classes:
         return np.full(counts.shape[1], np.nan)
     return _mean(np.stack([_auc(labels == c, probabilities[:, c], counts) for c in range(num_classes)]))

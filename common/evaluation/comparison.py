@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.evaluation.labels import DATASET_TITLES, FAMILIES, family_of, has_random_weights, run_labels
+from common.data.registry import DATASETS
+from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
 from common.runs.predictions import read_predictions
 from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
@@ -40,7 +41,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The data set's name in figures, short enough to leave room for what the figure shows."""
-        name = DATASET_TITLES.get(self.dataset, self.dataset)
+        name = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property

@@ -10,8 +10,6 @@ from common.runs.result import Run
 
 FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
 
-DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
-
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 

@@ -1,84 +1,35 @@
-"""What a classifier's predictions are scored by. A metric is one entry of ``METRICS``: all else follows from it."""
+"""What predictions are scored by. A metric is one entry of ``METRICS``: records, tables, figures, report follow."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from common.evaluation import bootstrap, calibration
+from common.evaluation import calibration
+from common.evaluation.bootstrap import resampled_auc_macro, resampled_f1_macro, resampled_mean
 from common.evaluation.calibration import log_softmax
+from common.evaluation.scores import Scores, auc
 from common.runtime.errors import UserError
 
 BLOCK = 8_000_000  # counts in float32 at a time: 32 MB; fewer pay the set-up of each class's matrices more often
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """N predictions of C classes, as the metrics read them; what several metrics need is computed once."""
-
-    logits: np.ndarray  # (N, C) float32
-    labels: np.ndarray  # (N,) int, each in 0..C-1
-    classes: Sequence[str]  # the C names
-
-    @cached_property
-    def log_probabilities(self) -> np.ndarray:
-        """Their softmax's logarithm (N, C) float64."""
-        return log_softmax(self.logits)
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Their softmax (N, C) float64."""
-        return np.exp(self.log_probabilities)
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """The class of the largest logit (N,) int64, the earlier class on a tie."""
-        return self.logits.argmax(axis=1)
-
-    @cached_property
-    def correct(self) -> np.ndarray:
-        """Where the prediction is the label (N,) bool."""
-        return self.predicted == self.labels
-
-    @cached_property
-    def per_class(self) -> list[dict]:
-        """One record a class: {class, precision, recall, f1, auc, support}, None where it is not defined."""
-        return _per_class(self)
-
-    def macro(self, name: str) -> float:
-        """Return the mean of ``name`` of ``per_class`` over the classes that have images."""
-        return float(np.mean([row[name] for row in self.per_class if row["support"]]))
-
-    def in_top(self, number: int) -> np.ndarray:
-        """Return where the label is among the ``number`` largest logits (N,) bool, the earlier class on a tie."""
-        own = self.logits[np.arange(len(self.labels)), self.labels][:, None]
-        earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
-        return ((self.logits > own) | (self.logits == own) & earlier).sum(axis=1) < number
-
-
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is computed and shown."""
+    """How a metric is computed and shown; NaN is a value that is not defined."""
 
-    label: str
-    """Its name in headings, axes and the terminal."""
-    digits: int
-    """Behind the point."""
-    score: Callable[[Scores], float | None]
-    """Its value; None where it is not defined."""
+    label: str  # in headings, on axes, in the terminal
+    score: Callable[[Scores], float]
     resampled: Callable[[Scores, np.ndarray], np.ndarray] | None = None
-    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32, NaN where not defined; None: no interval."""
+    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32; None: it has no interval."""
+    digits: int = 3  # behind the point
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
-    """Its lowest and highest value: no interval goes beyond."""
+    bounds: tuple[float, float] = (0.0, 1.0)  # its lowest and highest value: no interval goes beyond
     chance: Callable[[np.ndarray], float] | None = None
     """What guessing gives, from the numbers of test images of each class (C,)."""
-    headline: bool = False
-    """Whether bars, differences, pairs of models and the short tables show it; it is then resampled."""
-    null_because: str = ""
-    """Why it is None, where it may be."""
+    headline: bool = False  # whether bars, differences and the short tables show it; it is then resampled
+    null_because: str = ""  # why it may be null in a record
 
     @property
     def word(self) -> str:
@@ -86,85 +37,85 @@ class Metric:
         return self.label[0].lower() + self.label[1:] if self.label[1].islower() else self.label
 
 
-METRICS: Mapping[str, Metric] = {
-    "loss": Metric(
-        "Cross-entropy (nats)",
-        3,
-        lambda scores: float(-scores.log_probabilities[np.arange(len(scores.labels)), scores.labels].mean()),
-        higher_is_better=False,
-        bounds=(0.0, np.inf),
-    ),
-    "accuracy": Metric(
-        "Accuracy",
-        3,
-        lambda scores: float(scores.correct.mean()),
-        lambda scores, counts: bootstrap.resampled_mean(scores.correct, counts),
-        chance=lambda support: support.max() / support.sum(),
-        headline=True,
-    ),
-    "balanced_accuracy": Metric("Balanced accuracy", 3, lambda scores: scores.macro("recall")),
-    "f1_macro": Metric(
-        "F1 (macro)",
-        3,
-        lambda scores: scores.macro("f1"),
-        lambda scores, counts: bootstrap.resampled_f1_macro(
-            scores.predicted, scores.labels, len(scores.classes), counts
-        ),
-        headline=True,
-    ),
-    "f1_weighted": Metric(
-        "F1 (weighted)",
-        3,
-        lambda scores: float(
-            sum(row["f1"] * row["support"] for row in scores.per_class if row["support"]) / len(scores.labels)
-        ),
-    ),
-    "precision_macro": Metric("Precision (macro)", 3, lambda scores: scores.macro("precision")),
-    "recall_macro": Metric("Recall (macro)", 3, lambda scores: scores.macro("recall")),
+def _image_mean(label: str, of_images: Callable[[Scores], np.ndarray], **options: Any) -> Metric:
+    """Return the metric that is the mean of one value an image, (N,)."""
+    return Metric(
+        label,
+        lambda scores: of_images(scores).mean(),
+        lambda scores, counts: resampled_mean(of_images(scores), counts),
+        **options,
+    )
+
+
+def _class_mean(label: str, column: str, resampled: Callable | None = None, **options: Any) -> Metric:
+    """Return the metric that is the mean of a column of ``Scores.per_class`` over the classes that have images."""
+    return Metric(
+        label,
+        lambda scores: np.mean([row[column] for row in scores.per_class if row["support"]]),
+        resampled,
+        **options,
+    )
+
+
+def _surprise(scores: Scores) -> np.ndarray:
+    return -scores.log_probabilities[np.arange(len(scores.labels)), scores.labels]
+
+
+def _squared_error(scores: Scores) -> np.ndarray:
+    return ((scores.probabilities - scores.one_hot) ** 2).sum(axis=1)
+
+
+def _in_top_five(scores: Scores) -> np.ndarray:
+    return scores.in_top(5) if len(scores.classes) > 5 else np.full(len(scores.labels), np.nan)
+
+
+def _f1_weighted(scores: Scores) -> float:
+    return sum(row["f1"] * row["support"] for row in scores.per_class if row["support"]) / len(scores.labels)
+
+
+def _auc_macro(scores: Scores) -> float:
+    return np.array([row["auc"] for row in scores.per_class], dtype=np.float64).mean()
+
+
+def _auc_micro(scores: Scores) -> float:
+    return auc(scores.one_hot.ravel(), scores.probabilities.ravel())
+
+
+def _ece(scores: Scores) -> float:
+    return calibration.expected_calibration_error(scores.probabilities, scores.labels)
+
+
+def _largest_share(support: np.ndarray) -> float:
+    return support.max() / support.sum()
+
+
+def _half(_: np.ndarray) -> float:
+    return 0.5
+
+
+_ERROR = {"higher_is_better": False}
+_AREA = {"digits": 4, "chance": _half}
+METRICS: dict[str, Metric] = {
+    "loss": _image_mean("Cross-entropy (nats)", _surprise, bounds=(0.0, np.inf), **_ERROR),
+    "accuracy": _image_mean("Accuracy", lambda scores: scores.correct, chance=_largest_share, headline=True),
+    "balanced_accuracy": _class_mean("Balanced accuracy", "recall"),
+    "f1_macro": _class_mean("F1 (macro)", "f1", resampled_f1_macro, headline=True),
+    "f1_weighted": Metric("F1 (weighted)", _f1_weighted),
+    "precision_macro": _class_mean("Precision (macro)", "precision"),
+    "recall_macro": _class_mean("Recall (macro)", "recall"),
     "auc_macro": Metric(
         "AUC (macro)",
-        4,
-        lambda scores: _mean_or_none([row["auc"] for row in scores.per_class]),
-        lambda scores, counts: bootstrap.resampled_auc_macro(scores.probabilities, scores.labels, counts),
-        chance=lambda support: 0.5,
+        _auc_macro,
+        resampled_auc_macro,
         headline=True,
         null_because="it needs the AUC of every class",
+        **_AREA,
     ),
-    "auc_micro": Metric(
-        "AUC (micro)",
-        4,
-        lambda scores: _auc(_one_hot(scores).ravel(), scores.probabilities.ravel()),
-        chance=lambda support: 0.5,
-    ),
-    "ece": Metric(
-        "ECE",
-        3,
-        lambda scores: calibration.expected_calibration_error(scores.probabilities, scores.labels),
-        higher_is_better=False,
-    ),
-    "brier": Metric(
-        "Brier score",
-        3,
-        lambda scores: calibration.brier_score(scores.probabilities, scores.labels),
-        lambda scores, counts: bootstrap.resampled_mean(
-            ((scores.probabilities - _one_hot(scores)) ** 2).sum(axis=1), counts
-        ),
-        higher_is_better=False,
-        bounds=(0.0, 2.0),
-    ),
-    "top5_accuracy": Metric(
-        "Top-5 accuracy",
-        3,
-        lambda scores: float(scores.in_top(5).mean()) if len(scores.classes) > 5 else None,
-        lambda scores, counts: (
-            bootstrap.resampled_mean(scores.in_top(5), counts)
-            if len(scores.classes) > 5
-            else np.full(counts.shape[1], np.nan)
-        ),
-        null_because="it needs more than five classes",
-    ),
+    "auc_micro": Metric("AUC (micro)", _auc_micro, **_AREA),
+    "ece": Metric("ECE", _ece, **_ERROR),
+    "brier": _image_mean("Brier score", _squared_error, bounds=(0.0, 2.0), **_ERROR),
+    "top5_accuracy": _image_mean("Top-5 accuracy", _in_top_five, null_because="it needs more than five classes"),
 }
-
 HEADLINE = tuple(name for name, metric in METRICS.items() if metric.headline)
 
 
@@ -197,10 +148,11 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
     """
     scores = Scores(np.asarray(logits), np.asarray(labels), classes)
     _check(scores)
-    record = {name: metric.score(scores) for name, metric in METRICS.items()}
+    values = {name: metric.score(scores) for name, metric in METRICS.items()}
+    record = {name: None if np.isnan(value) else float(value) for name, value in values.items()}
     notes = _notes(scores.per_class)
     notes += [f"{name} is null: {METRICS[name].null_because}" for name, value in record.items() if value is None]
-    return record | {"per_class": scores.per_class, "confusion_matrix": _confusion_matrix(scores).tolist()}, notes
+    return record | {"per_class": scores.per_class, "confusion_matrix": scores.confusion_matrix.tolist()}, notes
 
 
 def resampled_metrics(scores: Scores, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -208,13 +160,13 @@ def resampled_metrics(scores: Scores, counts: np.ndarray) -> dict[str, np.ndarra
 
     A column of ones gives the metrics of the test split itself.
     """
-    metrics = {name: metric.resampled for name, metric in METRICS.items() if metric.resampled}
     width = max(1, BLOCK // len(scores.labels))
-    blocks = [
-        {name: resampled(scores, block) for name, resampled in metrics.items()}
-        for block in (counts[:, start : start + width].astype(np.float32) for start in range(0, counts.shape[1], width))
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in metrics}
+    blocks = [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
+    return {
+        name: np.concatenate([metric.resampled(scores, block.astype(np.float32)) for block in blocks])
+        for name, metric in METRICS.items()
+        if metric.resampled
+    }
 
 
 def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -254,44 +206,6 @@ def _check(scores: Scores) -> None:
             f"the model's logits are infinite or not a number for {bad} of {len(labels)} images: the training "
             "diverged; lower `lr`, or use `precision` fp32"
         )
-
-
-def _confusion_matrix(scores: Scores) -> np.ndarray:
-    """Return counts (C, C) int, true by predicted; C is given because a matrix inferred from the labels shrinks."""
-    from sklearn.metrics import confusion_matrix  # two seconds to import
-
-    return confusion_matrix(scores.labels, scores.predicted, labels=range(len(scores.classes)))
-
-
-def _per_class(scores: Scores) -> list[dict]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    indices = range(len(scores.classes))
-    columns = precision_recall_fscore_support(scores.labels, scores.predicted, labels=indices, zero_division=0)
-    records = []
-    for index, (name, *values, support) in enumerate(zip(scores.classes, *columns, strict=True)):
-        values = [float(value) if support else None for value in values]
-        record = {"class": name, **dict(zip(("precision", "recall", "f1"), values, strict=True))}
-        auc = _auc(scores.labels == index, scores.probabilities[:, index])
-        records.append({**record, "auc": auc, "support": int(support)})
-    return records
-
-
-def _one_hot(scores: Scores) -> np.ndarray:
-    return np.eye(len(scores.classes), dtype=bool)[scores.labels]
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
-
-
-def _auc(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """Return the area under the ROC curve, or None where there are no positives or no negatives."""
-    from sklearn.metrics import roc_auc_score
-
-    if positive.all() or not positive.any():
-        return None
-    return min(1.0, float(roc_auc_score(positive, scores)))  # its sum of trapezoids can round to just above 1
 
 
 def _roc(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from common.evaluation import calibration, metrics, significance
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.frames import table
-from common.evaluation.metrics import HEADLINE, METRICS, Scores, resampled_metrics
+from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
+from common.evaluation.scores import Scores
 from common.evaluation.significance import Estimate, Sample
 from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from common.runs.result import Run, encode_record, is_intact
@@ -29,8 +30,6 @@ ALGORITHM = 1  # raise it whenever a kept number would come out otherwise: what 
 RESAMPLES = 2_000  # of the test images; leaves a 95 % end uncertain by a twentieth of a standard deviation
 
 INTERVALS, DIFFERENCES = "intervals.json", "differences.json"
-
-BINS = (10, 15, 20)
 
 LARGE = 200_000  # images times classes: about a second's work, for which other processes are worth starting
 
@@ -82,9 +81,10 @@ def compute_uncertainty(comparisons: Sequence[Comparison]) -> Uncertainty:
             for run in series.runs:
                 seed = model | {"seed": run.seed}
                 runs += [seed | row for row in _rows(records[run.folder]["estimates"])]
-                calibrations.append(seed | _calibration_row(records[run.folder]["calibration"]))
+                calibrations.append(seed | records[run.folder]["calibration"])
         pairs += _pair_rows(comparison, joint)
-    return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), table(calibrations))
+    calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
+    return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), calibrations)
 
 
 _PAIR_COLUMNS = (
@@ -152,25 +152,23 @@ def _counts(num_images: int, resamples: int) -> np.ndarray:
 
 
 def _calibration(predictions: Predictions, probabilities: np.ndarray) -> dict:
-    """Return ``ece`` by number of bins, ``brier`` and ``bins``, and ``after`` the ``temperature`` the same again.
+    """Return a row of ``Uncertainty.calibration``; the temperature is fitted on validation images."""
+    row = {"brier": calibration.brier_score(probabilities, predictions.labels)}
+    row |= _reliability(probabilities, predictions.labels)
+    if not len(predictions.val_labels):
+        return row | {"temperature": None, "ece_scaled": None, "bins_scaled": None}
+    temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
+    scaled = metrics.softmax(predictions.logits.astype(np.float64) / temperature)
+    scaled = {f"{name}_scaled": value for name, value in _reliability(scaled, predictions.labels).items()}
+    return row | {"temperature": temperature} | scaled
 
-    The temperature is fitted on validation images; without any it is None, and so is ``after``.
-    """
-    record = _calibration_of(probabilities, predictions.labels) | {"temperature": None, "after": None}
-    if len(predictions.val_labels):
-        temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
-        scaled = metrics.softmax(predictions.logits.astype(np.float64) / temperature)
-        record |= {"temperature": temperature, "after": _calibration_of(scaled, predictions.labels)}
-    return record
 
-
-def _calibration_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     bins = calibration.reliability(probabilities, labels)
-    sums = [np.nan_to_num(mean * bins.images).tolist() for mean in (bins.confidence, bins.accuracy)]
+    sums = (np.nan_to_num(mean * bins.images).tolist() for mean in (bins.confidence, bins.accuracy))
     return {
-        "ece": {str(count): calibration.expected_calibration_error(probabilities, labels, count) for count in BINS},
-        "brier": calibration.brier_score(probabilities, labels),
-        "bins": dict(zip(("images", "confidence", "correct"), (bins.images.tolist(), *sums), strict=True)),  # sums
+        "ece": calibration.expected_calibration_error(probabilities, labels),
+        "bins": dict(zip(("images", "confidence", "correct"), (bins.images.tolist(), *sums), strict=True)),
     }
 
 
@@ -224,15 +222,6 @@ def _pair_rows(comparison: Comparison, joint: Mapping[str, dict]) -> list[dict]:
     return rows
 
 
-def _calibration_row(record: dict) -> dict:
-    after = record["after"] or {"ece": {"15": np.nan}, "bins": None}
-    return {
-        **{"brier": record["brier"], "ece": record["ece"]["15"], "bins": record["bins"]},
-        "temperature": np.nan if record["temperature"] is None else record["temperature"],
-        **{"ece_scaled": after["ece"]["15"], "bins_scaled": after["bins"]},
-    }
-
-
 def _plain(estimates: Mapping[str, Estimate]) -> dict:
     """Return ``estimates`` as JSON has them: lists, with None for NaN."""
     return {name: [None if np.isnan(x) else float(x) for x in estimate] for name, estimate in estimates.items()}
@@ -246,7 +235,8 @@ def _rows(plain: Mapping[str, list]) -> list[dict]:
 
 def _made_by() -> dict:
     """Return what a file must say to be of use: how, and of which metrics, its numbers were computed."""
-    return {"algorithm": ALGORITHM, "metrics": list(METRICS)}
+    resampled = [name for name, metric in METRICS.items() if metric.resampled]
+    return {"algorithm": ALGORITHM, "metrics": list(METRICS), "resampled": resampled, "headline": list(HEADLINE)}
 
 
 def _read(path: Path, **expected: str) -> dict:

@@ -31,7 +31,7 @@ class Arm:
 class Grid:
     """Every arm on every data set with every seed; ``datasets`` maps names or folders to settings of their own.
 
-    ``images``: (training, test) images of each data set, for an estimate of the time before the data are there.
+    ``images``: (training, test) images of each data set that has no name, for an estimate of the time.
     """
 
     arms: tuple[Arm, ...]

@@ -4,14 +4,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.registry import CLASSES
+from common.data import registry
+from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
-# Bytes of what the study reads, to say before it starts.
-DOWNLOAD_BYTES = {
-    "mnist": 11_600_000,
-    "fashion_mnist": 30_900_000,
-    "cifar10": 170_500_000,
+# Of the study's backbones, to say before it starts.
+WEIGHTS_BYTES = {
     "vit_base_patch16_224.augreg_in1k": 346_000_000,
     "resnet50.tv2_in1k": 102_000_000,
     "efficientnet_b0.ra_in1k": 21_400_000,
@@ -20,9 +18,16 @@ DOWNLOAD_BYTES = {
 
 def wanted(configs: Sequence[Any]) -> list[str]:
     """Return the data sets and backbones of training ``configs`` that neither a package nor this repository brings."""
-    remote = [config.dataset for config in configs if config.dataset in CLASSES and config.dataset != "digits"]
+    remote = [
+        config.dataset for config in configs if config.dataset in DATASETS and DATASETS[config.dataset].torchvision
+    ]
     pretrained = [config.backbone for config in configs if config.weights == "pretrained"]
     return list(dict.fromkeys([*remote, *(tag for tag in pretrained if not tag.startswith("demo_"))]))
+
+
+def download_bytes(name: str) -> int:
+    """Return how large the download of a data set or backbone is, 0 where that is not known."""
+    return DATASETS[name].download_bytes if name in DATASETS else WEIGHTS_BYTES.get(name, 0)
 
 
 def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
@@ -32,8 +37,8 @@ def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
     """
     absent = {}
     for name in names:
-        size = f" ({DOWNLOAD_BYTES[name] / 1e6:,.0f} MB where it must be downloaded)" if name in DOWNLOAD_BYTES else ""
-        print(f"looking for {name}{size}", flush=True)
+        size = download_bytes(name)
+        print(f"looking for {name}" + f" ({size / 1e6:,.0f} MB where it must be downloaded)" * bool(size), flush=True)
         try:
             _fetch(name, data_dir)
         except UserError as error:
@@ -42,10 +47,9 @@ def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
 
 
 def _fetch(name: str, data_dir: Path) -> None:
-    from common.data import registry
-    from common.models import weights  # these load PyTorch, which the demo's parent process does without
-
-    if name in CLASSES:
+    if name in DATASETS:
         registry.read(name, data_dir)
     else:
+        from common.models import weights  # loads PyTorch, which the demo's parent process does without
+
         weights.download(name)

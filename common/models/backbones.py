@@ -15,20 +15,33 @@ STUDY_IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen feature extractor and what must be known to rebuild and feed it."""
+    """A feature extractor as it was loaded, and what must be known to rebuild and feed it.
+
+    A method takes ``module`` over and may change it in place (``training.methods.base.Method.build``); all else goes on
+    saying what was loaded.
+    """
 
     module: nn.Module
     """In eval mode, without gradients and without a classifier; images (B, 3, S, S) -> pooled features (B, width)
     by ``pooled_features``."""
     tag: str
+    """timm's full name, with the tag of its pretrained weights."""
     source: str
+    """Where the weights came from: ``pretrained``, ``random``, or a file's path."""
     sha256: str
+    """Over names, types, shapes and bytes of all tensors as they were loaded, without the classifier."""
     image_size: int
+    """Side S of the square input in pixels."""
     mean: tuple[float, ...]
+    """Subtracted from channel values in 0..1."""
     std: tuple[float, ...]
+    """What these are divided by after that."""
     interpolation: str
+    """``bilinear`` or ``bicubic``, for resizing."""
     crop_pct: float
+    """Share of the resized shorter side that the centre crop keeps, where images are cropped."""
     classifier: str
+    """Name of the submodule where timm's own model has its classifier."""
 
     @property
     def width(self) -> int:

@@ -1,5 +1,8 @@
 """torch.compile for a frozen backbone: when it pays, and without a C++ compiler the plain way."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +25,16 @@ def compiling_pays(operations: float, device: torch.device) -> bool:
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``forward`` compiled for inference with frozen weights, or as it is where no C++ compiler is found."""
-    from torch._inductor import config as inductor
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception:  # a class of its own in each release; whatever is wrong, the plain way works
+    if _cpp_compiler() is None:
         print("no C++ compiler: the backbone runs uncompiled (the same features, slower)")
         return forward
+    from torch._inductor import config as inductor
+
     inductor.freezing = True  # folds BatchNorm into the convolutions; right only because nothing here trains
     return torch.compile(forward, dynamic=False)
+
+
+def _cpp_compiler() -> str | None:
+    """Return the path of the compiler that torch.compile calls, which CXX may name, or None."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    return shutil.which(os.environ.get("CXX", usual))

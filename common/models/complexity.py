@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from common.models.backbones import pooled_features, unfuse_attention
+from common.models.backbones import unfuse_attention
 
 
 def count_parameters(*modules: nn.Module) -> dict[str, float]:
@@ -26,21 +26,21 @@ def count_parameters(*modules: nn.Module) -> dict[str, float]:
     }
 
 
-def forward_flops(backbone: nn.Module, head: nn.Module, image_size: int) -> int:
-    """Return the operations of one image through backbone and head; a multiply-add is 2 (torch.utils.flop_counter).
+def forward_flops(module: nn.Module, image_size: int) -> int:
+    """Return the operations of one image through ``module``; a multiply-add is 2 (torch.utils.flop_counter).
 
     Adapters must be merged. Fused attention is switched off for the count, because the counter does not see it on
     the CPU.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(backbone.parameters()).device
+    device = next(module.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, device=device)
-    fused = unfuse_attention(backbone)
+    fused = unfuse_attention(module)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            head(pooled_features(backbone, image).float())
+            module(image)
     finally:
-        for module in fused:
-            module.fused_attn = True
+        for layer in fused:
+            layer.fused_attn = True
     return counter.get_total_flops()

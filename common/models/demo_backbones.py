@@ -16,11 +16,10 @@ from timm.models import (
     generate_default_cfgs,
     register_model,
 )
-from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from common.data.registry import CLASSES
+from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
@@ -72,7 +71,7 @@ def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> N
     Raises:
         UserError: with the reason; any other backbone or data set passes.
     """
-    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(CLASSES[PRETRAINED_ON])
+    is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(DATASETS[PRETRAINED_ON].classes)
     if tag.partition(".")[0] in NAMES and is_same:
         raise UserError(
             f"`backbone` {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
@@ -96,11 +95,12 @@ def demo_resnet(pretrained: bool = False, **kwargs) -> ResNet:
 @register_model
 def demo_efficientnet(pretrained: bool = False, **kwargs) -> EfficientNet:
     """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 24 to 160 channels."""
-    blocks = (
-        ["ds_r1_k3_s1_e1_c24_se0.25"],
-        ["ir_r1_k3_s1_e4_c40_se0.25"],
-        ["ir_r2_k3_s2_e4_c80_se0.25"],
-        ["ir_r3_k3_s2_e4_c160_se0.25"],
-    )
-    sizes = {"block_args": decode_arch_def(blocks), "stem_size": 24, "num_features": 512, "act_layer": nn.SiLU}
+    expanded = {"block_type": "ir", "exp_ratio": 4.0, "se_ratio": 0.25, "act_layer": None}
+    stages = [
+        [{"block_type": "ds", "out_chs": 24, "stride": 1, "se_ratio": 0.25, "act_layer": None}],
+        [expanded | {"out_chs": 40, "stride": 1}],
+        [expanded | {"out_chs": 80, "stride": 2} for _ in range(2)],
+        [expanded | {"out_chs": 160, "stride": 2} for _ in range(3)],
+    ]
+    sizes = {"block_args": stages, "stem_size": 24, "num_features": 512, "act_layer": nn.SiLU}
     return build_model_with_cfg(EfficientNet, "demo_efficientnet", pretrained, **{**sizes, **kwargs})

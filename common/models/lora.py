@@ -67,7 +67,7 @@ def attach(
     """Adapt query and value of every block with LoRA of the given rank, and add a new classifier.
 
     Matrix A and the classifier are drawn from ``seed``; B is zero, so the adapted backbone starts as the base.
-    The backbone's module is changed in place, and goes to ``device``.
+    The backbone's module is changed in place, becomes a part of the model, and goes to ``device``.
 
     Raises:
         UserError: the backbone is not a plain timm VisionTransformer.

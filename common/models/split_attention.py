@@ -46,16 +46,34 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 def _project(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Return ``layer(tokens)``, (B, N, D); of PEFT's LoRA Linear the scaling on rank and not on width, the sum in one.
+    """Return ``layer(tokens)``, (B, N, D); of a plain LoRA Linear the scaling on rank and not on width, the sum in one.
 
     W x + b + B ((alpha / r) A dropout(x)), where PEFT computes (W x + b) + (alpha / r) (B (A dropout(x))).
     """
-    if not hasattr(layer, "lora_A"):
+    adapter = _plain_adapter(layer)
+    if adapter is None:
         return layer(tokens)
     base = layer.base_layer(tokens)
-    low = layer.lora_A["default"](layer.lora_dropout["default"](tokens)) * layer.scaling["default"]  # (B, N, r)
-    up = layer.lora_B["default"].weight
+    low = layer.lora_A[adapter](layer.lora_dropout[adapter](tokens)) * layer.scaling[adapter]  # (B, N, r)
+    up = layer.lora_B[adapter].weight
     return torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up.T).view_as(base)
+
+
+def _plain_adapter(layer: nn.Module) -> str | None:
+    """Return the name of the one active adapter of a layer that computes plain LoRA, None for any other layer.
+
+    Whatever PEFT computes otherwise is PEFT's to compute: a variant such as DoRA, a bias of LoRA's own, several
+    adapters, adapters that are merged or switched off, a layer of a kind that is not ``peft.tuners.lora.Linear``.
+    """
+    if isinstance(layer, nn.Linear):  # no adapter at all: PEFT need not even be loaded
+        return None
+    from peft.tuners.lora import Linear
+
+    if type(layer) is not Linear or layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
+        return None
+    (name,) = layer.active_adapters
+    is_plain = name in layer.lora_A and name not in layer.lora_variant and layer.lora_B[name].bias is None
+    return name if is_plain else None
 
 
 class SplitAttention(Attention):

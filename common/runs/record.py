@@ -6,7 +6,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from common.runs.methods import METHODS
-from common.runs.schema import REST, Within, mismatch
+from common.runs.schema import REST, Within, typed
 
 SCHEMA_VERSION = 1
 Number = Annotated[float, Within(-1e300, 1e300)]
@@ -169,24 +169,17 @@ class RestoreSettings:
     skip_damaged: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """What LoRA's matrices cannot be made again without."""
-
-    rank: Annotated[int, Within(1, 4096)]
-    alpha: Amount
-    dropout: Fraction
-
-
 def problem_with_restoring(result: RunResult) -> str | None:
-    """Say what a record lacks for its model to be made again, or return None."""
-    lora = result.model.lora
-    if (result.method == "lora") != bool(lora):
+    """Say what a record lacks for its model to be made again, or return None; its method judges its own settings."""
+    if (result.method == "lora") != bool(result.model.lora):
         return f"method {result.method!r} and model.lora do not fit together"
     if result.data.image_size is None or result.model.weights.sha256 is None:
         return "data.image_size or model.weights.sha256 is missing"
-    problem = mismatch(result.config, RestoreSettings, ".config")
-    return problem or (mismatch(lora, LoraSettings, ".model.lora") if lora else None)
+    try:
+        typed(result.config, RestoreSettings, ".config")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def disagreement(result: RunResult) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.runs.record import SCHEMA_VERSION, RunResult, SplitMetrics, disagreement
-from common.runs.schema import as_json, problem_with, typed
+from common.runs.schema import as_json, typed
 from common.runtime.errors import UserError
 from common.runtime.files import sha256, write_atomically
 
@@ -79,7 +79,11 @@ def read_result(path: Path) -> RunResult:
             f"{str(path)!r} has schema_version {record['schema_version']!r}, this code reads {SCHEMA_VERSION}; "
             "train the run again, or read it with the code that wrote it"
         )
-    problem = problem_with(record, RunResult) or disagreement(result := typed(record, RunResult))
+    try:
+        result = typed(record, RunResult)
+        problem = disagreement(result)
+    except ValueError as error:
+        problem = str(error)
     problem = problem or (None if is_intact(record) else "its content was changed after it was written")
     if problem:
         raise UserError(f"{str(path)!r}: {problem}; restore the file, or remove the folder and train the run again")

@@ -1,7 +1,7 @@
-"""JSON records against the annotations of dataclasses: what does not fit, and the records as typed values.
+"""JSON records as instances of dataclasses, whose annotations say what is accepted.
 
 Annotations are ``str``, ``bool``, numbers with bounds (``Annotated[float, Within(0, 1)]``), ``Literal``, ``list[...]``,
-``dict[str, ...]``, ``... | None`` and other such dataclasses. A field with a default may be missing.
+``dict[str, ...]``, ``... | None``, ``Any`` and other such dataclasses. A field with a default may be missing.
 """
 
 import types
@@ -20,107 +20,78 @@ class Within(NamedTuple):
     high: float
 
 
-def problem_with(record: object, kind: type) -> str | None:
-    """Say which field of a JSON ``record`` is missing or does not fit the dataclass ``kind``, or return None."""
-    if _depth_exceeds(record, MAX_DEPTH):
-        return f"it is nested more than {MAX_DEPTH} deep"
-    return mismatch(record, kind)
+def typed(value: Any, kind: Any, where: str = "") -> Any:
+    """Return JSON's ``value``, the field ``where`` of its file, as an instance of the annotation ``kind``.
 
-
-def typed(value: Any, kind: Any) -> Any:
-    """Return JSON's ``value``, which ``problem_with`` passed, as an instance of the annotation ``kind``."""
-    kind = _without_bounds(kind)
-    if value is None:
-        return None
-    kind = next((each for each in get_args(kind) if each is not type(None)), kind) if _is_union(kind) else kind
-    kind = _without_bounds(kind)
+    Raises:
+        ValueError: it does not fit; the message names the field.
+    """
+    name, origin, arguments = where.removeprefix(".") or "the file", get_origin(kind), get_args(kind)
+    if not where and _depth_exceeds(value, MAX_DEPTH):
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):  # of None and one other
+        return None if value is None else typed(value, next(a for a in arguments if a is not types.NoneType), where)
+    if origin is Annotated:
+        return _number(value, name, *arguments)
+    if origin is Literal:
+        return _one_of(arguments, value, name)
+    if not isinstance(value, dict if is_dataclass(kind) else origin or kind):
+        raise ValueError(f"{name} is {type(value).__name__}, which is not what this benchmark writes")
     if is_dataclass(kind):
-        given = {f.name: typed(*pair) for f, *pair in _paired(value, kind) if pair[0] is not MISSING}
-        return kind(**given)
-    if get_origin(kind) is list:
-        return [typed(item, get_args(kind)[0]) for item in value]
-    if get_origin(kind) is dict:
-        return {key: typed(item, get_args(kind)[1]) for key, item in value.items()}
-    return value
+        return kind(**dict(_fields(value, kind, where)))
+    if origin is list:
+        return [typed(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value)]
+    return {key: typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()} if origin else value
 
 
 def as_json(value: Any) -> Any:
     """Return a record's dataclasses as the dicts of ``result.json``."""
     if is_dataclass(value):
         record: dict[str, Any] = {}
-        for f in fields(value):
-            inner = as_json(getattr(value, f.name))
-            record |= inner if f.metadata == REST else {_json_name(f): inner}
+        for each in fields(value):
+            inner = as_json(getattr(value, each.name))
+            record |= inner if each.metadata == REST else {_json_name(each): inner}
         return record
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _depth_exceeds(value: object, depth: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_depth_exceeds(item, depth - 1) for item in inner)
-
-
-def _json_name(f: Field) -> str:
-    return f.metadata.get("json", f.name)
-
-
-def _paired(record: dict, kind: type) -> list[tuple[Field, Any, Any]]:
-    """Return each field of the dataclass ``kind`` with its JSON value (``MISSING`` if there is none) and annotation."""
+def _fields(record: dict, kind: type, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the typed value of each field of the dataclass ``kind`` that a JSON ``record`` gives."""
     hints = get_type_hints(kind, include_extras=True)
-    named = {_json_name(f) for f in fields(kind) if f.metadata != REST}
-    rest = {key: value for key, value in record.items() if key not in named}
-    return [
-        (f, rest if f.metadata == REST else record.get(_json_name(f), MISSING), hints[f.name]) for f in fields(kind)
-    ]
+    named = {_json_name(each) for each in fields(kind)}
+    for each in fields(kind):
+        path = f"{where}.{_json_name(each)}"
+        if each.metadata == REST:
+            rest = {key: value for key, value in record.items() if key not in named}
+            yield each.name, typed(rest, hints[each.name], where)
+        elif _json_name(each) in record:
+            yield each.name, typed(record[_json_name(each)], hints[each.name], path)
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"{path.removeprefix('.')} is missing")
 
 
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (Union, types.UnionType)
+def _json_name(each: Field) -> str:
+    return each.metadata.get("json", each.name)
 
 
-def _without_bounds(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+def _one_of(allowed: tuple, value: Any, name: str) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
-def mismatch(value: object, kind: Any, where: str = "") -> str | None:
-    """Say where JSON's ``value`` differs from the annotation ``kind``, or return None."""
-    name = where.removeprefix(".") or "the file"
-    if _is_union(kind):  # of None and one other
-        other = next(each for each in get_args(kind) if each is not type(None))
-        return None if value is None else mismatch(value, other, where)
-    if get_origin(kind) is Annotated:
-        number, bounds = get_args(kind)
-        return _number_problem(value, name, whole=number is int, bounds=bounds)
-    if get_origin(kind) is Literal:
-        return None if value in get_args(kind) else f"{name} is {value!r}"
-    if kind is Any:
-        return None
-    container = dict if is_dataclass(kind) else get_origin(kind) or kind
-    if not isinstance(value, container):
-        return f"{name} is {type(value).__name__}, which is not what this benchmark writes"
-    return next(filter(None, _inner_problems(value, kind, where)), None)
+def _number(value: object, name: str, kind: type, bounds: Within) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise ValueError(f"{name} should be {'a whole' if kind is int else 'a'} number")
+    if not bounds.low <= value <= bounds.high:
+        raise ValueError(f"{name} should lie in {bounds.low}..{bounds.high}")
+    return value
 
 
-def _inner_problems(value: Any, kind: Any, where: str) -> Iterator[str | None]:
-    """Yield what is wrong with each part of a record, a list or a dict."""
-    if is_dataclass(kind):
-        for f, inner, annotation in _paired(value, kind):
-            path = where if f.metadata == REST else f"{where}.{_json_name(f)}"
-            if inner is not MISSING:
-                yield mismatch(inner, annotation, path)
-            elif f.default is MISSING and f.default_factory is MISSING:
-                yield f"{path.removeprefix('.')} is missing"
-    elif get_origin(kind) is list:
-        yield from (mismatch(item, get_args(kind)[0], f"{where}[{index}]") for index, item in enumerate(value))
-    elif get_origin(kind) is dict:
-        yield from (mismatch(item, get_args(kind)[1], f"{where}.{key}") for key, item in value.items())
-
-
-def _number_problem(value: object, name: str, *, whole: bool, bounds: Within) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return f"{name} should be {'a whole' if whole else 'a'} number"
-    return None if bounds.low <= value <= bounds.high else f"{name} should lie in {bounds.low}..{bounds.high}"
+def _depth_exceeds(value: object, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (depth == 0 or any(_depth_exceeds(item, depth - 1) for item in inner))

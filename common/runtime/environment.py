@@ -7,13 +7,16 @@ import platform
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+def describe_environment(device: "torch.device", precision: str) -> dict[str, Any]:
     """Return the ``environment`` block of a result: versions, machine, commit, time (UTC, ISO 8601)."""
+    import torch
+
     packages = ("torch", "torchvision", "timm", "peft", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),

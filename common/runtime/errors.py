@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class AlreadyFinished(Exception):
+    """What was asked for is on disk already: the message says where, and the scripts print it and exit with code 0."""
+
+
 def shown(name: str) -> str:
     """Return a name from the user's files as it may be printed: a line break or an escape in it is written out."""
     return name if name.isprintable() else repr(name)

@@ -22,13 +22,13 @@ def _raise_terminated(signum: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def hold_back() -> Iterator[Callable[[], BaseException | None]]:
-    """Within this block a first Ctrl-C or SIGTERM is only noted; a second one raises at once.
+def hold_back() -> Iterator[Callable[[], bool]]:
+    """Within this block a first Ctrl-C or SIGTERM is only noted, and raised at its end; a second one raises at once.
 
-    Yields a function that returns the exception to raise when it suits, or None while nothing arrived.
+    Yields a function that says whether one was noted.
     """
     if threading.current_thread() is not threading.main_thread():  # signals reach only the main thread
-        yield lambda: None
+        yield lambda: False
         return
     noted: list[BaseException] = []
 
@@ -41,7 +41,9 @@ def hold_back() -> Iterator[Callable[[], BaseException | None]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: noted[0] if noted else None
+        yield lambda: bool(noted)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if noted:
+            raise noted[0]

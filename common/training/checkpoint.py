@@ -13,6 +13,8 @@ from safetensors.torch import save
 from common.runtime.errors import UserError
 from common.runtime.files import error_reason, sha256_of_tensors, write_atomically
 
+VERSION = 2  # raise it where the saved state changes: what older code saved is then not misread
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -26,13 +28,14 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Write JSON-able ``state`` and CPU ``tensors``, atomically, with a digest over both."""
-        text = json.dumps({"identity": self.identity, "state": state}, allow_nan=False)
+        record = {"version": VERSION, "identity": self.identity, "state": state}
+        text = json.dumps(record, allow_nan=False)
         content = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
         metadata = {"record": text, "sha256": sha256_of_tensors(content, text=text)}
         write_atomically(self.path, save(content, metadata=metadata))
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return (state, tensors), or None where there is no checkpoint or a damaged one (said in a printed line).
+        """Return (state, tensors), or None where there is no checkpoint that can be used (said in a printed line).
 
         Raises:
             UserError: the checkpoint belongs to other settings, data or weights, or may not be read.
@@ -48,6 +51,9 @@ class Checkpoint:
             print(f"the checkpoint {str(self.path)!r} is damaged and not used; the run starts from the beginning")
             return None
         record, tensors = found
+        if record.get("version") != VERSION:
+            print("the checkpoint is of another version of this code and not used; the run starts from the beginning")
+            return None
         self._check_identity(record["identity"])
         return record["state"], tensors
 

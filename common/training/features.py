@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.data.images import LabelledImages
 from common.data.loader import image_batches
@@ -62,7 +61,7 @@ class Extractor:
     def image_flops(self) -> int:
         """Operations of one image's features; a UserError where the memory is too small for it."""
         with memory_errors(1):
-            return forward_flops(self.backbone.module, nn.Identity(), self.transform.size)
+            return forward_flops(self.backbone.module, self.transform.size)
 
     def key(self, images: LabelledImages, split: str) -> dict[str, Any]:
         """Return everything that the features of these ``images`` of a split depend on, JSON-able."""
@@ -153,7 +152,7 @@ def _make_parts(
 
 def _forward_functions(extractor: Extractor, images: LabelledImages) -> tuple[Forward, Forward]:
     """Return the backbone as (plain, compiled if that pays), both (B, 3, S, S) -> (B, width)."""
-    module = for_inference(extractor.backbone).to(extractor.device, memory_format=torch.channels_last)
+    module = for_inference(extractor.backbone, extractor.device)
 
     def plain(pixels: torch.Tensor) -> torch.Tensor:
         return pooled_features(module, pixels)

@@ -21,8 +21,17 @@ from common.runtime.device import autocast
 MOST_RESIDENT_MEMORY = 0.25
 
 
+class _LabelledByImages:
+    """A loader whose labels are those of its ``images``."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class numbers, (N,) int64."""
+        return self.images.labels
+
+
 @dataclass(frozen=True)
-class ImageLoader:
+class ImageLoader(_LabelledByImages):
     """Images as normalised batches (B, 3, S, S); augmented ones are drawn anew in each epoch from ``seed``."""
 
     images: LabelledImages
@@ -30,11 +39,6 @@ class ImageLoader:
     device: torch.device
     workers: int | None
     seed: int = 0
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class numbers, (N,) int64."""
-        return self.images.labels
 
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
@@ -44,56 +48,51 @@ class ImageLoader:
         )
 
 
-class ResidentImageLoader:
-    """The batches of ``ImageExamples`` without augmentation, bit for bit, from uint8 images kept on their device.
+class ResidentImageLoader(_LabelledByImages):
+    """The batches of an ``ImageLoader`` without augmentation, bit for bit, from uint8 images kept on their device.
 
     Each image is kept when it is first needed: the first epoch costs what it always does.
     """
 
-    def __init__(self, examples: ImageLoader) -> None:
-        self.examples = examples
-        self.pixels = torch.empty(_shape(examples), dtype=torch.uint8, device=examples.device)  # (N, 1 or 3, S, S)
-        self.kept = np.zeros(len(examples.labels), dtype=bool)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class numbers, (N,) int64."""
-        return self.examples.labels
+    def __init__(self, images: ImageLoader) -> None:
+        self.images = images
+        self.pixels = torch.empty(_shape(images), dtype=torch.uint8, device=images.device)  # (N, 1 or 3, S, S)
+        self.kept = np.zeros(len(images.labels), dtype=bool)
 
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
         all_kept = all(self.kept[batch].all() for batch in positions)
         for pixels in map(self._at, positions) if all_kept else self._keep(positions):
-            yield normalise(pixels, self.examples.transform)
+            yield normalise(pixels, self.images.transform)
 
     def _at(self, batch: np.ndarray) -> torch.Tensor:
         return self.pixels[torch.from_numpy(batch).to(self.pixels.device)]
 
     def _keep(self, positions: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
-        its = self.examples
-        made = resized_batches(its.images, positions, its.transform, device=its.device, workers=its.workers)
+        source = self.images
+        made = resized_batches(source.images, positions, source.transform, device=source.device, workers=source.workers)
         for batch, pixels in zip(positions, made, strict=True):
             self.pixels[torch.from_numpy(batch).to(self.pixels.device)] = pixels  # grey is spread over three channels
             self.kept[batch] = True
             yield pixels
 
 
-def resident(examples: ImageLoader) -> ImageLoader | ResidentImageLoader:
-    """Return the examples kept on their GPU where a quarter of its free memory holds them, else as they are.
+def resident(loader: ImageLoader) -> ImageLoader | ResidentImageLoader:
+    """Return the images kept on their GPU where a quarter of its free memory holds them, else ``loader`` as it is.
 
-    Augmented images, which are others in each epoch, and images on the CPU are returned as they are.
+    Augmented images, which are others in each epoch, and images on the CPU are loaded as before.
     """
-    if examples.device.type != "cuda" or examples.transform.augment != "none":
-        return examples
-    free, _ = torch.cuda.mem_get_info(examples.device)
-    return ResidentImageLoader(examples) if np.prod(_shape(examples)) <= MOST_RESIDENT_MEMORY * free else examples
+    if loader.device.type != "cuda" or loader.transform.augment != "none":
+        return loader
+    free, _ = torch.cuda.mem_get_info(loader.device)
+    return ResidentImageLoader(loader) if np.prod(_shape(loader)) <= MOST_RESIDENT_MEMORY * free else loader
 
 
-def _shape(examples: ImageLoader) -> tuple[int, int, int, int]:
+def _shape(loader: ImageLoader) -> tuple[int, int, int, int]:
     """Return (N, channels, S, S); files may be grey or colour, which is known only when they are decoded."""
-    pixels, size = examples.images.pixels, examples.transform.size
+    pixels, size = loader.images.pixels, loader.transform.size
     grey = pixels is not None and pixels.ndim == 3
-    return len(examples.labels), 1 if grey else 3, size, size
+    return len(loader.labels), 1 if grey else 3, size, size
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,12 @@ class FeatureLoader:
 
 
 @dataclass(frozen=True)
-class AugmentedFeatureLoader:
+class AugmentedFeatureLoader(_LabelledByImages):
     """Features of augmented images, which the frozen backbone has to make anew in every epoch."""
 
     images: ImageLoader
     backbone: nn.Module
     precision: str
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class numbers, (N,) int64."""
-        return self.images.labels
 
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the backbone's features of each augmented batch, (B, width) float32."""

@@ -11,12 +11,10 @@ from common.runtime.progress import progress
 from common.training.loaders import Loader
 
 
-def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], examples: Loader, *, batch_size: int, desc: str
-) -> np.ndarray:
-    """Return the logits of all examples in their order, (N, C) float32; the model must be in eval mode."""
-    positions = split_batches(np.arange(len(examples.labels)), batch_size)
-    batches = examples.batches(positions, epoch=0)
+def predict(model: Callable[[torch.Tensor], torch.Tensor], images: Loader, *, batch_size: int, desc: str) -> np.ndarray:
+    """Return the logits of all images in their order, (N, C) float32; the model must be in eval mode."""
+    positions = split_batches(np.arange(len(images.labels)), batch_size)
+    batches = images.batches(positions, epoch=0)
     with torch.inference_mode(), memory_errors(batch_size):
         bar = progress(batches, desc=desc, total=len(positions), unit="batch")
         return torch.cat([model(batch).float().cpu() for batch in bar]).numpy()

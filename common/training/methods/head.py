@@ -1,80 +1,80 @@
-"""Training a head on a frozen backbone: ResNet50 and EfficientNet-B0, and the ViT without LoRA (``rank=0``)."""
+"""A new head on a frozen backbone: each image goes through the backbone once, unless it is augmented."""
 
-import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from common.data.dataset import DatasetSplits
-from common.data.images import LabelledImages
-from common.models.backbones import Backbone
-from common.models.fuse_batchnorm import for_inference
-from common.models.heads import Head, head_file
-from common.training.feature_cache import prune
-from common.training.features import Extractor, Features, extract
-from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader
-from common.training.loop import fit
-from common.training.predict import predict
-from common.training.run import MethodResult, RunContext, describe_model
+import torch
+from torch import nn
+
+from common.config import require
+from common.models.backbones import Backbone, pooled_features
+from common.models.heads import Head, head_file, load_head, new_head
+from common.runtime.errors import UserError
+from common.training.methods.base import Method
 
 
-def fit_head(experiment: RunContext, dataset: DatasetSplits, backbone: Backbone, head: Head) -> MethodResult:
-    """Train ``head`` on features that each image produced once; with ``augment=light`` they are made every epoch.
+class PlainClassifier(nn.Module):
+    """Backbone and head as one float32 module: normalised images (B, 3, S, S) -> logits (B, C)."""
 
-    The backbone stays in eval mode and takes no gradient: its weights and its BatchNorm statistics do not change.
-    The test images go through it after the training has ended.
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
 
-    Raises:
-        UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, C) of normalised images (B, 3, S, S)."""
+        return self.head(pooled_features(self.backbone, images))
+
+
+@dataclass(frozen=True)
+class FrozenHead(Method):
+    """Trains a head of one layer (``linear``) or two (``mlp``) on features whose share ``dropout`` is dropped.
+
+    The backbone stays in eval mode and takes no gradient: its weights and BatchNorm statistics do not change.
     """
-    extractor = _extractor(experiment, dataset, backbone)
-    head = head.to(experiment.device)
-    made: dict[str, Features] = {}
 
-    def once(images: LabelledImages, split: str) -> FeatureLoader:
-        made[split] = extract(extractor, images, split, folder=experiment.feature_folder)
-        return FeatureLoader(made[split].values.to(experiment.device), images.labels)
+    kind: str
+    dropout: float
 
-    if experiment.config.augment == "none":
-        train = once(dataset.train, "train")
-    else:
-        train = _augmented(experiment, dataset.train, backbone)
-    val = once(dataset.val, "val")
-    fitted = fit(head, train, val, experiment.loop, experiment.checkpoint(dataset, backbone))
-    feature_seconds = sum(features.seconds for features in made.values())
-    val_logits = predict(head, val, batch_size=experiment.config.batch_size, desc="validation")
+    weight_files = ("head.safetensors",)
 
-    test = once(dataset.test, "test")
-    if experiment.config.feature_cache:
-        prune(experiment.feature_folder)
-    started = time.perf_counter()
-    test_logits = predict(head, test, batch_size=experiment.config.batch_size, desc="test")
-    return MethodResult(
-        fit=fitted,
-        val_logits=val_logits,
-        test_logits=test_logits,
-        eval_seconds=made["test"].seconds + time.perf_counter() - started,
-        feature_seconds=feature_seconds,
-        feature_cache_hit=all(features.cache_hit for features in made.values()),
-        model_record=describe_model(
-            backbone, frozen=backbone.module, head=head, counted=(backbone.module, head), lora=None
-        ),
-        files=head_file(head.state_dict()),
-    )
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, "head_dropout", self.dropout, "0 or more and below 1")
 
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "FrozenHead":
+        # The ViT's script has no dropout for its head.
+        return cls(kind=name.removeprefix("head_"), dropout=settings.get("head_dropout", 0.0))
 
-def _extractor(experiment: RunContext, dataset: DatasetSplits, backbone: Backbone) -> Extractor:
-    return Extractor(
-        backbone=backbone,
-        transform=backbone.transform(experiment.config.resize),
-        device=experiment.device,
-        precision=experiment.precision,
-        compile=experiment.config.compile,
-        workers=experiment.config.workers,
-        fingerprint=dataset.fingerprint,
-    )
+    def build(self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device) -> Head:
+        head = new_head(backbone.module, backbone.width, classes, kind=self.kind, dropout=self.dropout, seed=seed)
+        return head.to(device).eval()
+
+    def files(self, model: nn.Module) -> dict[str, bytes]:
+        return head_file(model.state_dict())
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        load_head(model, folder / "head.safetensors")
+
+    def plain(self, backbone: Backbone, model: nn.Module) -> PlainClassifier:
+        return PlainClassifier(backbone.module, model).eval()
+
+    def timm_state(self, backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor]:
+        if model.hidden is not None:
+            raise UserError(
+                "a plain timm model has no place for a head of two layers; export it with `export` FILE.pt2"
+            )
+        weight, bias = model.output.weight.detach(), model.output.bias.detach()
+        if _classifier_is_convolution(backbone, len(bias)):
+            weight = weight[:, :, None, None]  # (C, width) -> (C, width, 1, 1)
+        name = backbone.classifier
+        return backbone.module.state_dict() | {f"{name}.weight": weight, f"{name}.bias": bias}
 
 
-def _augmented(experiment: RunContext, images: LabelledImages, backbone: Backbone) -> AugmentedFeatureLoader:
-    config = experiment.config
-    transform = replace(backbone.transform(config.resize), augment=config.augment)
-    source = ImageLoader(images, transform, experiment.device, config.workers, seed=config.seed)
-    return AugmentedFeatureLoader(source, for_inference(backbone).to(experiment.device), experiment.precision)
+def _classifier_is_convolution(backbone: Backbone, classes: int) -> bool:
+    import timm
+
+    with torch.device("meta"):
+        module = timm.create_model(backbone.tag, num_classes=classes)
+    return isinstance(module.get_submodule(backbone.classifier), nn.Conv2d)

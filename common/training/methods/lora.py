@@ -1,47 +1,54 @@
-"""Training a ViT with LoRA: the images go through the whole model in every epoch."""
+"""LoRA on a ViT's query and value: the images go through the whole model in every epoch."""
 
-import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from common.data.dataset import DatasetSplits
-from common.data.images import LabelledImages
+import torch
+from torch import nn
+
+from common.config import require
+from common.models import lora
 from common.models.backbones import Backbone
-from common.models.lora import ADAPTED, LoraViT, adapter_files, merged
-from common.training.loaders import ImageLoader, resident
-from common.training.loop import fit
-from common.training.predict import predict
-from common.training.run import MethodResult, RunContext, describe_model
+from common.training.methods.base import Method
 
 
-def fit_lora(experiment: RunContext, dataset: DatasetSplits, backbone: Backbone, model: LoraViT) -> MethodResult:
-    """Train the adapters and the classifier of ``model``; the test images are first seen after that.
+@dataclass(frozen=True)
+class Lora(Method):
+    """Trains matrices of ``rank`` beside query and value, scaled by alpha / rank, and a new classifier."""
 
-    Raises:
-        UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
-    """
-    config = experiment.config
-    plain = backbone.transform(config.resize)
+    rank: int
+    alpha: float
+    dropout: float
 
-    def examples(images: LabelledImages, augment: str = "none") -> ImageLoader:
-        transform = replace(plain, augment=augment)
-        return ImageLoader(images, transform, experiment.device, config.workers, seed=config.seed)
+    weight_files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
-    train, val = resident(examples(dataset.train, config.augment)), resident(examples(dataset.val))
-    fitted = fit(model, train, val, experiment.loop, experiment.checkpoint(dataset, backbone))
-    val_logits = predict(model, val, batch_size=config.batch_size, desc="validation")
+    def __post_init__(self) -> None:
+        require(isinstance(self.rank, int) and 1 <= self.rank <= 4096, "rank", self.rank, "1 to 4096")
+        require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
-    started = time.perf_counter()
-    test_logits = predict(model, examples(dataset.test), batch_size=config.batch_size, desc="test")
-    eval_seconds = time.perf_counter() - started
-    plain_vit = merged(model)
-    settings = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout, "target_modules": list(ADAPTED)}
-    return MethodResult(
-        fit=fitted,
-        val_logits=val_logits,
-        test_logits=test_logits,
-        eval_seconds=eval_seconds,
-        feature_seconds=None,
-        feature_cache_hit=False,
-        model_record=describe_model(backbone, frozen=plain_vit, head=plain_vit.head, counted=(model,), lora=settings),
-        files=adapter_files(model),
-    )
+    @classmethod
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Lora":
+        return cls(rank=settings["rank"], alpha=settings["alpha"], dropout=settings["dropout"])
+
+    def build(
+        self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
+    ) -> lora.LoraViT:
+        return lora.attach(backbone, classes=classes, seed=seed, precision=precision, device=device, **asdict(self))
+
+    def describe(self) -> dict[str, Any]:
+        return {"lora": asdict(self) | {"target_modules": list(lora.ADAPTED)}}
+
+    def files(self, model: nn.Module) -> dict[str, bytes]:
+        return lora.adapter_files(model)
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        lora.load_adapter(model, folder / "adapter")
+
+    def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
+        return lora.merged(model)
+
+    def timm_state(self, backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor]:
+        return lora.merged(model).state_dict()

@@ -1,0 +1,122 @@
+"""The end of a run: score it, write its folder, say what came out."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from common.evaluation import metrics
+from common.evaluation.metrics import scores_in_words
+from common.models import complexity
+from common.runs.folder import finish_run_folder
+from common.runs.methods import method_spec
+from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
+from common.runs.record import DataRecord, Efficiency, EpochRow, ModelRecord, RunResult, SplitMetrics, WeightsRecord
+from common.runs.result import RESULT_FILE
+from common.runs.schema import typed
+from common.runtime.device import peak_memory
+from common.runtime.environment import describe_environment
+from common.training.task import Evaluation, Task, Trained
+
+
+def save_run(task: Task, trained: Trained, evaluation: Evaluation, notes: list[str]) -> None:
+    """Score validation and test, write the run's folder at once, and print what a person wants to know.
+
+    Raises:
+        UserError: the disk is full, or the logits are not finite; an earlier result is as it was.
+    """
+    weights = task.method.files(task.model)
+    result = _result(task, trained, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
+    files = weights | {PREDICTIONS_FILE: _predictions(task, trained, evaluation)}
+    finish_run_folder(task.run.folder, files, result)
+    _print_summary(result)
+    for name in (*files, RESULT_FILE):
+        print(f"wrote {task.run.folder.path / name}")
+
+
+def _result(task: Task, trained: Trained, evaluation: Evaluation, notes: list[str], *, saved_bytes: int) -> RunResult:
+    run, dataset, fit = task.run, task.dataset, trained.fit
+    val, val_notes = metrics.score(trained.val_logits, dataset.val.labels, dataset.classes)
+    test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
+    diverged = [trial for trial in fit.trials if "diverged" in trial]
+    notes = [*notes, *(f"validation: {note}" for note in val_notes), *(f"test: {note}" for note in test_notes)]
+    notes += [f"learning rate {trial['lr']:g} gave no result: {trial['diverged']}" for trial in diverged]
+    if run.device.type != "cuda":
+        notes.append(f"peak_device_bytes is null: not measured on {run.device.type}")
+    return RunResult(
+        method=run.config.method,
+        dataset=dataset.name,
+        backbone=task.backbone.tag,
+        seed=run.config.seed,
+        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        config=run.settings | {"device": str(run.device), "precision": run.precision},
+        data=_data_record(task),
+        model=_model_record(task),
+        history=[EpochRow(**row) for row in fit.history],
+        trials=fit.trials,
+        best_epoch=fit.best_epoch,
+        val=typed(val, SplitMetrics),
+        test=typed(test, SplitMetrics),
+        efficiency=Efficiency(
+            train_seconds=fit.train_seconds,
+            feature_seconds=evaluation.feature_seconds,
+            feature_cache_hit=evaluation.feature_cache_hit,
+            eval_seconds=evaluation.eval_seconds,
+            train_images_per_second=fit.images_per_second,
+            **peak_memory(run.device),
+            saved_bytes=saved_bytes,
+        ),
+        environment=describe_environment(run.device, run.precision),
+        skipped_images=list(dataset.skipped),
+        notes=notes,
+    )
+
+
+def _data_record(task: Task) -> DataRecord:
+    dataset, backbone = task.dataset, task.backbone
+    return DataRecord(
+        classes=list(dataset.classes),
+        num_train=len(dataset.train),
+        num_val=len(dataset.val),
+        num_test=len(dataset.test),
+        image_size=backbone.image_size,
+        mean=list(backbone.mean),
+        std=list(backbone.std),
+        interpolation=backbone.interpolation,
+        fingerprint=dataset.fingerprint,
+    )
+
+
+def _model_record(task: Task) -> ModelRecord:
+    backbone, model, settings = task.backbone, task.model, task.run.settings
+    own = method_spec(task.run.config.method).own_settings
+    return ModelRecord(
+        **complexity.count_parameters(backbone.module, model),
+        forward_flops=complexity.forward_flops(task.method.plain(backbone, model), backbone.image_size),
+        weights=WeightsRecord(source=backbone.source, sha256=backbone.sha256),
+        method_settings={name: settings[name] for name in own if name in settings},
+        **({"lora": None} | task.method.describe()),
+    )
+
+
+def _predictions(task: Task, trained: Trained, evaluation: Evaluation) -> bytes:
+    val, test = task.dataset.val, task.dataset.test
+    return npz_bytes(
+        logits=evaluation.test_logits,
+        labels=test.labels,
+        indices=test.indices,
+        val_logits=trained.val_logits,
+        val_labels=val.labels,
+        val_indices=val.indices,
+    )
+
+
+def _print_summary(result: RunResult) -> None:
+    cost, model = result.efficiency, result.model
+    spent = f"training {cost.train_seconds:.1f} s"
+    if cost.feature_seconds is not None:
+        spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
+    print(f"test {scores_in_words(result.test.scores)}")
+    print(
+        f"{spent}, test {cost.eval_seconds:.1f} s; best epoch {result.best_epoch}, "
+        f"{model.trainable_params:,} of {model.total_params:,} parameters trained"
+    )

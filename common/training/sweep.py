@@ -1,0 +1,140 @@
+"""Several learning rates, each trained as if alone and from the same start; the best on validation is kept."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from common.runtime.errors import UserError
+from common.training.checkpoint import Checkpoint, strip_prefix
+from common.training.loaders import Loader
+from common.training.loop import (
+    DivergedError,
+    OptimizerConfig,
+    Row,
+    Tensors,
+    best_row,
+    copy_weights,
+    fit,
+    set_weights,
+)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training found: the best learning rate's history, a record of each rate, and the cost of them all.
+
+    A method without epochs has an empty ``history`` and no ``best_epoch``. ``train_seconds`` counts every step of every
+    rate, those of one that diverged included.
+    """
+
+    history: list[Row]
+    trials: list[dict[str, Any]]
+    best_epoch: int | None
+    train_seconds: float
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A learning rate that is done with: its epochs, and where it diverged (None: nowhere), losing so many seconds."""
+
+    history: list[Row]
+    diverged: str | None = None
+    seconds_lost: float = 0.0
+
+    @property
+    def val_accuracy(self) -> float:
+        """What decides between rates; of one that diverged no epoch can be chosen."""
+        return -1.0 if self.diverged else best_row(self.history)["val_accuracy"]
+
+
+def sweep(
+    model: nn.Module, train: Loader, val: Loader, configs: Sequence[OptimizerConfig], checkpoint: Checkpoint
+) -> FitResult:
+    """Train ``model`` by each of ``configs``, which differ in the learning rate; it ends with the best weights of all.
+
+    A rate that diverges is recorded as a trial without a result; the earlier of two equally good ones is kept.
+
+    Raises:
+        UserError: every rate diverged, the memory is too small, or the checkpoint is another run's.
+    """
+    initial, state = copy_weights(model), _SweepState(checkpoint)
+    for number in range(len(state.trials), len(configs)):
+        config = configs[number]
+        set_weights(model, initial)
+        label = f"lr {config.lr:g}  " if len(configs) > 1 else ""
+        to_follow = sum(later.epochs for later in configs[number + 1 :])
+        try:
+            history = fit(model, train, val, config, state, label=label, epochs_to_follow=to_follow)
+            state.add(_Trial(history), copy_weights(model))
+        except DivergedError as error:
+            if number == len(configs) - 1 and not state.best_weights:
+                raise UserError(
+                    f"{error.where}; try a lower `lr`, or `precision` fp32; nothing was kept of this step"
+                ) from error
+            state.add(_Trial(error.history, error.where, error.seconds))
+            state.save()
+            print(f"{error.where}: this learning rate is abandoned", flush=True)
+    set_weights(model, state.best_weights)
+    model.eval()
+    return _result(state.trials, configs, images=len(train.labels))
+
+
+class _SweepState:
+    """The rates that are done with, and the best weights among them; for the one under way it is the checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.trials: list[_Trial] = []
+        self.best_weights: Tensors = {}
+        self._under_way: tuple[dict[str, Any], Tensors] | None = None
+        if found := checkpoint.load():
+            self._resume(*found)
+
+    def _resume(self, record: dict[str, Any], tensors: Tensors) -> None:
+        self.trials = [_Trial(**trial) for trial in record["trials"]]
+        self.best_weights = strip_prefix("best/", tensors)
+        state = record["under_way"]
+        self._under_way = state and (state, strip_prefix("under_way/", tensors))
+        epochs = sum(len(trial.history) for trial in self.trials) + (len(state["history"]) if state else 0)
+        print(f"resuming after {epochs} finished epochs and {state['step'] if state else 0} steps", flush=True)
+
+    def add(self, trial: _Trial, weights: Tensors | None = None) -> None:
+        """Note that a rate is done with, and keep its ``weights`` where they are the best so far."""
+        if not trial.diverged and all(trial.val_accuracy > earlier.val_accuracy for earlier in self.trials):
+            self.best_weights = weights
+        self.trials.append(trial)
+
+    def load(self) -> tuple[dict[str, Any], Tensors] | None:
+        """Return the state of the rate under way, once: the next one starts anew."""
+        found, self._under_way = self._under_way, None
+        return found
+
+    def save(self, state: dict[str, Any] | None = None, tensors: Tensors | None = None) -> None:
+        """Save the sweep, with the state and the tensors of the rate under way, if one is."""
+        record = {"trials": [asdict(trial) for trial in self.trials], "under_way": state}
+        kept = {f"best/{name}": tensor for name, tensor in self.best_weights.items()}
+        self.checkpoint.save(record, kept | {f"under_way/{name}": t for name, t in (tensors or {}).items()})
+
+
+def _result(trials: Sequence[_Trial], configs: Sequence[OptimizerConfig], *, images: int) -> FitResult:
+    best = max(trials, key=lambda trial: trial.val_accuracy)  # the first on a tie
+    rows = [row for trial in trials for row in trial.history]
+    seconds = sum(row["seconds"] for row in rows)
+    return FitResult(
+        history=best.history,
+        trials=[_trial_record(config.lr, trial) for config, trial in zip(configs, trials, strict=True)],
+        best_epoch=best_row(best.history)["epoch"],
+        train_seconds=seconds + sum(trial.seconds_lost for trial in trials),
+        images_per_second=len(rows) * images / seconds,
+    )
+
+
+def _trial_record(lr: float, trial: _Trial) -> dict[str, Any]:
+    """Return what a learning rate gave: its best epoch, or None and where it diverged."""
+    if trial.diverged:
+        return {"lr": lr, "best_epoch": None, "val_loss": None, "val_accuracy": None, "diverged": trial.diverged}
+    best = best_row(trial.history)
+    return {"lr": lr, "best_epoch": best["epoch"], "val_loss": best["val_loss"], "val_accuracy": best["val_accuracy"]}

@@ -1,0 +1,87 @@
+"""Each method has its facts and its behaviour under one name, and the rest of the code finds out by asking it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_earlier_runs import EARLIER, RUNS
+
+from common.models import backbones
+from common.runs.methods import METHODS
+from common.runs.result import encode_record
+from common.runtime.errors import UserError
+from common.training.methods import IMPLEMENTATIONS, new_method
+
+CPU = torch.device("cpu")
+SETTINGS = {"rank": 2, "alpha": 8.0, "dropout": 0.1, "head_dropout": 0.5}
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def _built(name: str):
+    method = new_method(name, SETTINGS)
+    tag = "test_vit.r160_in1k" if name == "lora" else "test_resnet.r160_in1k"
+    backbone = backbones.load(tag, weights="random", image_size=32)
+    return method, backbone, method.build(backbone, 5, seed=0, precision="fp32", device=CPU)
+
+
+def _logits(name: str, backbone, model) -> torch.Tensor:
+    with torch.no_grad():
+        read = backbones.pooled_features(backbone.module, IMAGES) if METHODS[name].reads_features else IMAGES
+        return model(read)
+
+
+def test_every_method_has_facts_and_behaviour():
+    assert METHODS.keys() == IMPLEMENTATIONS.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_makes_the_same_model_again(name, tmp_path):
+    method, backbone, model = _built(name)
+    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.3)  # as if it had been trained
+    files = method.files(model)
+    assert set(files) == set(method.weight_files)
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    _, other_backbone, other = _built(name)
+    expected = _logits(name, backbone, model)
+    assert not torch.allclose(_logits(name, other_backbone, other), expected)
+    method.load(other, tmp_path)
+    assert torch.equal(_logits(name, other_backbone, other), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(method.plain(backbone, model)(IMAGES), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_settings_that_only_a_method_has_are_recorded(nursery, tmp_path):
+    expected = {"lora": {"rank": 2, "alpha": 32.0, "dropout": 0.1}, "head_mlp": {"head_dropout": 0.25}}
+    shared = ["--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1", "--train-limit=60"]
+    shared += ["--test-limit=20", "--no-feature-cache", "--results-dir", tmp_path]
+    assert nursery.run("train_vit_lora", [*shared, "--backbone=test_vit", "--rank=2"]).code == 0
+    assert nursery.run("train_cnn_head", [*shared, "--backbone=test_resnet", "--head-dropout=0.25"]).code == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert {record["method"]: record["model"]["method_settings"] for record in records} == expected
+    loras = {record["method"]: record["model"]["lora"] for record in records}
+    assert loras == {"lora": expected["lora"] | {"target_modules": ["q_proj", "v_proj"]}, "head_mlp": None}
+
+
+def test_an_unknown_method_is_a_line_that_lists_those_there_are(nursery, tmp_path):
+    with pytest.raises(UserError, match="no method 'bitfit'; there are lora, head_mlp, head_linear"):
+        new_method("bitfit", SETTINGS)
+    record = json.loads((RUNS["train_cnn_head"] / "result.json").read_text()) | {"method": "bitfit"}
+    (tmp_path / "result.json").write_bytes(encode_record(record))
+    ended = nursery.run("evaluate", [tmp_path])
+    assert ended.code == 2 and ended.err.count("\n") == 1
+    assert "'bitfit'" in ended.err and all(name in ended.err for name in METHODS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", "four"), ("alpha", None), ("dropout", 2.0)])
+def test_settings_that_were_edited_into_nonsense_are_a_line(nursery, name, value, tmp_path):
+    run = shutil.copytree(RUNS["train_vit_lora"], tmp_path / "seed0")
+    record = json.loads((run / "result.json").read_text())
+    record["model"]["method_settings"] = {name: value}
+    (run / "result.json").write_bytes(encode_record(record))
+    ended = nursery.run("evaluate", [run, f"--weights={EARLIER / 'test_vit.safetensors'}"])
+    assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
+    assert "settings of its method" in ended.err
