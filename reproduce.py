@@ -238,7 +238,8 @@ def _obstacle(job: Job, state: str, absent: dict[str, str]) -> str | None:
 
 def _outcome(job: Job) -> str:
     result = read_result(job.folder / RESULT_FILE)
-    return f"test accuracy {result.test.scores['accuracy']:.4f}, training {result.efficiency.total_train_seconds:.0f} s"
+    seconds = result.efficiency.total_train_seconds
+    return f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
 
 
 def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
