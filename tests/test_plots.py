@@ -418,7 +418,7 @@ def test_figures_fit_the_columns_of_a_page(folder, columns, inches, rows):
             drawn = figure(name, compared)
             assert drawn.get_figwidth() == inches and drawn.axes[0].get_gridspec().nrows == rows
             drawn.canvas.draw()
-    assert style.width() != inches
+    assert style.page_width() != inches
 
 
 def test_published_marks_are_not_drawn_beside_other_training_sets_or_data(tmp_path):

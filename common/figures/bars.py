@@ -15,8 +15,9 @@ from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.published_study import published_caption, published_results
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import palette, style
+from common.figures import palette
 from common.figures.layout import UNIT_TICKS, new_figure, panel_columns, remove_unused
+from common.figures.style import wrapped
 
 
 def final_benchmark_comparison(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
@@ -37,7 +38,6 @@ def _bars(comparisons: Sequence[Comparison], frames: Frames, uncertainty: Uncert
     rows = -(-len(HEADLINE) // columns)
     models = [len(comparison.series) for comparison in comparisons]
     figure = new_figure(
-        style.width(),
         0.25 + rows * sum(0.33 * count + 0.35 for count in models),
         title=title,
         caption=f"{count_seeds(fewest, most).capitalize()}: {_spread(most)} Dotted lines: chance. "
@@ -111,7 +111,7 @@ def _numbers(values: np.ndarray, low: float, high: float, digits: int) -> str:
 
 def _row_label(series: Series, comparison: Comparison) -> str:
     """Return a model's label, with its number of seeds where that differs between the models."""
-    label = style.wrapped(series.label, 30)
+    label = wrapped(series.label, 30)
     if len({len(other.runs) for other in comparison.series}) == 1:
         return label
     seeds = count_seeds(len(series.runs))

@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.figures import style
-from common.figures.style import GREY, printable, wrapped
+from common.figures.style import GREY, page_width, printable, wrapped
 
 PANEL = 2.3  # inches that a panel needs
 
@@ -21,7 +20,7 @@ UNIT_TICKS = [0, 0.5, 1], ["0", "0.5", "1"]
 
 def panel_columns(count: int) -> int:
     """Return how many of ``count`` panels stand side by side: as many as fit the page, rows being equally full."""
-    rows = -(-count // max(1, int(style.width() / PANEL)))
+    rows = -(-count // max(1, int(page_width() / PANEL)))
     return -(-count // rows)
 
 
@@ -43,11 +42,11 @@ def facets(
     of the axes need; ``sharex`` and ``sharey`` are those of ``subplots``, ``texts`` those of ``new_figure``.
     """
     columns = panel_columns(len(titles)) if wrap else len(titles)
-    width = width or (style.width() if wrap else max(style.width(), NARROW * columns))
+    width = width or (page_width() if wrap else max(page_width(), NARROW * columns))
     titles = [wrapped(title, int(10.5 * width / columns)) for title in titles]
     above = 0.1 + 0.14 * max((title.count("\n") + 1 for title in titles), default=0)
     rows = -(-len(titles) // columns)
-    figure = new_figure(width, rows * (sum(heights) + above) + frame, **texts)
+    figure = new_figure(rows * (sum(heights) + above) + frame, width=width, **texts)
     shape = {"nrows": rows * len(heights), "ncols": columns, "height_ratios": [*heights] * rows, "squeeze": False}
     grid = figure.subplots(**shape, sharex=sharex, sharey=sharey)
     # (rows, heights, columns) -> (panels, heights)
@@ -66,13 +65,14 @@ def remove_unused(axes: np.ndarray, count: int) -> np.ndarray:
 
 
 def new_figure(
-    width: float, height: float, *, title: str, caption: str, legend: Mapping[str, Artist] | None = None
+    height: float, *, width: float | None = None, title: str, caption: str, legend: Mapping[str, Artist] | None = None
 ) -> Figure:
-    """Return an empty figure with ``width`` x ``height`` inches for axes, a title and a legend above, a caption below.
+    """Return an empty figure with ``height`` inches for axes, a title and a legend above, and a caption below.
 
-    ``legend`` maps labels to what they explain. All is placed by the inch: matplotlib's own layout of figure titles
-    and legends lets them overlap.
+    ``legend`` maps labels to what they explain; the default ``width`` is the page's. All is placed by the inch:
+    matplotlib's own layout of figure titles and legends lets them overlap.
     """
+    width = width or page_width()
     lines = textwrap.wrap(" ".join(caption.split()), int(width * 18))  # 18 letters of 7 points an inch
     titles = textwrap.wrap(printable(title, int(22 * width)), int(11 * width))[:2]
     columns = max(1, int(width / (0.42 + 0.064 * max(map(len, legend))))) if legend else 1

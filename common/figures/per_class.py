@@ -11,7 +11,6 @@ from common.evaluation.comparison import Comparison, Series
 from common.evaluation.formatting import count_seeds, joined_notes, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
 from common.figures.layout import facets, label_outside, new_figure, panel_columns
 from common.figures.palette import draw_marks, marks_caption, marks_legend, run_styles
 from common.figures.style import printable
@@ -90,7 +89,6 @@ def per_class_f1(comparison: Comparison, frames: Frames, uncertainty: Uncertaint
     left_out = f"The {len(shown)} classes of lowest mean F1 of {classes}. " if len(shown) < classes else ""
     low = max(0.0, min(0.9, np.floor(seeds["f1"].min() * 10 - 0.2) / 10))
     figure = new_figure(
-        style.width(),
         0.75 + 0.2 * len(shown),
         title=f"{comparison.title}: F1 of each class, test images",
         caption=f"{left_out}{marks_caption([comparison], cut=low > 0)} {joined_notes([comparison])}",

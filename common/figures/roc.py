@@ -13,10 +13,9 @@ from common.evaluation.formatting import count_seeds, joined_notes, mean_sd, see
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
 from common.figures.layout import UNIT_TICKS, facets, label_outside, panel_columns
 from common.figures.palette import run_styles
-from common.figures.style import GREY, printable
+from common.figures.style import GREY, page_width, printable
 from common.runs.predictions import read_predictions
 
 # False-positive rates at which curves are averaged and drawn: even on a logarithmic axis, hence dense in the corner.
@@ -34,7 +33,7 @@ ZOOMS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 def roc_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw ROC curves one class against the rest (thin), their macro average and the micro average (thick)."""
     columns = panel_columns(len(comparison.series))
-    side = min(3.6, style.width() / columns)  # inches
+    side = min(3.6, page_width() / columns)  # inches
     curves = [_mean_curves(series) for series in comparison.series]
     zoom = _zoom(curves)
     fewest, most = seed_range([comparison])

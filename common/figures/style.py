@@ -64,7 +64,7 @@ def context(columns: str = "two") -> Iterator[None]:
         yield
 
 
-def width() -> float:
+def page_width() -> float:
     """Return how many inches wide figures are within the present ``context``."""
     return rcParams["figure.figsize"][0]
 

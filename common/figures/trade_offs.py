@@ -18,7 +18,6 @@ from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
 from common.evaluation.quantities import QUANTITIES
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import style
 from common.figures.layout import facets, label_outside, new_figure, widen
 from common.figures.palette import Style, draw_marks, marks_caption, marks_legend, run_styles
 from common.figures.style import GREY, printable
@@ -87,7 +86,6 @@ def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -
     own = run_styles(comparison)
     styles = {label: own[min((series.name for series in curve), key=len)] for label, curve in curves.items()}
     figure = new_figure(
-        style.width(),
         2.8,
         title=f"{comparison.title}: accuracy by training images, {comparison.data.num_test:,} test images",
         caption=f"Marks: mean of {count_seeds(fewest, most)}; bars: 95 % interval over test images{dots}. The axis "
