@@ -27,8 +27,9 @@ class Config(TrainConfig):
     dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("resnet50.tv2_in1k", published="resnet50.tv2_in1k")
     """A convolutional timm model with its weight tag; the study also takes efficientnet_b0.ra_in1k."""
-    head: Literal["mlp", "linear"] = setting("mlp", published="mlp")
-    """mlp: one hidden layer (1024 units for ResNet50, 512 for EfficientNet-B0); linear: none."""
+    head: Literal["mlp", "linear", "probe"] = setting("mlp", published="mlp")
+    """mlp: one hidden layer (1024 units for ResNet50, 512 for EfficientNet-B0); linear: none;
+    probe: none, fitted as an L2-regularised logistic regression, its penalty chosen on validation."""
     head_dropout: float = setting(0.5, short="drop", published=0.5)
     """Share of the head's inputs that is dropped in training."""
     epochs: int = setting(5, short="ep", published=5)

@@ -32,6 +32,8 @@ class Config(TrainConfig):
     """LoRA's scale: the update is multiplied by alpha / rank. Without effect at rank 0."""
     dropout: float = setting(0.1, short="drop", published=0.1)
     """Dropout before the LoRA matrices. Without effect at rank 0."""
+    head: Literal["linear", "mlp", "probe"] = setting("linear", published="linear")
+    """The frozen ViT's (rank 0): one layer, two, or one fitted as an L2-regularised logistic regression."""
     epochs: int = setting(5, short="ep", published=5)
     """Passes over the training images."""
     batch_size: int = setting(64, short="bs", published=64)
@@ -49,13 +51,16 @@ class Config(TrainConfig):
         super().__post_init__()
         check_recipe(self)
         require(0 <= self.rank <= 4096, "rank", self.rank, "0 to 4096")
+        require(
+            not self.rank or self.head == "linear", "head", self.head, "left out unless the ViT is frozen (`rank` 0)"
+        )
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
     @property
     def method(self) -> str:
         """What is trained, as results and run names call it."""
-        return "lora" if self.rank else "head_linear"
+        return "lora" if self.rank else f"head_{self.head}"
 
 
 def main(config: Config) -> None:

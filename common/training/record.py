@@ -115,8 +115,9 @@ def _print_summary(result: RunResult) -> None:
     spent = f"training {cost.train_seconds:.1f} s"
     if cost.feature_seconds is not None:
         spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
+    chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} penalties"
     print(f"test {scores_in_words(result.test.scores)}")
     print(
-        f"{spent}, test {cost.eval_seconds:.1f} s; best epoch {result.best_epoch}, "
+        f"{spent}, test {cost.eval_seconds:.1f} s; {chosen}, "
         f"{model.trainable_params:,} of {model.total_params:,} parameters trained"
     )

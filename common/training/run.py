@@ -16,7 +16,8 @@ from common.data.registry import DATASETS
 from common.models import backbones, demo_backbones
 from common.models.backbones import Backbone
 from common.runs.folder import RunFolder, open_run_folder
-from common.runs.naming import published_settings, run_folder, run_identity
+from common.runs.methods import method_spec
+from common.runs.naming import published_settings, require_used_settings, run_folder, run_identity
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
 from common.runtime.errors import AlreadyFinished
 from common.training.checkpoint import Checkpoint
@@ -77,6 +78,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         AlreadyFinished: the folder holds the result of these settings; the message says where.
         UserError: a name or a device that does not exist, or a folder that belongs to another run.
     """
+    require_used_settings(config)
     resolved = _resolve(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
@@ -128,7 +130,8 @@ def announce_data(run: RunContext, dataset: DatasetSplits) -> list[str]:
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
     print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
     notes = list(dataset.notes)
-    if few := few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs):
+    few = few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs)
+    if few and method_spec(config.method).has_steps:
         notes.append(few)
     if config.weights == "random":
         notes.append("the backbone has random weights: this run only shows that the code works")
