@@ -39,7 +39,11 @@ class Config(TrainConfig):
     batch_size: int = setting(64, short="bs", published=64)
     """Images in one optimiser step."""
     lr: tuple[float, ...] = setting((3e-5,), short="lr", published=(3e-5,))
-    """AdamW's learning rate, constant. Several: one training each, the best on validation is kept."""
+    """AdamW's learning rate. Several: one training each, the best on validation is kept."""
+    schedule: Literal["constant", "cosine"] = setting("constant", short="", published="constant")
+    """The rate after the warm-up: constant, as published, or half a cosine down to 0 at the last step."""
+    warmup: float = setting(0.0, short="warm", published=0.0)
+    """Share of all steps over which the rate rises linearly from 0."""
     weight_decay: float = setting(0.01, short="wd", published=0.01)
     """AdamW's weight decay."""
     augment: Literal["none", "light"] = setting("none", short="aug", published="none")

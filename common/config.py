@@ -108,7 +108,7 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def check_recipe(config: Any) -> None:
-    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, seed.
+    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, warmup, seed.
 
     Raises:
         UserError: naming the setting and what is allowed.
@@ -124,6 +124,7 @@ def check_recipe(config: Any) -> None:
     require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
     decay = config.weight_decay
     require(math.isfinite(decay) and decay >= 0, "weight_decay", decay, "0 or more, and finite")
+    require(0 <= config.warmup < 1, "warmup", config.warmup, "0 or more and below 1")
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more, below 2**63")
 
 

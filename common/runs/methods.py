@@ -55,7 +55,10 @@ METHODS = {
         label="(probe)",
         suffix="head_probe",
         own_settings=(),
-        unused_settings=("epochs", "batch_size", "lr", "weight_decay", "augment", "head_dropout", "alpha", "dropout"),
+        unused_settings=(
+            *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
+            *("head_dropout", "alpha", "dropout"),
+        ),
         reads_features=True,
         has_steps=False,
         is_deterministic=True,

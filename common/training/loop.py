@@ -1,4 +1,4 @@
-"""The training loop of all methods: AdamW at one constant learning rate; the best epoch on validation is kept."""
+"""The training loop of all methods: AdamW at one learning rate; the best epoch on validation is kept."""
 
 import math
 import time
@@ -29,13 +29,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The hyper-parameters of one training."""
+    """The hyper-parameters of one training; ``lr`` is the highest rate of its schedule."""
 
     lr: float
     epochs: int
     batch_size: int
     weight_decay: float
     seed: int
+    schedule: str = "constant"
+    warmup: float = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of optimiser step ``step``, the first being 0, of ``steps`` in all.
+
+        It rises linearly to ``lr`` over the share ``warmup`` of all steps. Then it is constant, or ``cosine``: half a
+        cosine that reaches 0 at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
+        """
+        rising = round(self.warmup * steps)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / (steps - rising)))
 
 
 class StateFile(Protocol):
@@ -151,6 +166,8 @@ class _Loop:
         logits = self.model(inputs)  # (B, C)
         loss = functional.cross_entropy(logits, targets)
         value = self._require_finite("loss", loss.item())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -158,6 +175,12 @@ class _Loop:
         state.step += 1
         state.loss_sum += value * len(labels)
         state.correct += int((logits.argmax(1) == targets).sum())
+
+    def _rate(self) -> float:
+        """Return the rate of the step under way: a function of its number alone, so that resuming changes nothing."""
+        steps_per_epoch = -(-len(self.train.labels) // self.config.batch_size)
+        step = len(self.state.history) * steps_per_epoch + self.state.step
+        return self.config.rate(step, self.config.epochs * steps_per_epoch)
 
     def end_epoch(self) -> str:
         """Validate, write the epoch's row, keep the weights where they are the best so far, save; return a line."""

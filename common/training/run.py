@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,8 @@ class RunContext:
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """The hyper-parameters of each training, one for each learning rate."""
         config = self.config
-        return [
-            OptimizerConfig(lr, config.epochs, config.batch_size, config.weight_decay, config.seed) for lr in config.lr
-        ]
+        names = [each.name for each in fields(OptimizerConfig) if each.name != "lr"]
+        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in config.lr]
 
     @property
     def feature_folder(self) -> Path:
