@@ -68,6 +68,8 @@ class MachineConfig:
     """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
     compile: Literal["auto", "off"] = setting("auto", short="compile", published="auto")
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
+    threads: int | None = None
+    """CPU threads that PyTorch computes with (default: all cores). Another number rounds otherwise."""
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
     feature_cache: bool = True
@@ -84,6 +86,7 @@ class MachineConfig:
     def __post_init__(self) -> None:
         require(_is_path_component(self.run_name), "run_name", self.run_name, "one plain folder name")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "1 to 1024")
         check_device(self.device)
 
 

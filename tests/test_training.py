@@ -364,3 +364,37 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     assert (resumed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert not (resumed / "checkpoint").exists()
     json.loads((resumed / "result.json").read_text())
+
+
+def test_a_checkpoint_goes_on_with_its_own_number_of_threads(tmp_path, capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        Checkpoint(tmp_path / "checkpoint", {"run": 1}).save({"at": 3}, {})
+        torch.set_num_threads(2)
+        assert Checkpoint(tmp_path / "checkpoint", {"run": 1}).load() == ({"at": 3}, {})
+        assert torch.get_num_threads() == 1
+        assert "going on with 1 CPU threads, as the run began" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_had_its_published_value(tmp_path):
+    Checkpoint(tmp_path / "checkpoint", {"run": 1}).save({"at": 3}, {})
+    absent = {"schedule": "constant"}
+    assert Checkpoint(tmp_path / "checkpoint", {"run": 1, "schedule": "constant"}, absent).load() == ({"at": 3}, {})
+    with pytest.raises(UserError, match="schedule 'constant' there, 'cosine' now"):
+        Checkpoint(tmp_path / "checkpoint", {"run": 1, "schedule": "cosine"}, absent).load()
+
+
+def test_threads_are_set_and_recorded_and_make_no_other_run(tmp_path, capsys):
+    before = torch.get_num_threads()
+    argv = [*TINY, "--backbone=test_resnet", "--no-feature-cache", f"--results-dir={tmp_path}"]
+    try:
+        assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--threads=1"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    (path,) = tmp_path.rglob("result.json")
+    assert read_result(path).environment["threads"] == 1
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--threads=2"]) == 0
+    assert "already finished" in capsys.readouterr().out

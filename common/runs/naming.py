@@ -11,9 +11,10 @@ from common.runs.methods import method_spec
 from common.runtime.errors import UserError
 
 # Where a run's files lie and how fast it is computed. Every other setting makes another result.
-NOT_IDENTITY = frozenset(
-    ("data_dir", "dataset_name", "device", "workers", "feature_cache", "results_dir", "run_name", "overwrite")
-)
+NOT_IDENTITY = {
+    *("data_dir", "dataset_name", "results_dir", "run_name", "overwrite"),
+    *("device", "threads", "workers", "feature_cache"),
+}
 # The order in a run's name of the settings that were there first; later ones follow in the order of their fields.
 FIRST_NAMED = (
     *("lr", "epochs", "train_limit", "batch_size", "weight_decay", "augment", "alpha", "dropout", "head_dropout"),

@@ -66,7 +66,7 @@ class RunContext:
             "precision": self.precision,
             "device": self.device.type,
         }
-        return Checkpoint(self.folder.checkpoint, owner)
+        return Checkpoint(self.folder.checkpoint, owner, published_settings(self.config))
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         image_size=None if size == own_size else size,
     )
     identity = run_identity(as_record(resolved), config.method)
-    prepare_device(device, deterministic=config.deterministic)
+    prepare_device(device, deterministic=config.deterministic, threads=config.threads)
     with open_run_folder(path, identity, absent=published_settings(config), overwrite=config.overwrite) as folder:
         if folder.finished:
             accuracy = folder.finished.test.scores["accuracy"]
