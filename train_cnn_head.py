@@ -69,9 +69,9 @@ def main(config: Config) -> None:
     """
     from common.data.dataset import load_dataset_of_run
     from common.models import backbones
-    from common.training.record import save_run
     from common.training.run import announce_data, open_run
-    from common.training.task import build_task, evaluate, train
+    from common.training.save import save_run
+    from common.training.task import build_task, evaluate, fit
 
     with open_run(config) as run:
         # Backbone: first, because missing weights should not be found out after the images were checked
@@ -82,17 +82,17 @@ def main(config: Config) -> None:
         dataset = load_dataset_of_run(run.settings)
         notes = announce_data(run, dataset)
 
-        # Model: a new head on the frozen CNN
+        # Model: a new head on the frozen CNN, which reads features that are made once
         task = build_task(run, backbone, dataset)
 
         # Train: the epoch that is best on validation is kept
-        trained = train(task)
+        fitted = fit(task)
 
         # Evaluate: no model has seen a test image until here
         evaluation = evaluate(task)
 
         # Save
-        save_run(task, trained, evaluation, notes)
+        save_run(task, fitted, evaluation, notes)
 
 
 if __name__ == "__main__":

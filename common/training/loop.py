@@ -54,13 +54,11 @@ class OptimizerConfig:
 
 
 class StateFile(Protocol):
-    """Where a training keeps its state: a ``Checkpoint``, or a part of one."""
+    """Keeps the (JSON-able state, CPU tensors) of a training: a ``Checkpoint``, or a part of one."""
 
-    def load(self) -> tuple[dict[str, Any], Tensors] | None:
-        """Return the (JSON-able state, CPU tensors) that were saved last, or None."""
+    def load(self) -> tuple[dict[str, Any], Tensors] | None: ...
 
-    def save(self, state: dict[str, Any], tensors: Tensors) -> None:
-        """Keep both, in place of what was saved before."""
+    def save(self, state: dict[str, Any], tensors: Tensors) -> None: ...
 
 
 class DivergedError(Exception):
@@ -229,8 +227,14 @@ class _Loop:
         restore_optimizer(self.optimizer, self.weights, strip_prefix("optimizer/", tensors))
 
     def _announce(self, steps: int) -> None:
-        if estimate := long_training(self.state.seconds / self.state.step, steps):
-            print(estimate, flush=True)
+        """Print how long ``steps`` still to make will take, and what to try instead, where it is over half an hour."""
+        seconds_per_step = self.state.seconds / self.state.step
+        if (seconds := seconds_per_step * steps) > LONG_SECONDS:
+            print(
+                f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: a train "
+                "limit, fewer epochs, a smaller backbone, or a GPU. It may be stopped and resumed at any time",
+                flush=True,
+            )
 
     def _require_finite(self, what: str, value: float) -> float:
         if math.isfinite(value):
@@ -260,14 +264,3 @@ def set_weights(model: nn.Module, weights: Tensors) -> None:
     with torch.no_grad():
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(weights[name])
-
-
-def long_training(seconds_per_step: float, steps: int) -> str | None:
-    """Return the estimate for ``steps`` still to make, and what to try instead, where it is over half an hour."""
-    seconds = seconds_per_step * steps
-    if seconds <= LONG_SECONDS:
-        return None
-    return (
-        f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: a train limit, "
-        "fewer epochs, a smaller backbone, or a GPU. It may be stopped and resumed at any time"
-    )

@@ -1,4 +1,7 @@
-"""The methods' behaviour: one file a method, found by the name that ``runs.methods.METHODS`` gives it."""
+"""The methods' behaviour: one file a method, found by the name that ``runs.methods.METHODS`` gives it.
+
+A new method is an entry there, a file here, and its line in ``IMPLEMENTATIONS``.
+"""
 
 from collections.abc import Mapping
 from typing import Any
