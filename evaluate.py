@@ -208,7 +208,10 @@ def export(model: "RestoredModel", path: Path) -> None:
     else:
         from safetensors.torch import save
 
-        state = {name: tensor.cpu().contiguous() for name, tensor in model.timm_state().items()}
+        state = {
+            name: tensor.cpu().contiguous()
+            for name, tensor in model.method.timm_state(model.backbone, model.model).items()
+        }
         content = save(state, metadata={"format": "pt"})
         arguments = f"num_classes={classes}, checkpoint_path={str(path)!r}{_size(model)}"
         usage = f"timm.create_model({model.backbone.tag!r}, {arguments})"
@@ -235,7 +238,8 @@ def _export_program(model: "RestoredModel") -> bytes:
     size = model.backbone.image_size
     images = torch.zeros(2, 3, size, size)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model.plain().cpu(), (images,), dynamic_shapes=({0: batch},))
+    plain = model.method.plain(model.backbone, model.model)
+    program = torch.export.export(plain.cpu(), (images,), dynamic_shapes=({0: batch},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()

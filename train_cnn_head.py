@@ -27,8 +27,9 @@ class Config(TrainConfig):
     dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("resnet50.tv2_in1k", published="resnet50.tv2_in1k")
     """A convolutional timm model with its weight tag; the study also takes efficientnet_b0.ra_in1k."""
-    head: Literal["mlp", "linear"] = setting("mlp", published="mlp")
-    """mlp: one hidden layer (1024 units for ResNet50, 512 for EfficientNet-B0); linear: none."""
+    head: Literal["mlp", "linear", "probe"] = setting("mlp", published="mlp")
+    """mlp: one hidden layer (1024 units for ResNet50, 512 for EfficientNet-B0); linear: none;
+    probe: none, fitted as an L2-regularised logistic regression, its penalty chosen on validation."""
     head_dropout: float = setting(0.5, short="drop", published=0.5)
     """Share of the head's inputs that is dropped in training."""
     epochs: int = setting(5, short="ep", published=5)
@@ -36,7 +37,11 @@ class Config(TrainConfig):
     batch_size: int = setting(64, short="bs", published=64)
     """Images in one optimiser step."""
     lr: tuple[float, ...] = setting((1e-4,), short="lr", published=(1e-4,))
-    """AdamW's learning rate, constant. Several: one training each, the best on validation is kept."""
+    """AdamW's learning rate. Several: one training each, the best on validation is kept."""
+    schedule: Literal["constant", "cosine"] = setting("constant", short="", published="constant")
+    """The rate after the warm-up: constant, as published, or half a cosine down to 0 at the last step."""
+    warmup: float = setting(0.0, short="warm", published=0.0)
+    """Share of all steps over which the rate rises linearly from 0."""
     weight_decay: float = setting(0.01, short="wd", published=0.01)
     """AdamW's weight decay."""
     augment: Literal["none", "light"] = setting("none", short="aug", published="none")
@@ -64,9 +69,9 @@ def main(config: Config) -> None:
     """
     from common.data.dataset import load_dataset_of_run
     from common.models import backbones
-    from common.training.record import save_run
     from common.training.run import announce_data, open_run
-    from common.training.task import build_task, evaluate, train
+    from common.training.save import save_run
+    from common.training.task import build_task, evaluate, fit
 
     with open_run(config) as run:
         # Backbone: first, because missing weights should not be found out after the images were checked
@@ -77,17 +82,17 @@ def main(config: Config) -> None:
         dataset = load_dataset_of_run(run.settings)
         notes = announce_data(run, dataset)
 
-        # Model: a new head on the frozen CNN
+        # Model: a new head on the frozen CNN, which reads features that are made once
         task = build_task(run, backbone, dataset)
 
         # Train: the epoch that is best on validation is kept
-        trained = train(task)
+        fitted = fit(task)
 
         # Evaluate: no model has seen a test image until here
         evaluation = evaluate(task)
 
         # Save
-        save_run(task, trained, evaluation, notes)
+        save_run(task, fitted, evaluation, notes)
 
 
 if __name__ == "__main__":

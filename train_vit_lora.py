@@ -32,12 +32,18 @@ class Config(TrainConfig):
     """LoRA's scale: the update is multiplied by alpha / rank. Without effect at rank 0."""
     dropout: float = setting(0.1, short="drop", published=0.1)
     """Dropout before the LoRA matrices. Without effect at rank 0."""
+    head: Literal["linear", "mlp", "probe"] = setting("linear", published="linear")
+    """The frozen ViT's (rank 0): one layer, two, or one fitted as an L2-regularised logistic regression."""
     epochs: int = setting(5, short="ep", published=5)
     """Passes over the training images."""
     batch_size: int = setting(64, short="bs", published=64)
     """Images in one optimiser step."""
     lr: tuple[float, ...] = setting((3e-5,), short="lr", published=(3e-5,))
-    """AdamW's learning rate, constant. Several: one training each, the best on validation is kept."""
+    """AdamW's learning rate. Several: one training each, the best on validation is kept."""
+    schedule: Literal["constant", "cosine"] = setting("constant", short="", published="constant")
+    """The rate after the warm-up: constant, as published, or half a cosine down to 0 at the last step."""
+    warmup: float = setting(0.0, short="warm", published=0.0)
+    """Share of all steps over which the rate rises linearly from 0."""
     weight_decay: float = setting(0.01, short="wd", published=0.01)
     """AdamW's weight decay."""
     augment: Literal["none", "light"] = setting("none", short="aug", published="none")
@@ -49,13 +55,16 @@ class Config(TrainConfig):
         super().__post_init__()
         check_recipe(self)
         require(0 <= self.rank <= 4096, "rank", self.rank, "0 to 4096")
+        require(
+            not self.rank or self.head == "linear", "head", self.head, "left out unless the ViT is frozen (`rank` 0)"
+        )
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
     @property
     def method(self) -> str:
         """What is trained, as results and run names call it."""
-        return "lora" if self.rank else "head_linear"
+        return "lora" if self.rank else f"head_{self.head}"
 
 
 def main(config: Config) -> None:
@@ -67,9 +76,9 @@ def main(config: Config) -> None:
     """
     from common.data.dataset import load_dataset_of_run
     from common.models import backbones, lora
-    from common.training.record import save_run
     from common.training.run import announce_data, open_run
-    from common.training.task import build_task, evaluate, train
+    from common.training.save import save_run
+    from common.training.task import build_task, evaluate, fit
 
     with open_run(config) as run:
         # Backbone: first, because missing weights should not be found out after the images were checked
@@ -84,13 +93,13 @@ def main(config: Config) -> None:
         task = build_task(run, backbone, dataset)
 
         # Train: the epoch that is best on validation is kept
-        trained = train(task)
+        fitted = fit(task)
 
         # Evaluate: no model has seen a test image until here
         evaluation = evaluate(task)
 
         # Save
-        save_run(task, trained, evaluation, notes)
+        save_run(task, fitted, evaluation, notes)
 
 
 if __name__ == "__main__":

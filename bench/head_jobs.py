@@ -11,8 +11,7 @@ from bench.measuring import alternate, paired, run_script, timed
 from common.data.dataset import load_dataset
 from common.models import backbones
 from common.runtime.device import resolve_device, resolve_precision
-from common.training.features import extract
-from common.training.inputs import new_extractor
+from common.training.features import Extractor, extract
 from common.training.run import FEATURE_CACHE
 
 IMAGE_SIZE = 224
@@ -122,14 +121,8 @@ def _hit(sample: Path, *, tag: str, repeats: int) -> dict[str, Any]:
     device = resolve_device("auto")
     backbone = backbones.load(tag, weights="random", image_size=IMAGE_SIZE)
     dataset = load_dataset(str(sample), data_dir=sample)
-    extractor = new_extractor(
-        backbone,
-        {"resize": "squash", "compile": "auto"},
-        device=device,
-        precision=resolve_precision("auto", device),
-        workers=None,
-        fingerprint=dataset.fingerprint,
-    )
+    precision = resolve_precision("auto", device)
+    extractor = Extractor(backbone, "squash", device, precision, "auto", None, dataset.fingerprint)
     made = []
     read = [timed(lambda: made.append(extract(extractor, dataset.train, "train", folder=FEATURE_CACHE)))]
     read += [timed(lambda: extract(extractor, dataset.train, "train", folder=FEATURE_CACHE)) for _ in range(repeats)]

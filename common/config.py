@@ -68,6 +68,8 @@ class MachineConfig:
     """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
     compile: Literal["auto", "off"] = setting("auto", short="compile", published="auto")
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
+    threads: int | None = None
+    """CPU threads that PyTorch computes with (default: all cores). Another number rounds otherwise."""
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
     feature_cache: bool = True
@@ -84,6 +86,7 @@ class MachineConfig:
     def __post_init__(self) -> None:
         require(_is_path_component(self.run_name), "run_name", self.run_name, "one plain folder name")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "1 to 1024")
         check_device(self.device)
 
 
@@ -108,7 +111,7 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def check_recipe(config: Any) -> None:
-    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, seed.
+    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, warmup, seed.
 
     Raises:
         UserError: naming the setting and what is allowed.
@@ -124,6 +127,7 @@ def check_recipe(config: Any) -> None:
     require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
     decay = config.weight_decay
     require(math.isfinite(decay) and decay >= 0, "weight_decay", decay, "0 or more, and finite")
+    require(0 <= config.warmup < 1, "warmup", config.warmup, "0 or more and below 1")
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 or more, below 2**63")
 
 

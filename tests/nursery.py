@@ -306,7 +306,7 @@ def _serve() -> None:
     import timm.models  # noqa: F401
 
     for name in (
-        "training.record",
+        "training.save",
         "training.restore",
         "figures.style",
         "report.tables",

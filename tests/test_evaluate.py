@@ -55,8 +55,8 @@ def _test_images(run: Path) -> tuple[torch.Tensor, np.ndarray]:
     result = read_result(run / "result.json")
     images = load_dataset("digits", data_dir=Path("data")).test
     model = restore_run(Run(run, result), weights=None, device=torch.device("cpu"), workers=0)
-    pixels = resize(torch.from_numpy(images.pixels)[:, None], model.transform)
-    return normalise(pixels, model.transform), read_predictions(run, result).logits
+    pixels = resize(torch.from_numpy(images.pixels)[:, None], model.inputs.extractor.transform)
+    return normalise(pixels, model.inputs.extractor.transform), read_predictions(run, result).logits
 
 
 @pytest.mark.parametrize("kind", ["lora", "linear", "mlp", "frozen_vit"])

@@ -12,7 +12,6 @@ import train_cnn_head
 import train_vit_lora
 from common import cli
 from common.data.dataset import DatasetSplits, load_dataset
-from common.data.transforms import Transform
 from common.models import backbones, weights
 from common.models.heads import hidden_width, new_head, own_activation
 from common.runs.result import read_result
@@ -45,8 +44,7 @@ def _digits() -> DatasetSplits:
 
 
 def _extractor(backbone: backbones.Backbone, fingerprint: str = "f") -> features.Extractor:
-    transform = Transform(32, backbone.mean, backbone.std, backbone.interpolation)
-    return features.Extractor(backbone, transform, CPU, "fp32", "auto", 0, fingerprint)
+    return features.Extractor(backbone, "squash", CPU, "fp32", "auto", 0, fingerprint)
 
 
 @pytest.mark.parametrize("augment", ["none", "light"])

@@ -94,7 +94,7 @@ def test_features_of_a_frozen_vit_are_made_without_touching_it(variant):
 
 def _extractor(images_size: int = 32, compile: str = "auto") -> Extractor:
     backbone = backbones.load("test_resnet.r160_in1k", weights="random", image_size=images_size)
-    return Extractor(backbone, backbone.transform("squash"), CPU, "fp32", compile, 0, "f")
+    return Extractor(backbone, "squash", CPU, "fp32", compile, 0, "f")
 
 
 def _grey(count: int) -> LabelledImages:

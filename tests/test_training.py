@@ -48,8 +48,10 @@ def _head() -> Head:
     return Head(8, 4, hidden=6, dropout=0.3, activation=nn.ReLU())
 
 
-def _configs(*lrs: float, epochs: int = 3, weight_decay: float = 0.01, seed: int = 0) -> list[OptimizerConfig]:
-    return [OptimizerConfig(lr, epochs, 16, weight_decay, seed) for lr in lrs]
+def _configs(
+    *lrs: float, epochs: int = 3, weight_decay: float = 0.01, seed: int = 0, **schedule
+) -> list[OptimizerConfig]:
+    return [OptimizerConfig(lr, epochs, 16, weight_decay, seed, **schedule) for lr in lrs]
 
 
 def _fit(folder, configs=None, identity=None) -> tuple[FitResult, Head]:
@@ -79,16 +81,52 @@ class _Killed(Exception):
     """Stands for a kill: nothing in the code under test catches it."""
 
 
+COSINE = {"schedule": "cosine", "warmup": 0.2}
+
+
+def test_the_rate_is_that_of_pytorchs_own_schedules():
+    steps = 40
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 8, total_iters=7)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - 8)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], milestones=[7])
+    (config,) = _configs(0.5, **COSINE)
+    for step in range(steps):
+        assert config.rate(step, steps) == pytest.approx(both.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        both.step()
+    assert config.rate(steps - 1, steps) == pytest.approx(0, abs=1e-12)  # the last step
+    (constant,) = _configs(0.5)
+    assert {constant.rate(step, steps) for step in range(steps)} == {0.5}
+    (late,) = _configs(0.5, warmup=0.5)
+    assert [late.rate(step, 4) for step in range(4)] == [0.25, 0.5, 0.5, 0.5]
+
+
+def test_the_loop_steps_at_the_rates_of_its_schedule(tmp_path, monkeypatch):
+    seen, step = [], torch.optim.AdamW.step
+
+    def spied(self, *given):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+    (config,) = _configs(1e-2, **COSINE)
+    _fit(tmp_path, [config])
+    assert seen == [config.rate(number, 21) for number in range(21)] and len(set(seen)) > 15
+
+
+@pytest.mark.parametrize("schedule", [{}, COSINE], ids=["constant", "cosine"])
 @pytest.mark.parametrize("stop", [0, 1, 3, 6, 7, 8, 20, 21, 25, 41])
-def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, monkeypatch):
-    whole, expected = _fit(tmp_path / "whole")
+def test_a_run_that_was_stopped_at_any_step_resumes_bitwise(tmp_path, stop, schedule, monkeypatch):
+    configs = _configs(*LRS, **schedule)
+    whole, expected = _fit(tmp_path / "whole", configs)
     step = loop._Loop._step
     _interrupt_at(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        _fit(tmp_path / "stopped")
+        _fit(tmp_path / "stopped", configs)
     again = []
     monkeypatch.setattr(loop._Loop, "_step", lambda *given: again.append(1) or step(*given))
-    resumed, head = _fit(tmp_path / "stopped")
+    resumed, head = _fit(tmp_path / "stopped", configs)
     assert len(again) == 2 * 3 * 7 - (stop + 1)  # the step under way was finished and saved
     assert _timeless(resumed) == _timeless(whole)
     for name, tensor in expected.state_dict().items():
@@ -326,3 +364,37 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     assert (resumed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert not (resumed / "checkpoint").exists()
     json.loads((resumed / "result.json").read_text())
+
+
+def test_a_checkpoint_goes_on_with_its_own_number_of_threads(tmp_path, capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        Checkpoint(tmp_path / "checkpoint", {"run": 1}).save({"at": 3}, {})
+        torch.set_num_threads(2)
+        assert Checkpoint(tmp_path / "checkpoint", {"run": 1}).load() == ({"at": 3}, {})
+        assert torch.get_num_threads() == 1
+        assert "going on with 1 CPU threads, as the run began" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_had_its_published_value(tmp_path):
+    Checkpoint(tmp_path / "checkpoint", {"run": 1}).save({"at": 3}, {})
+    absent = {"schedule": "constant"}
+    assert Checkpoint(tmp_path / "checkpoint", {"run": 1, "schedule": "constant"}, absent).load() == ({"at": 3}, {})
+    with pytest.raises(UserError, match="schedule 'constant' there, 'cosine' now"):
+        Checkpoint(tmp_path / "checkpoint", {"run": 1, "schedule": "cosine"}, absent).load()
+
+
+def test_threads_are_set_and_recorded_and_make_no_other_run(tmp_path, capsys):
+    before = torch.get_num_threads()
+    argv = [*TINY, "--backbone=test_resnet", "--no-feature-cache", f"--results-dir={tmp_path}"]
+    try:
+        assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--threads=1"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    (path,) = tmp_path.rglob("result.json")
+    assert read_result(path).environment["threads"] == 1
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--threads=2"]) == 0
+    assert "already finished" in capsys.readouterr().out

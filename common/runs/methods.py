@@ -23,6 +23,8 @@ class MethodSpec:
     """The published recipe's values where methods differ; a run's name leaves them out."""
     reads_features: bool = False
     """Whether the backbone is frozen, so that each image passes through it once."""
+    has_steps: bool = True
+    """Whether an optimiser steps over batches; a method without steps refuses the settings of steps."""
     is_deterministic: bool = False
     """Whether nothing is drawn at random: every seed gives the same result."""
 
@@ -48,6 +50,18 @@ METHODS = {
         unused_settings=("alpha", "dropout"),  # of the ViT's script
         published={"lr": (1e-4,)},
         reads_features=True,
+    ),
+    "head_probe": MethodSpec(
+        label="(probe)",
+        suffix="head_probe",
+        own_settings=(),
+        unused_settings=(
+            *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
+            *("head_dropout", "alpha", "dropout"),
+        ),
+        reads_features=True,
+        has_steps=False,
+        is_deterministic=True,
     ),
 }
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from common.runs.methods import method_spec
+from common.runtime.errors import UserError
 
 # Where a run's files lie and how fast it is computed. Every other setting makes another result.
-NOT_IDENTITY = frozenset(
-    ("data_dir", "dataset_name", "device", "workers", "feature_cache", "results_dir", "run_name", "overwrite")
-)
+NOT_IDENTITY = {
+    *("data_dir", "dataset_name", "results_dir", "run_name", "overwrite"),
+    *("device", "threads", "workers", "feature_cache"),
+}
 # The order in a run's name of the settings that were there first; later ones follow in the order of their fields.
 FIRST_NAMED = (
     *("lr", "epochs", "train_limit", "batch_size", "weight_decay", "augment", "alpha", "dropout", "head_dropout"),
@@ -26,6 +28,15 @@ def run_identity(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Return the settings of ``config`` that decide a run's result, with the method."""
     unused = NOT_IDENTITY.union(method_spec(method).unused_settings)
     return {"method": method} | {name: _plain(value) for name, value in config.items() if name not in unused}
+
+
+def require_used_settings(config: Any) -> None:
+    """Refuse a setting of optimiser steps that was given to a method without steps (UserError)."""
+    spec = method_spec(config.method)
+    given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    useless = [name for name in given if name in spec.unused_settings and not spec.has_steps]
+    if useless:
+        raise UserError(f"`{useless[0]}` has no effect on {config.method}, which has no optimiser steps: leave it out")
 
 
 def run_folder(config: Any, *, dataset: str, backbone: str, image_size: int | None) -> Path:

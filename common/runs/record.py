@@ -91,7 +91,8 @@ class Efficiency:
 
     ``train_seconds``: the steps of all learning rates, with the waiting for their images. ``feature_seconds``: making
     the features that training read, when they were made, also where they were found in the cache; None without any.
-    ``eval_seconds``: the test split, its features included. ``saved_bytes``: the trained weights alone.
+    ``feature_cache_hit``: all were found there, those of the test split included. ``eval_seconds``: the test split's
+    prediction, with making its features when they were made. ``saved_bytes``: the trained weights alone.
     """
 
     train_seconds: Amount

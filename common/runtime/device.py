@@ -46,8 +46,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def prepare_device(device: torch.device, *, deterministic: bool) -> None:
-    """Set the process-wide switches of a run: reproducible algorithms where asked, tuned kernels otherwise."""
+def prepare_device(device: torch.device, *, deterministic: bool, threads: int | None = None) -> None:
+    """Set the process-wide switches of a run: CPU threads, and reproducible algorithms where asked, else tuned ones."""
+    if threads:
+        torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = not deterministic

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ VERSION = 2  # raise it where the saved state changes: what older code saved is 
 class Checkpoint:
     """Where a run's state is kept, and whose state it is.
 
-    ``identity`` (settings, data, weights; JSON-able) must be equal for a state to be taken up again.
+    ``identity`` (settings, data, weights; JSON-able) must be equal for a state to be taken up again; ``absent`` has
+    what a checkpoint means that was written before one of these settings was there.
     """
 
     path: Path
     identity: dict[str, Any]
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Write JSON-able ``state`` and CPU ``tensors``, atomically, with a digest over both."""
-        record = {"version": VERSION, "identity": self.identity, "state": state}
+        record = {"version": VERSION, "identity": self.identity, "state": state, "threads": torch.get_num_threads()}
         text = json.dumps(record, allow_nan=False)
         content = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
         metadata = {"record": text, "sha256": sha256_of_tensors(content, text=text)}
@@ -55,10 +57,12 @@ class Checkpoint:
             print("the checkpoint is of another version of this code and not used; the run starts from the beginning")
             return None
         self._check_identity(record["identity"])
+        _go_on_with(record.get("threads"))
         return record["state"], tensors
 
     def _check_identity(self, stored: dict[str, Any]) -> None:
         asked = json.loads(json.dumps(self.identity))  # tuples become lists, as in the stored one
+        stored = {key: value for key, value in self.absent.items() if key in asked} | stored
         different = [f"{key} {stored.get(key)!r} there, {asked.get(key)!r} now" for key in asked | stored
                      if stored.get(key) != asked.get(key)]  # fmt: skip
         if different:
@@ -66,6 +70,13 @@ class Checkpoint:
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
                 "use another `run_name`, or remove that folder"
             )
+
+
+def _go_on_with(threads: int | None) -> None:
+    """Compute with as many threads as before: another number would round otherwise."""
+    if threads and threads != torch.get_num_threads():
+        print(f"going on with {threads} CPU threads, as the run began", flush=True)
+        torch.set_num_threads(threads)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,12 @@ from common.runtime.progress import progress
 from common.training.feature_cache import part_file, read_part, write_part
 
 ALGORITHM = 2  # raise it whenever features would come out otherwise: what older code kept is then made again
-
 PART_IMAGES = 2_048
-
 # Of a batch: 8, 256 and 64 images of 224x224, of smaller ones more. On the CPU so few that feature maps stay in its
 # cache: EfficientNet-B0 is 1.2 to 1.6 times as fast as in batches of 32. Fixed, so that ``batch_size``, which is the
 # optimiser's, changes neither the features nor their key in the cache.
 BATCH_PIXELS = {"cpu": 8 * 224**2, "cuda": 256 * 224**2, "mps": 64 * 224**2}
-
 MOST_BATCH_IMAGES = 256
-
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -45,13 +41,18 @@ class Extractor:
     """A backbone, how images are prepared for it, and the machine it runs on."""
 
     backbone: Backbone
-    transform: Transform
+    resize: str
     device: torch.device
     precision: str
     compile: str
     workers: int | None
-    fingerprint: str
-    """Of the data set, from ``common.data.registry``."""
+    fingerprint: str = ""
+    """Of the data set, as ``DatasetSplits`` has it; of no use where no features are kept."""
+
+    @property
+    def transform(self) -> Transform:
+        """How images are prepared, without augmentation."""
+        return self.backbone.transform(self.resize)
 
     def compiles(self, images: LabelledImages) -> bool:
         """Whether so many images repay the compiler."""
@@ -94,8 +95,10 @@ class Features:
     cache_hit: bool
 
 
-def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder: Path) -> Features:
+def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder: Path | None) -> Features:
     """Return the features of all ``images`` of a split in their order, from ``folder`` as far as they lie there whole.
+
+    Without a ``folder`` all are made, and none is kept.
 
     ``seconds`` is what the extraction cost when it was made, also where this call only read it. Parts that are
     damaged, or of other images or weights, are made again.
@@ -103,15 +106,18 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
     Raises:
         UserError: an image cannot be read, the disk is full, or the memory too small.
     """
+    starts, desc = range(0, len(images), PART_IMAGES), f"{split} features"
+    if folder is None:
+        made = list(_make_parts(extractor, images, starts, desc))
+        return Features(torch.cat([part for part, _ in made]), sum(seconds for _, seconds in made), cache_hit=False)
     key = extractor.key(images, split)
     digest = sha256(json.dumps(key, sort_keys=True).encode())
     entry = folder / digest[:32]
     with locked(entry.with_suffix(".lock"), what=f"the features in {str(entry)!r}", wait=True):
         remove_leftovers(entry)
-        starts = range(0, len(images), PART_IMAGES)
         parts = {start: read_part(part_file(entry, start), digest) for start in starts}
         missing = [start for start in starts if parts[start] is None]
-        for start, part in zip(missing, _make_parts(extractor, images, missing, f"{split} features"), strict=True):
+        for start, part in zip(missing, _make_parts(extractor, images, missing, desc), strict=True):
             parts[start] = part
             write_part(part_file(entry, start), digest, key, *part)
         with contextlib.suppress(OSError):  # there is none, or it is another user's
@@ -126,7 +132,7 @@ def batch_images(device: torch.device, image_size: int) -> int:
 
 
 def _make_parts(
-    extractor: Extractor, images: LabelledImages, starts: list[int], desc: str
+    extractor: Extractor, images: LabelledImages, starts: Sequence[int], desc: str
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield (features (n, width) float32 on the CPU, seconds) of each part."""
     if not starts:

@@ -1,4 +1,4 @@
-"""The training loop of all methods: AdamW at one constant learning rate; the best epoch on validation is kept."""
+"""The training loop of all methods: AdamW at one learning rate; the best epoch on validation is kept."""
 
 import math
 import time
@@ -21,7 +21,6 @@ from common.training.predict import loss_and_accuracy, predict, split_batches
 CHECKPOINT_SECONDS = 600
 LONG_SECONDS = 1_800
 TIMED_STEPS = 10  # after so many the rest of the training is estimated
-
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, Any]
 """One epoch as a JSON-able record: the fields of ``runs.record.EpochRow``."""
@@ -29,23 +28,36 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The hyper-parameters of one training."""
+    """The hyper-parameters of one training; ``lr`` is the highest rate of its schedule."""
 
     lr: float
     epochs: int
     batch_size: int
     weight_decay: float
     seed: int
+    schedule: str = "constant"
+    warmup: float = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of optimiser step ``step``, the first being 0, of ``steps`` in all.
+
+        It rises linearly to ``lr`` over the share ``warmup`` of all steps. Then it is constant, or ``cosine``: half a
+        cosine that reaches 0 at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
+        """
+        rising = round(self.warmup * steps)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / (steps - rising)))
 
 
 class StateFile(Protocol):
-    """Where a training keeps its state: a ``Checkpoint``, or a part of one."""
+    """Keeps the (JSON-able state, CPU tensors) of a training: a ``Checkpoint``, or a part of one."""
 
-    def load(self) -> tuple[dict[str, Any], Tensors] | None:
-        """Return the (JSON-able state, CPU tensors) that were saved last, or None."""
+    def load(self) -> tuple[dict[str, Any], Tensors] | None: ...
 
-    def save(self, state: dict[str, Any], tensors: Tensors) -> None:
-        """Keep both, in place of what was saved before."""
+    def save(self, state: dict[str, Any], tensors: Tensors) -> None: ...
 
 
 class DivergedError(Exception):
@@ -151,6 +163,8 @@ class _Loop:
         logits = self.model(inputs)  # (B, C)
         loss = functional.cross_entropy(logits, targets)
         value = self._require_finite("loss", loss.item())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -158,6 +172,12 @@ class _Loop:
         state.step += 1
         state.loss_sum += value * len(labels)
         state.correct += int((logits.argmax(1) == targets).sum())
+
+    def _rate(self) -> float:
+        """Return the rate of the step under way: a function of its number alone, so that resuming changes nothing."""
+        steps_per_epoch = -(-len(self.train.labels) // self.config.batch_size)
+        step = len(self.state.history) * steps_per_epoch + self.state.step
+        return self.config.rate(step, self.config.epochs * steps_per_epoch)
 
     def end_epoch(self) -> str:
         """Validate, write the epoch's row, keep the weights where they are the best so far, save; return a line."""
@@ -206,8 +226,14 @@ class _Loop:
         restore_optimizer(self.optimizer, self.weights, strip_prefix("optimizer/", tensors))
 
     def _announce(self, steps: int) -> None:
-        if estimate := long_training(self.state.seconds / self.state.step, steps):
-            print(estimate, flush=True)
+        """Print how long ``steps`` still to make will take, and what to try instead, where it is over half an hour."""
+        seconds_per_step = self.state.seconds / self.state.step
+        if (seconds := seconds_per_step * steps) > LONG_SECONDS:
+            print(
+                f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: a train "
+                "limit, fewer epochs, a smaller backbone, or a GPU. It may be stopped and resumed at any time",
+                flush=True,
+            )
 
     def _require_finite(self, what: str, value: float) -> float:
         if math.isfinite(value):
@@ -237,14 +263,3 @@ def set_weights(model: nn.Module, weights: Tensors) -> None:
     with torch.no_grad():
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(weights[name])
-
-
-def long_training(seconds_per_step: float, steps: int) -> str | None:
-    """Return the estimate for ``steps`` still to make, and what to try instead, where it is over half an hour."""
-    seconds = seconds_per_step * steps
-    if seconds <= LONG_SECONDS:
-        return None
-    return (
-        f"about {duration(seconds)} of training to go at {seconds_per_step:.2g} s a step; shorter: a train limit, "
-        "fewer epochs, a smaller backbone, or a GPU. It may be stopped and resumed at any time"
-    )

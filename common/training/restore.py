@@ -1,15 +1,12 @@
 """A finished run brought back to life from its folder: the same backbone, the saved weights, the same arithmetic."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from common.data.images import LabelledImages
-from common.data.transforms import Transform
 from common.models import backbones
 from common.models.backbones import Backbone
 from common.runs.methods import method_spec
@@ -17,7 +14,8 @@ from common.runs.record import problem_with_restoring
 from common.runs.result import RESULT_FILE, Run
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
-from common.training.inputs import Inputs, new_extractor
+from common.training.features import Extractor
+from common.training.inputs import Inputs
 from common.training.methods import IMPLEMENTATIONS, new_method
 from common.training.methods.base import Method
 from common.training.predict import predict
@@ -25,55 +23,23 @@ from common.training.predict import predict
 
 @dataclass(frozen=True)
 class RestoredModel:
-    """The model of a finished run, in eval mode on ``device``, with the method that made it and the backbone under it.
-
-    ``workers``: processes that decode images, None to choose them from the data and the machine.
-    """
+    """The model of a finished run, in eval mode, with the method that made it and what it reads."""
 
     run: Run
     method: Method
     backbone: Backbone
     model: nn.Module
-    device: torch.device
-    workers: int | None
+    inputs: Inputs
 
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the logits."""
         return self.run.result.data.classes
 
-    @property
-    def transform(self) -> Transform:
-        """How the run prepared its test images."""
-        return self.backbone.transform(self.run.result.config["resize"])
-
     def logits(self, images: LabelledImages, desc: str) -> np.ndarray:
         """Return the logits (N, C) float32, in the batches and the precision that the run itself was scored in."""
-        result = self.run.result
-        extractor = new_extractor(
-            self.backbone,
-            result.config,
-            device=self.device,
-            precision=result.config["precision"],
-            workers=self.workers,
-            fingerprint="",
-        )
-        reads_features = method_spec(result.method).reads_features
-        with tempfile.TemporaryDirectory() as folder:
-            loader = Inputs(extractor, reads_features, Path(folder)).loader(images, desc)
-            return predict(self.model, loader, batch_size=result.config["batch_size"], desc=desc)
-
-    def plain(self) -> nn.Module:
-        """Return images (B, 3, S, S) -> logits (B, C) as one float32 module of plain layers."""
-        return self.method.plain(self.backbone, self.model)
-
-    def timm_state(self) -> dict[str, torch.Tensor]:
-        """Return the state of timm's own model with this run's classes that computes the same.
-
-        Raises:
-            UserError: timm's model has no place for what was trained.
-        """
-        return self.method.timm_state(self.backbone, self.model)
+        batch_size = self.run.result.config["batch_size"]
+        return predict(self.model, self.inputs.loader(images, desc), batch_size=batch_size, desc=desc)
 
 
 def restore_run(run: Run, *, weights: str | None, device: torch.device, workers: int | None) -> RestoredModel:
@@ -81,6 +47,7 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
 
     Args:
         weights: where the backbone's weights lie now, if not where they were in training.
+        workers: processes that decode images, None to choose them from the data and the machine.
 
     Raises:
         UserError: a file of the run is damaged, or the backbone's weights are missing or not those of the run.
@@ -91,12 +58,12 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
     method = _method_of(run)
     _check_files(run)
     backbone = _load_backbone(run, weights)
-    config = result.config
-    model = method.build(
-        backbone, len(result.data.classes), seed=run.seed, precision=config["precision"], device=device
-    )
+    config, precision = result.config, result.config["precision"]
+    model = method.build(backbone, len(result.data.classes), seed=run.seed, precision=precision, device=device)
     method.load(model, run.folder)
-    return RestoredModel(run, method, backbone, model.eval(), device, workers)
+    extractor = Extractor(backbone, config["resize"], device, precision, config["compile"], workers)
+    inputs = Inputs(extractor, method_spec(result.method).reads_features)
+    return RestoredModel(run, method, backbone, model.eval(), inputs)
 
 
 def _method_of(run: Run) -> Method:

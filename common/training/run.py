@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from common.data.registry import DATASETS
 from common.models import backbones, demo_backbones
 from common.models.backbones import Backbone
 from common.runs.folder import RunFolder, open_run_folder
-from common.runs.naming import published_settings, run_folder, run_identity
+from common.runs.methods import method_spec
+from common.runs.naming import published_settings, require_used_settings, run_folder, run_identity
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
 from common.runtime.errors import AlreadyFinished
 from common.training.checkpoint import Checkpoint
@@ -49,9 +50,8 @@ class RunContext:
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """The hyper-parameters of each training, one for each learning rate."""
         config = self.config
-        return [
-            OptimizerConfig(lr, config.epochs, config.batch_size, config.weight_decay, config.seed) for lr in config.lr
-        ]
+        names = [each.name for each in fields(OptimizerConfig) if each.name != "lr"]
+        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in config.lr]
 
     @property
     def feature_folder(self) -> Path:
@@ -66,7 +66,7 @@ class RunContext:
             "precision": self.precision,
             "device": self.device.type,
         }
-        return Checkpoint(self.folder.checkpoint, owner)
+        return Checkpoint(self.folder.checkpoint, owner, published_settings(self.config))
 
 
 @contextlib.contextmanager
@@ -77,6 +77,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         AlreadyFinished: the folder holds the result of these settings; the message says where.
         UserError: a name or a device that does not exist, or a folder that belongs to another run.
     """
+    require_used_settings(config)
     resolved = _resolve(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
@@ -88,7 +89,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         image_size=None if size == own_size else size,
     )
     identity = run_identity(as_record(resolved), config.method)
-    prepare_device(device, deterministic=config.deterministic)
+    prepare_device(device, deterministic=config.deterministic, threads=config.threads)
     with open_run_folder(path, identity, absent=published_settings(config), overwrite=config.overwrite) as folder:
         if folder.finished:
             accuracy = folder.finished.test.scores["accuracy"]
@@ -128,7 +129,8 @@ def announce_data(run: RunContext, dataset: DatasetSplits) -> list[str]:
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
     print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
     notes = list(dataset.notes)
-    if few := few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs):
+    few = few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs)
+    if few and method_spec(config.method).has_steps:
         notes.append(few)
     if config.weights == "random":
         notes.append("the backbone has random weights: this run only shows that the code works")

@@ -9,16 +9,7 @@ from torch import nn
 from common.runtime.errors import UserError
 from common.training.checkpoint import Checkpoint, strip_prefix
 from common.training.loaders import Loader
-from common.training.loop import (
-    DivergedError,
-    OptimizerConfig,
-    Row,
-    Tensors,
-    best_row,
-    copy_weights,
-    fit,
-    set_weights,
-)
+from common.training.loop import DivergedError, OptimizerConfig, Row, Tensors, best_row, copy_weights, fit, set_weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,7 @@ class FitResult:
 class _Trial:
     """A learning rate that is done with: its epochs, and where it diverged (None: nowhere), losing so many seconds."""
 
+    lr: float
     history: list[Row]
     diverged: str | None = None
     seconds_lost: float = 0.0
@@ -48,6 +40,17 @@ class _Trial:
     def val_accuracy(self) -> float:
         """What decides between rates; of one that diverged no epoch can be chosen."""
         return -1.0 if self.diverged else best_row(self.history)["val_accuracy"]
+
+    def record(self) -> dict[str, Any]:
+        """Return what the rate gave: its best epoch, or None and where it diverged."""
+        if self.diverged:
+            return {
+                "lr": self.lr,
+                **dict.fromkeys(("best_epoch", "val_loss", "val_accuracy")),
+                "diverged": self.diverged,
+            }
+        best = best_row(self.history)
+        return {"lr": self.lr, "best_epoch": best["epoch"], **{k: best[k] for k in ("val_loss", "val_accuracy")}}
 
 
 def sweep(
@@ -68,18 +71,17 @@ def sweep(
         to_follow = sum(later.epochs for later in configs[number + 1 :])
         try:
             history = fit(model, train, val, config, state, label=label, epochs_to_follow=to_follow)
-            state.add(_Trial(history), copy_weights(model))
+            state.add(_Trial(config.lr, history), copy_weights(model))
         except DivergedError as error:
             if number == len(configs) - 1 and not state.best_weights:
-                raise UserError(
-                    f"{error.where}; try a lower `lr`, or `precision` fp32; nothing was kept of this step"
-                ) from error
-            state.add(_Trial(error.history, error.where, error.seconds))
-            state.save()
+                advice = "try a lower `lr`, or `precision` fp32; nothing was kept of this step"
+                raise UserError(f"{error.where}; {advice}") from error
+            state.add(_Trial(config.lr, error.history, error.where, error.seconds), {})
+            state.save(None, {})
             print(f"{error.where}: this learning rate is abandoned", flush=True)
     set_weights(model, state.best_weights)
     model.eval()
-    return _result(state.trials, configs, images=len(train.labels))
+    return state.result(images=len(train.labels))
 
 
 class _SweepState:
@@ -101,9 +103,9 @@ class _SweepState:
         epochs = sum(len(trial.history) for trial in self.trials) + (len(state["history"]) if state else 0)
         print(f"resuming after {epochs} finished epochs and {state['step'] if state else 0} steps", flush=True)
 
-    def add(self, trial: _Trial, weights: Tensors | None = None) -> None:
+    def add(self, trial: _Trial, weights: Tensors) -> None:
         """Note that a rate is done with, and keep its ``weights`` where they are the best so far."""
-        if not trial.diverged and all(trial.val_accuracy > earlier.val_accuracy for earlier in self.trials):
+        if trial.val_accuracy > max((earlier.val_accuracy for earlier in self.trials), default=-1.0):
             self.best_weights = weights
         self.trials.append(trial)
 
@@ -112,29 +114,21 @@ class _SweepState:
         found, self._under_way = self._under_way, None
         return found
 
-    def save(self, state: dict[str, Any] | None = None, tensors: Tensors | None = None) -> None:
+    def save(self, state: dict[str, Any] | None, tensors: Tensors) -> None:
         """Save the sweep, with the state and the tensors of the rate under way, if one is."""
         record = {"trials": [asdict(trial) for trial in self.trials], "under_way": state}
         kept = {f"best/{name}": tensor for name, tensor in self.best_weights.items()}
-        self.checkpoint.save(record, kept | {f"under_way/{name}": t for name, t in (tensors or {}).items()})
+        self.checkpoint.save(record, kept | {f"under_way/{name}": tensor for name, tensor in tensors.items()})
 
-
-def _result(trials: Sequence[_Trial], configs: Sequence[OptimizerConfig], *, images: int) -> FitResult:
-    best = max(trials, key=lambda trial: trial.val_accuracy)  # the first on a tie
-    rows = [row for trial in trials for row in trial.history]
-    seconds = sum(row["seconds"] for row in rows)
-    return FitResult(
-        history=best.history,
-        trials=[_trial_record(config.lr, trial) for config, trial in zip(configs, trials, strict=True)],
-        best_epoch=best_row(best.history)["epoch"],
-        train_seconds=seconds + sum(trial.seconds_lost for trial in trials),
-        images_per_second=len(rows) * images / seconds,
-    )
-
-
-def _trial_record(lr: float, trial: _Trial) -> dict[str, Any]:
-    """Return what a learning rate gave: its best epoch, or None and where it diverged."""
-    if trial.diverged:
-        return {"lr": lr, "best_epoch": None, "val_loss": None, "val_accuracy": None, "diverged": trial.diverged}
-    best = best_row(trial.history)
-    return {"lr": lr, "best_epoch": best["epoch"], "val_loss": best["val_loss"], "val_accuracy": best["val_accuracy"]}
+    def result(self, *, images: int) -> FitResult:
+        """Return what was found with so many training ``images``."""
+        best = max(self.trials, key=lambda trial: trial.val_accuracy)  # the first on a tie
+        rows = [row for trial in self.trials for row in trial.history]
+        seconds = sum(row["seconds"] for row in rows)
+        return FitResult(
+            history=best.history,
+            trials=[trial.record() for trial in self.trials],
+            best_epoch=best_row(best.history)["epoch"],
+            train_seconds=seconds + sum(trial.seconds_lost for trial in self.trials),
+            images_per_second=len(rows) * images / seconds,
+        )

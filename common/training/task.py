@@ -10,7 +10,8 @@ from common.data.dataset import DatasetSplits
 from common.models.backbones import Backbone
 from common.runs.methods import method_spec
 from common.training.feature_cache import prune
-from common.training.inputs import Inputs, new_extractor
+from common.training.features import Extractor
+from common.training.inputs import Inputs
 from common.training.loaders import Loader
 from common.training.methods import new_method
 from common.training.methods.base import Method
@@ -21,7 +22,7 @@ from common.training.sweep import FitResult
 
 @dataclass(frozen=True)
 class Task:
-    """A method's model, and the images it is trained and tested on."""
+    """A method's model, and the loaders of the images it is trained and chosen on."""
 
     run: RunContext
     dataset: DatasetSplits
@@ -29,19 +30,13 @@ class Task:
     method: Method
     model: nn.Module
     inputs: Inputs
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training left beside the model: its record, and the validation logits (V, C) float32 of the best weights."""
-
-    fit: FitResult
-    val_logits: np.ndarray
+    train: Loader
+    val: Loader
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test logits (N, C) float32, and what was spent beside the optimiser's steps, in seconds.
+    """Logits of validation (V, C) and test (N, C), float32, and the seconds spent beside the optimiser's steps.
 
     The rules of a frozen backbone's features: ``feature_seconds`` is what making those of the training and validation
     images cost when they were made, also where this run found them (None: the method reads images).
@@ -49,6 +44,7 @@ class Evaluation:
     is the test images' prediction, and what making their features cost when they were made.
     """
 
+    val_logits: np.ndarray
     test_logits: np.ndarray
     feature_seconds: float | None
     feature_cache_hit: bool
@@ -59,57 +55,47 @@ def build_task(run: RunContext, backbone: Backbone, dataset: DatasetSplits) -> T
     """Return the model of the run's method, untrained, with what it reads; ``backbone`` becomes a part of it.
 
     Raises:
-        UserError: the method cannot be applied to this backbone.
+        UserError: the method cannot be applied to this backbone, an image cannot be read, or disk or memory are small.
     """
-    config, spec = run.config, method_spec(run.config.method)
-    extractor = new_extractor(
-        backbone,
-        run.settings,
-        device=run.device,
-        precision=run.precision,
-        workers=config.workers,
-        fingerprint=dataset.fingerprint,
+    config, device = run.config, run.device
+    extractor = Extractor(
+        backbone, config.resize, device, run.precision, config.compile, config.workers, dataset.fingerprint
     )
-    inputs = Inputs(extractor, spec.reads_features, run.feature_folder, config.seed)
+    inputs = Inputs(extractor, method_spec(config.method).reads_features, run.feature_folder, config.seed)
     method = new_method(config.method, run.settings)
-    model = method.build(backbone, len(dataset.classes), seed=config.seed, precision=run.precision, device=run.device)
-    return Task(run, dataset, backbone, method, model, inputs)
+    model = method.build(backbone, len(dataset.classes), seed=config.seed, precision=run.precision, device=device)
+    train = inputs.loader(dataset.train, "train", augment=config.augment)
+    return Task(run, dataset, backbone, method, model, inputs, train, val=inputs.loader(dataset.val, "val"))
 
 
-def train(task: Task) -> Trained:
+def fit(task: Task) -> FitResult:
     """Train the task's model; it ends with the weights of the epoch that is best on validation.
 
     Raises:
         UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
     """
-    run, dataset = task.run, task.dataset
-    train_images = task.inputs.loader(dataset.train, "train", augment=run.config.augment)
-    val_images = task.inputs.loader(dataset.val, "val")
-    checkpoint = run.checkpoint(dataset, task.backbone)
-    fit = task.method.fit(task.model, train_images, val_images, run.optimizer_configs, checkpoint)
-    return Trained(fit, _predict(task, val_images, "validation"))
+    run, checkpoint = task.run, task.run.checkpoint(task.dataset, task.backbone)
+    return task.method.fit(task.model, task.train, task.val, run.optimizer_configs, checkpoint)
 
 
 def evaluate(task: Task) -> Evaluation:
-    """Predict the test images, which no model has seen until now.
+    """Predict validation, and the test images, which no model has seen until now.
 
     Raises:
         UserError: an image cannot be read, or disk or memory are too small.
     """
-    test_images = task.inputs.loader(task.dataset.test, "test")
-    if task.run.config.feature_cache:
+    config, made = task.run.config, task.inputs.made
+    val_logits = predict(task.model, task.val, batch_size=config.batch_size, desc="validation")
+    test = task.inputs.loader(task.dataset.test, "test")
+    if config.feature_cache:
         prune(task.run.feature_folder)
     started = time.perf_counter()
-    logits = _predict(task, test_images, "test")
+    test_logits = predict(task.model, test, batch_size=config.batch_size, desc="test")
     predict_seconds = time.perf_counter() - started
-    seconds = {split: features.seconds for split, features in task.inputs.made.items()}
     return Evaluation(
-        test_logits=logits,
-        feature_seconds=sum(seconds[split] for split in seconds if split != "test") if seconds else None,
-        feature_cache_hit=bool(seconds) and all(features.cache_hit for features in task.inputs.made.values()),
-        eval_seconds=predict_seconds + seconds.get("test", 0.0),
+        val_logits,
+        test_logits,
+        feature_seconds=sum(made[split].seconds for split in made if split != "test") if made else None,
+        feature_cache_hit=bool(made) and all(features.cache_hit for features in made.values()),
+        eval_seconds=predict_seconds + (made["test"].seconds if made else 0.0),
     )
-
-
-def _predict(task: Task, images: Loader, desc: str) -> np.ndarray:
-    return predict(task.model, images, batch_size=task.run.config.batch_size, desc=desc)

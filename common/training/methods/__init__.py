@@ -1,4 +1,7 @@
-"""The methods' behaviour: one file a method, found by the name that ``runs.methods.METHODS`` gives it."""
+"""The methods' behaviour: one file a method, found by the name that ``runs.methods.METHODS`` gives it.
+
+A new method is an entry there, a file here, and its line in ``IMPLEMENTATIONS``.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +10,14 @@ from common.runs.methods import method_spec
 from common.training.methods.base import Method
 from common.training.methods.head import FrozenHead
 from common.training.methods.lora import Lora
+from common.training.methods.probe import Probe
 
-IMPLEMENTATIONS: dict[str, type[Method]] = {"lora": Lora, "head_mlp": FrozenHead, "head_linear": FrozenHead}
+IMPLEMENTATIONS: dict[str, type[Method]] = {
+    "lora": Lora,
+    "head_mlp": FrozenHead,
+    "head_linear": FrozenHead,
+    "head_probe": Probe,
+}
 
 
 def new_method(name: str, settings: Mapping[str, Any]) -> Method:

@@ -15,29 +15,30 @@ from common.runs.result import RESULT_FILE
 from common.runs.schema import typed
 from common.runtime.device import peak_memory
 from common.runtime.environment import describe_environment
-from common.training.task import Evaluation, Task, Trained
+from common.training.sweep import FitResult
+from common.training.task import Evaluation, Task
 
 
-def save_run(task: Task, trained: Trained, evaluation: Evaluation, notes: list[str]) -> None:
+def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[str]) -> None:
     """Score validation and test, write the run's folder at once, and print what a person wants to know.
 
     Raises:
         UserError: the disk is full, or the logits are not finite; an earlier result is as it was.
     """
     weights = task.method.files(task.model)
-    result = _result(task, trained, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
-    files = weights | {PREDICTIONS_FILE: _predictions(task, trained, evaluation)}
+    result = _result(task, fitted, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
+    files = weights | {PREDICTIONS_FILE: _predictions(task, evaluation)}
     finish_run_folder(task.run.folder, files, result)
     _print_summary(result)
     for name in (*files, RESULT_FILE):
         print(f"wrote {task.run.folder.path / name}")
 
 
-def _result(task: Task, trained: Trained, evaluation: Evaluation, notes: list[str], *, saved_bytes: int) -> RunResult:
-    run, dataset, fit = task.run, task.dataset, trained.fit
-    val, val_notes = metrics.score(trained.val_logits, dataset.val.labels, dataset.classes)
+def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[str], *, saved_bytes: int) -> RunResult:
+    run, dataset = task.run, task.dataset
+    val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
     test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
-    diverged = [trial for trial in fit.trials if "diverged" in trial]
+    diverged = [trial for trial in fitted.trials if "diverged" in trial]
     notes = [*notes, *(f"validation: {note}" for note in val_notes), *(f"test: {note}" for note in test_notes)]
     notes += [f"learning rate {trial['lr']:g} gave no result: {trial['diverged']}" for trial in diverged]
     if run.device.type != "cuda":
@@ -51,17 +52,17 @@ def _result(task: Task, trained: Trained, evaluation: Evaluation, notes: list[st
         config=run.settings | {"device": str(run.device), "precision": run.precision},
         data=_data_record(task),
         model=_model_record(task),
-        history=[EpochRow(**row) for row in fit.history],
-        trials=fit.trials,
-        best_epoch=fit.best_epoch,
+        history=[EpochRow(**row) for row in fitted.history],
+        trials=fitted.trials,
+        best_epoch=fitted.best_epoch,
         val=typed(val, SplitMetrics),
         test=typed(test, SplitMetrics),
         efficiency=Efficiency(
-            train_seconds=fit.train_seconds,
+            train_seconds=fitted.train_seconds,
             feature_seconds=evaluation.feature_seconds,
             feature_cache_hit=evaluation.feature_cache_hit,
             eval_seconds=evaluation.eval_seconds,
-            train_images_per_second=fit.images_per_second,
+            train_images_per_second=fitted.images_per_second,
             **peak_memory(run.device),
             saved_bytes=saved_bytes,
         ),
@@ -98,13 +99,13 @@ def _model_record(task: Task) -> ModelRecord:
     )
 
 
-def _predictions(task: Task, trained: Trained, evaluation: Evaluation) -> bytes:
+def _predictions(task: Task, evaluation: Evaluation) -> bytes:
     val, test = task.dataset.val, task.dataset.test
     return npz_bytes(
         logits=evaluation.test_logits,
         labels=test.labels,
         indices=test.indices,
-        val_logits=trained.val_logits,
+        val_logits=evaluation.val_logits,
         val_labels=val.labels,
         val_indices=val.indices,
     )
@@ -115,8 +116,9 @@ def _print_summary(result: RunResult) -> None:
     spent = f"training {cost.train_seconds:.1f} s"
     if cost.feature_seconds is not None:
         spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
+    chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} penalties"
     print(f"test {scores_in_words(result.test.scores)}")
     print(
-        f"{spent}, test {cost.eval_seconds:.1f} s; best epoch {result.best_epoch}, "
+        f"{spent}, test {cost.eval_seconds:.1f} s; {chosen}, "
         f"{model.trainable_params:,} of {model.total_params:,} parameters trained"
     )
