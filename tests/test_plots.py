@@ -344,9 +344,8 @@ def test_every_seed_is_a_dot_in_front_of_its_mean(folder):
     assert dots.get_offsets()[:, 1].tolist() == np.ravel(accuracies).tolist()
     assert np.allclose(means.get_offsets()[:, 1], np.mean(accuracies, axis=1))
     assert dots.get_zorder() > means.get_zorder()
-    assert [tuple(color) for color in means.get_facecolors()] == [
-        to_rgba(look.color) for look in run_styles(compared).values()
-    ]
+    looks = run_styles(compared)
+    assert means.get_facecolors().tolist() == [list(to_rgba(looks[series.name].color)) for series in compared.series]
 
 
 def test_every_seed_is_a_dot_at_its_value_on_the_bar_of_its_model(folder):
@@ -495,12 +494,16 @@ def test_a_cost_that_no_run_knows_is_an_empty_panel(tmp_path):
     assert len(ax.collections) == 0
 
 
-def test_the_pareto_front_by_hand():
-    costs = np.array([1.0, 2.0, 3.0, 2.0, np.nan, 0.5])
-    accuracies = np.array([0.5, 0.7, 0.6, 0.8, 0.9, 0.5])
-    assert pareto_front(costs, accuracies).tolist() == [5, 3]  # 0 equals 5 but costs more, 4's cost is unknown
-    assert pareto_front(np.array([1.0, 1.0]), np.array([0.5, 0.5])).tolist() == [0]
-    assert pareto_front(np.full(2, np.nan), np.ones(2)).tolist() == []
+@pytest.mark.parametrize(
+    ("costs", "accuracies", "front"),
+    [  # 0 equals 5 but costs more, 4's cost is unknown
+        ([1.0, 2.0, 3.0, 2.0, np.nan, 0.5], [0.5, 0.7, 0.6, 0.8, 0.9, 0.5], [5, 3]),
+        ([1.0, 1.0], [0.5, 0.5], [0]),
+        ([np.nan, np.nan], [1.0, 1.0], []),
+    ],
+)
+def test_the_pareto_front_by_hand(costs, accuracies, front):
+    assert pareto_front(pd.DataFrame({"cost": costs, "test_accuracy": accuracies})).index.tolist() == front
 
 
 def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tmp_path):

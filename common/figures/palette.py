@@ -85,14 +85,13 @@ def draw_marks(ax: Axes, seeds: pd.DataFrame, means: pd.DataFrame, x: str, y: st
 
 def marks_legend(comparisons: Sequence[Comparison]) -> dict[str, Line2D]:
     """Return each model's label with its mark, once where several data sets have it."""
-    styles = {}
-    for comparison in comparisons:
-        own = run_styles(comparison)
-        styles |= {printable(series.label, 90): own[series.name] for series in comparison.series}
-    return {
-        label: Line2D([], [], linestyle="", markersize=6, marker=style.marker, color=style.color)
-        for label, style in styles.items()
+    styles = {
+        printable(series.label, 90): run_styles(comparison)[series.name]
+        for comparison in comparisons
+        for series in comparison.series
     }
+    look = {"linestyle": "", "markersize": 6}
+    return {label: Line2D([], [], marker=own.marker, color=own.color, **look) for label, own in styles.items()}
 
 
 def marks_caption(comparisons: Sequence[Comparison], *, cut: bool) -> str:

@@ -35,10 +35,8 @@ def accuracy_vs(
     """
     quantity = QUANTITIES[cost]
     seeds = frames.runs.assign(cost=(frames.runs[cost] * quantity.scale).clip(lower=1e-3)).dropna(subset="cost")
-    remark = ""
-    if cost.endswith("seconds"):
-        devices = frames.runs["device"].astype(str).unique()
-        remark = "Times are from different devices." if len(devices) > 1 else f"Device: {devices[0]}."
+    devices = ", ".join(sorted(frames.runs["device"].dropna().unique()))
+    remark = f"Measured on: {devices}." if devices and cost.endswith("seconds") else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
@@ -54,7 +52,7 @@ def accuracy_vs(
             continue
         means = own.groupby("run", as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
         draw_marks(ax, own, means, "cost", "test_accuracy", run_styles(comparison))
-        front = means.iloc[pareto_front(means["cost"].to_numpy(), means["test_accuracy"].to_numpy())]
+        front = pareto_front(means)
         ax.step(front["cost"], front["test_accuracy"], where="post", color=GREY, linewidth=0.8, zorder=1.5)
         ax.grid()
         widen([ax])
@@ -66,15 +64,13 @@ def accuracy_vs(
     return figure
 
 
-def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
-    """Return which models (M,) no other undercuts, in order of cost: none is as cheap and more accurate.
+def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other undercuts, in order of ``cost``: none is as cheap and has more ``test_accuracy``.
 
-    Models whose cost or accuracy is NaN are left out; of equals the first stays.
+    Rows whose cost or accuracy is NaN are left out; of equals the first stays.
     """
-    order = [index for index in np.lexsort((-accuracies, costs)) if not np.isnan(costs[index] + accuracies[index])]
-    best = np.maximum.accumulate([accuracies[index] for index in order]) if order else []
-    front = [index for place, index in enumerate(order) if place == 0 or accuracies[index] > best[place - 1]]
-    return np.array(front, dtype=int)
+    ordered = means.dropna().sort_values(["cost", "test_accuracy"], ascending=[True, False], kind="stable")
+    return ordered[ordered["test_accuracy"] > ordered["test_accuracy"].cummax().shift(fill_value=-np.inf)]
 
 
 def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
