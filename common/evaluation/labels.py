@@ -9,7 +9,6 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 
 FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
-
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
