@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from finished import ARMS, FINE, left
-from nursery import Nursery
+from process_fork import ForkServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,20 +20,20 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory):
-    """The process whose forks are killed, interrupted and cut off from the disk; see ``nursery.py``."""
-    process = Nursery(tmp_path_factory.mktemp("nursery"))
+def fork_server(tmp_path_factory):
+    """The process whose forks are killed, interrupted and cut off from the disk; see ``process_fork.py``."""
+    process = ForkServer(tmp_path_factory.mktemp("fork_server"))
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
-def whole(nursery, tmp_path_factory) -> dict[str, tuple[dict, list[str]]]:
+def whole(fork_server, tmp_path_factory) -> dict[str, tuple[dict, list[str]]]:
     """Of each arm an undisturbed run: what it leaves, and the kinds of steps it makes on the disk."""
     runs = {}
     for arm, (script, argv) in ARMS.items():
         folder = tmp_path_factory.mktemp("whole")
-        ended = nursery.run(script, [*argv, "--results-dir", folder], within=str(folder), patch=FINE)
+        ended = fork_server.run(script, [*argv, "--results-dir", folder], within=str(folder), patch=FINE)
         assert ended.code == 0, ended.err
         runs[arm] = left(folder), [step.split(" ", 1)[0] for step in ended.steps]
     return runs

@@ -72,12 +72,12 @@ def test_damaged_features_are_never_read(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(nursery, tmp_path_factory) -> dict[str, Run]:
+def finished(fork_server, tmp_path_factory) -> dict[str, Run]:
     """A finished run of each arm."""
     found = {}
     for arm, (script, argv) in ARMS.items():
         folder = tmp_path_factory.mktemp(arm)
-        assert nursery.run(script, [*argv, "--results-dir", folder]).code == 0
+        assert fork_server.run(script, [*argv, "--results-dir", folder]).code == 0
         (path,) = folder.rglob("result.json")
         found[arm] = Run(path.parent, read_result(path))
     return found
@@ -140,32 +140,32 @@ def test_an_adapter_or_a_head_that_is_none_is_refused(finished, tmp_path):
         heads.load_head(head, folder / "adapter_model.safetensors")
 
 
-def test_a_damaged_result_is_neither_drawn_nor_called_finished(nursery, tmp_path):
+def test_a_damaged_result_is_neither_drawn_nor_called_finished(fork_server, tmp_path):
     argv = ["--results-dir", tmp_path / "results", "--figures-dir", tmp_path / "figures"]
-    assert nursery.run("reproduce", argv).code == 0
+    assert fork_server.run("reproduce", argv).code == 0
     before = left(tmp_path)
     good, bad = sorted(tmp_path.rglob("predictions.npz"))
     content = bad.read_bytes()
     bad.write_bytes(content[:-1])
-    ended = nursery.run("reproduce", argv)
+    ended = fork_server.run("reproduce", argv)
     assert ended.code == 1, ended.err
     assert f"{str(bad)!r} is not the file that its result.json describes" in ended.err
     assert f"left out: {str(bad)!r}" in ended.out
     bad.write_bytes(content)
-    assert nursery.run("reproduce", argv).code == 0
+    assert fork_server.run("reproduce", argv).code == 0
     assert left(tmp_path) == before
     record = good.with_name("result.json")
     record.write_bytes(record.read_bytes()[:-40])
-    ended = nursery.run("reproduce", argv)
+    ended = fork_server.run("reproduce", argv)
     assert ended.code == 1 and f"{str(record)!r} is not valid JSON" in ended.err
 
 
-def test_a_checkpoint_of_another_version_is_not_misread(nursery, tmp_path):
+def test_a_checkpoint_of_another_version_is_not_misread(fork_server, tmp_path):
     script, argv = ARMS["head"]
     argv = [*argv, "--results-dir", tmp_path]
     earlier = {"common.training.checkpoint.VERSION": 1}
-    assert nursery.run(script, argv, step=2, action="int", patch=earlier).code == 130
-    ended = nursery.run(script, argv)
+    assert fork_server.run(script, argv, step=2, action="int", patch=earlier).code == 130
+    ended = fork_server.run(script, argv)
     assert ended.code == 0 and "is of another version of this code and not used" in ended.out
 
 

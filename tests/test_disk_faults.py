@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_results import fake_run
 from finished import ARMS, FINE, TINY, left
-from nursery import Ended
+from process_fork import FinishedProcess
 
 from common.evaluation.comparison import compare
 from common.evaluation.frames import frames_of
@@ -32,11 +32,11 @@ def _one_line(ended) -> None:
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
 
 
-def _fail_and_run_again(nursery, arm, whole, folder, number, error) -> None:
+def _fail_and_run_again(fork_server, arm, whole, folder, number, error) -> None:
     script, argv = ARMS[arm]
     expected, steps = whole[arm]
     argv = [*argv, "--results-dir", folder]
-    ended = nursery.run(script, argv, within=str(folder), patch=FINE, at=number, action=error)
+    ended = fork_server.run(script, argv, within=str(folder), patch=FINE, at=number, action=error)
     about = number, steps[number], error, ended.err
     if ended.code == 0:  # only where nothing depends on it
         assert steps[number] in ("mkdir", "rmdir", "unlink") or error in (errno.EACCES,), about
@@ -46,25 +46,25 @@ def _fail_and_run_again(nursery, arm, whole, folder, number, error) -> None:
         assert os.strerror(abs(error)) in ended.err, about
     if steps[number] != "unlink":
         assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".seed0.new")), about
-    again = nursery.run(script, argv, within=str(folder), patch=FINE)
+    again = fork_server.run(script, argv, within=str(folder), patch=FINE)
     assert again.code == 0, (about, again.err)
     assert left(folder) == expected, about
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(nursery, arm, whole, tmp_path):
+def test_a_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(fork_server, arm, whole, tmp_path):
     count = len(whole[arm][1])
     for index in range(FAULTS):
         number = index * count // FAULTS + index % 3
-        _fail_and_run_again(nursery, arm, whole, tmp_path / str(index), number, ERRORS[index % len(ERRORS)])
+        _fail_and_run_again(fork_server, arm, whole, tmp_path / str(index), number, ERRORS[index % len(ERRORS)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(nursery, arm, whole, tmp_path):
+def test_every_disk_step_that_fails_is_a_line_and_the_same_command_goes_on(fork_server, arm, whole, tmp_path):
     for number in range(len(whole[arm][1])):
         for error in ERRORS[:3]:
-            _fail_and_run_again(nursery, arm, whole, tmp_path / f"{number}{error}", number, error)
+            _fail_and_run_again(fork_server, arm, whole, tmp_path / f"{number}{error}", number, error)
 
 
 @pytest.fixture
@@ -88,25 +88,25 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("size", ["16k", "48k", "96k"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(nursery, arm, size, whole, small_disk):
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(fork_server, arm, size, whole, small_disk):
     disk = small_disk(size)
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", disk]
-    ended = nursery.run(script, argv, patch=FINE)
+    ended = fork_server.run(script, argv, patch=FINE)
     assert ended.code == 2, ended.out
     _one_line(ended)
     assert "No space left on device" in ended.err and str(disk) in ended.err
     assert not list(disk.rglob("*.tmp"))
     small_disk("64m")
-    again = nursery.run(script, argv, patch=FINE)
+    again = fork_server.run(script, argv, patch=FINE)
     assert again.code == 0, again.err
     assert left(disk) == whole[arm][0]
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_file_that_may_not_grow_is_named(nursery, arm, tmp_path):
+def test_a_file_that_may_not_grow_is_named(fork_server, arm, tmp_path):
     script, argv = ARMS[arm]
-    ended = nursery.run(script, [*argv, "--results-dir", tmp_path], file_bytes=8_192)
+    ended = fork_server.run(script, [*argv, "--results-dir", tmp_path], file_bytes=8_192)
     assert ended.code == 2, ended.out
     _one_line(ended)
     assert "File too large" in ended.err and str(tmp_path) in ended.err
@@ -128,36 +128,36 @@ def shared_folder():
 NOBODY = 65_534
 
 
-def _skip_where_packages_are_unreadable(ended: Ended) -> None:
+def _skip_where_packages_are_unreadable(ended: FinishedProcess) -> None:
     """Skip where the virtual environment lies in a folder that only its owner may enter, such as mktemp makes."""
     if "ModuleNotFoundError" in ended.err:
         pytest.skip(f"the packages are not readable to another user: {ended.err[-200:]}")
 
 
-def test_another_user_is_refused_and_nothing_of_the_owner_is_touched(nursery, shared_folder):
+def test_another_user_is_refused_and_nothing_of_the_owner_is_touched(fork_server, shared_folder):
     script, argv = ARMS["head"]
     argv = [*argv, "--results-dir", shared_folder / "results"]
-    mine = nursery.run(script, [*argv, "--run-name=mine"], uid=NOBODY)
+    mine = fork_server.run(script, [*argv, "--run-name=mine"], uid=NOBODY)
     _skip_where_packages_are_unreadable(mine)
     assert mine.code == 0, mine.err
-    assert nursery.run(script, argv, step=2, action="int").code == 130
+    assert fork_server.run(script, argv, step=2, action="int").code == 130
     (checkpoint,) = shared_folder.rglob("checkpoint")
     before = checkpoint.read_bytes()
-    theirs = nursery.run(script, argv, uid=NOBODY)
+    theirs = fork_server.run(script, argv, uid=NOBODY)
     assert theirs.code == 2 and "Permission denied" in theirs.err
     _one_line(theirs)
     digits, run = shared_folder / "results" / "digits", checkpoint.parent
     for folder in [digits, run.parent, run, run / "features"]:
         folder.chmod(0o777)
     checkpoint.chmod(0o600)
-    theirs = nursery.run(script, argv, uid=NOBODY)
+    theirs = fork_server.run(script, argv, uid=NOBODY)
     assert theirs.code == 2 and "cannot read the checkpoint" in theirs.err
     _one_line(theirs)
     assert checkpoint.read_bytes() == before
-    assert nursery.run(script, argv).code == 0
+    assert fork_server.run(script, argv).code == 0
 
 
-def test_images_that_another_user_may_not_read_are_named(nursery, shared_folder):
+def test_images_that_another_user_may_not_read_are_named(fork_server, shared_folder):
     from PIL import Image
 
     for name in ("a", "b"):
@@ -167,15 +167,17 @@ def test_images_that_another_user_may_not_read_are_named(nursery, shared_folder)
     (shared_folder / "pets" / "a" / "3.png").chmod(0o600)
     argv = [f"--dataset={shared_folder / 'pets'}", *TINY[1:5], "--backbone=test_resnet", "--val-fraction=0.3"]
     argv += ["--results-dir", shared_folder / "results"]
-    ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
+    ended = fork_server.run("train_cnn_head", argv, uid=NOBODY)
     _skip_where_packages_are_unreadable(ended)
     assert ended.code == 2 and "'a/3.png' (Permission denied)" in ended.err
-    assert nursery.run(*ARMS["head"][:1], [*ARMS["head"][1], f"--results-dir={shared_folder / 'results'}"]).code == 0
+    assert (
+        fork_server.run(*ARMS["head"][:1], [*ARMS["head"][1], f"--results-dir={shared_folder / 'results'}"]).code == 0
+    )
     (run,) = shared_folder.rglob("seed0")
     (shared_folder / "pets" / "b").chmod(0o700)
-    ended = nursery.run("evaluate", [run, f"--predict={shared_folder}", "--out=x.csv"], uid=NOBODY)
+    ended = fork_server.run("evaluate", [run, f"--predict={shared_folder}", "--out=x.csv"], uid=NOBODY)
     assert ended.code == 2 and "cannot read the folder" in ended.err, ended.err
-    ended = nursery.run("train_cnn_head", argv, uid=NOBODY)
+    ended = fork_server.run("train_cnn_head", argv, uid=NOBODY)
     assert ended.code == 2 and "cannot read the folder" in ended.err and "Permission denied" in ended.err
     _one_line(ended)
 
@@ -290,10 +292,10 @@ def test_an_exchange_of_folders_that_fails_leaves_the_old_run_readable(call, tmp
     assert read_result(kept.folder / "result.json") == kept.result
 
 
-def test_a_log_that_cannot_be_opened_stops_the_grid_with_its_name(nursery, tmp_path):
+def test_a_log_that_cannot_be_opened_stops_the_grid_with_its_name(fork_server, tmp_path):
     (tmp_path / "results" / "demo").mkdir(parents=True)
     (tmp_path / "results" / "demo" / "logs").write_text("a file")
-    ended = nursery.run("reproduce", ["--results-dir", tmp_path / "results", "--figures-dir", tmp_path / "figures"])
+    ended = fork_server.run("reproduce", ["--results-dir", tmp_path / "results", "--figures-dir", tmp_path / "figures"])
     assert ended.code == 2, ended.err
     _one_line(ended)
     assert "logs" in ended.err

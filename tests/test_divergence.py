@@ -75,21 +75,21 @@ def test_where_every_rate_diverges_there_is_no_result(lrs, tmp_path):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_script_that_diverges_stops_with_2_and_writes_no_result(nursery, arm, tmp_path):
+def test_a_script_that_diverges_stops_with_2_and_writes_no_result(fork_server, arm, tmp_path):
     script, argv = ARMS[arm]
     argv = [word for word in argv if word not in ("1e-2", "3e-2", "--lr") and not word.startswith("--lr=")]
     argv += ["--results-dir", tmp_path, "--run-name=run"]
-    ended = nursery.run(script, [*argv, f"--lr={DIVERGES}"])
+    ended = fork_server.run(script, [*argv, f"--lr={DIVERGES}"])
     assert ended.code == 2 and ended.err.count("\n") == 1
     for word in ("became", "epoch 1, step", "learning rate 1e+30", "try a lower --lr"):
         assert word in ended.err
     assert not list(tmp_path.rglob("result.json"))
-    ended = nursery.run(script, [*argv, "--overwrite", "--lr", DIVERGES, "1e-2"])
+    ended = fork_server.run(script, [*argv, "--overwrite", "--lr", DIVERGES, "1e-2"])
     assert ended.code == 0, ended.err
     record = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert record["trials"][0]["best_epoch"] is None and record["trials"][1]["best_epoch"]
     assert any(note.startswith("learning rate 1e+30 gave no result: the ") for note in record["notes"])
-    assert nursery.run("evaluate", [next(tmp_path.rglob("result.json")).parent]).code == 0
+    assert fork_server.run("evaluate", [next(tmp_path.rglob("result.json")).parent]).code == 0
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_a_script_that_diverges_stops_with_2_and_writes_no_result(nursery, arm, 
         ("head", ["--image-size=2048"], "out of memory with batches of 1: try a smaller --image-size"),
     ],
 )
-def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(nursery, arm, flags, advice, tmp_path):
+def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(fork_server, arm, flags, advice, tmp_path):
     script, argv = ARMS[arm]
     argv = [*argv, *flags, "--results-dir", tmp_path]
-    ended = nursery.run(script, argv, memory_bytes=150 * 2**20)
+    ended = fork_server.run(script, argv, memory_bytes=150 * 2**20)
     assert ended.code == 2, ended.err
     assert ended.err.startswith(f"error: {advice}") and ended.err.count("\n") == 1
 

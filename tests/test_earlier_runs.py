@@ -39,15 +39,15 @@ def _weights(script: str) -> str:
 
 
 @pytest.mark.parametrize("script", RUNS)
-def test_the_stored_predictions_are_reproduced(nursery, script):
-    ended = nursery.run("evaluate", [RUNS[script], _weights(script)])
+def test_the_stored_predictions_are_reproduced(fork_server, script):
+    ended = fork_server.run("evaluate", [RUNS[script], _weights(script)])
     assert ended.code == 0, ended.err
     assert "equals the stored predictions" in ended.out and "0 of 60 predictions changed" in ended.out
 
 
 @pytest.mark.parametrize("script", RUNS)
-def test_the_same_command_gives_the_same_name_history_and_predictions(nursery, script, tmp_path):
-    ended = nursery.run(script, [*SHARED, *RECIPES[script], _weights(script), "--results-dir", tmp_path])
+def test_the_same_command_gives_the_same_name_history_and_predictions(fork_server, script, tmp_path):
+    ended = fork_server.run(script, [*SHARED, *RECIPES[script], _weights(script), "--results-dir", tmp_path])
     assert ended.code == 0, ended.err
     (folder,) = tmp_path.glob("*/*/seed0")
     assert folder.relative_to(tmp_path) == RUNS[script].relative_to(EARLIER)

@@ -11,102 +11,102 @@ KILLS = 14  # disk steps of a run at which it is killed, spread evenly; -m slow 
 SIGNALS = {"int": (130, "interrupted"), "term": (143, "terminated")}
 
 
-def _killed_and_run_again(nursery, arm, folder, expected, **fault):
+def _killed_and_run_again(fork_server, arm, folder, expected, **fault):
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", folder]
-    ended = nursery.run(script, argv, within=str(folder), patch=FINE, **fault)
+    ended = fork_server.run(script, argv, within=str(folder), patch=FINE, **fault)
     assert ended.code is None, (fault, ended.out, ended.err)
-    again = nursery.run(script, argv, within=str(folder), patch=FINE)
+    again = fork_server.run(script, argv, within=str(folder), patch=FINE)
     assert again.code == 0, (fault, again.err)
     assert left(folder) == expected, fault
     return again
 
 
-def _every(nursery, arm, whole, folder, numbers, action="kill"):
+def _every(fork_server, arm, whole, folder, numbers, action="kill"):
     expected, _ = whole[arm]
     for number in numbers:
-        _killed_and_run_again(nursery, arm, folder / "run", expected, at=number, action=action)
+        _killed_and_run_again(fork_server, arm, folder / "run", expected, at=number, action=action)
         shutil.rmtree(folder / "run")
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_at_disk_steps_spread_over_the_run(nursery, arm, whole, tmp_path):
+def test_killed_at_disk_steps_spread_over_the_run(fork_server, arm, whole, tmp_path):
     count = len(whole[arm][1])
     assert {"open", "write", "fsync", "replace", "rename", "unlink", "mkdir"} <= set(whole[arm][1])
-    _every(nursery, arm, whole, tmp_path, [number * count // KILLS for number in range(KILLS)])
+    _every(fork_server, arm, whole, tmp_path, [number * count // KILLS for number in range(KILLS)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["kill", "half"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_at_every_disk_step(nursery, arm, action, whole, tmp_path):
+def test_killed_at_every_disk_step(fork_server, arm, action, whole, tmp_path):
     steps = whole[arm][1]
     numbers = [number for number, step in enumerate(steps) if action == "kill" or step == "write"]
-    _every(nursery, arm, whole, tmp_path, numbers, action)
+    _every(fork_server, arm, whole, tmp_path, numbers, action)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_with_half_of_a_file_written(nursery, arm, whole, tmp_path):
+def test_killed_with_half_of_a_file_written(fork_server, arm, whole, tmp_path):
     writes = [number for number, step in enumerate(whole[arm][1]) if step == "write"]
     chosen = [writes[0], writes[len(writes) // 3], writes[2 * len(writes) // 3], writes[-1]]
-    _every(nursery, arm, whole, tmp_path, chosen, "half")
+    _every(fork_server, arm, whole, tmp_path, chosen, "half")
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_within_an_epoch(nursery, arm, whole, tmp_path):
+def test_killed_within_an_epoch(fork_server, arm, whole, tmp_path):
     for step in (0, 1, 3):
-        again = _killed_and_run_again(nursery, arm, tmp_path / str(step), whole[arm][0], step=step, action="kill")
+        again = _killed_and_run_again(fork_server, arm, tmp_path / str(step), whole[arm][0], step=step, action="kill")
         assert ("resuming after" in again.out) == (step > 0)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_again_and_again_at_random_times(nursery, arm, whole, tmp_path):
+def test_killed_again_and_again_at_random_times(fork_server, arm, whole, tmp_path):
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", tmp_path]
     draw, kills = random.Random(0), 0
     for latest in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7):  # seconds: a fast machine finishes within the last ones
-        ended = nursery.run(script, argv, patch=FINE, seconds=draw.uniform(0.0, latest))
+        ended = fork_server.run(script, argv, patch=FINE, seconds=draw.uniform(0.0, latest))
         kills += ended.code is None
     assert kills
-    assert nursery.run(script, argv, patch=FINE).code == 0
+    assert fork_server.run(script, argv, patch=FINE).code == 0
     assert left(tmp_path) == whole[arm][0]
 
 
 @pytest.mark.parametrize("action", SIGNALS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_signal_saves_the_step_and_says_so_in_a_line(nursery, arm, action, whole, tmp_path):
+def test_a_signal_saves_the_step_and_says_so_in_a_line(fork_server, arm, action, whole, tmp_path):
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", tmp_path]
     code, word = SIGNALS[action]
-    ended = nursery.run(script, argv, step=1, action=action, patch={"common.training.features.PART_IMAGES": 32})
+    ended = fork_server.run(script, argv, step=1, action=action, patch={"common.training.features.PART_IMAGES": 32})
     assert ended.code == code, ended.err
     assert ended.err.splitlines() == [
         "stopping after this step; once more stops at once",
         f"{word}; a training goes on with the same command",
     ]
     (checkpoint,) = tmp_path.rglob("checkpoint")
-    again = nursery.run(script, argv, patch=FINE)
+    again = fork_server.run(script, argv, patch=FINE)
     assert again.code == 0 and "2 steps" in again.out.replace("0 finished epochs and ", "")
     assert left(tmp_path) == whole[arm][0] and not checkpoint.exists()
 
 
-def test_a_terminals_ctrl_c_reaches_the_processes_that_decode_images_and_is_still_two_lines(nursery, whole, tmp_path):
+def test_a_terminals_ctrl_c_reaches_the_decoding_processes_and_is_still_two_lines(fork_server, whole, tmp_path):
     script, argv = ARMS["lora"]
     argv = [*argv, "--workers=2", "--results-dir", tmp_path]
-    ended = nursery.run(script, argv, step=1, action="terminal")
+    ended = fork_server.run(script, argv, step=1, action="terminal")
     assert ended.code == 130 and len(ended.err.splitlines()) == 2, ended.err
-    assert nursery.run(script, argv).code == 0
+    assert fork_server.run(script, argv).code == 0
     assert left(tmp_path) == whole["lora"][0]
 
 
-def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery, tmp_path):
+def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(fork_server, tmp_path):
     """Killed while the new result is put in place of the old one, which has other settings."""
     script, argv = ARMS["head"]
     argv = [*argv, "--results-dir", tmp_path / "run", "--run-name=run"]
-    assert nursery.run(script, argv).code == 0
+    assert fork_server.run(script, argv).code == 0
     shutil.copytree(tmp_path / "run", tmp_path / "old")
     overwrite = [*argv, "--overwrite", "--weight-decay=0.5"]
-    traced = nursery.run(script, overwrite, within=str(tmp_path / "run"))
+    traced = fork_server.run(script, overwrite, within=str(tmp_path / "run"))
     assert traced.code == 0
     old, new = left(tmp_path / "old"), left(tmp_path / "run")
     assert old != new
@@ -114,8 +114,8 @@ def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery,
     for number in range(last - 20, last, 4):
         shutil.rmtree(tmp_path / "run")
         shutil.copytree(tmp_path / "old", tmp_path / "run")
-        assert nursery.run(script, overwrite, within=str(tmp_path / "run"), at=number).code is None
-        found = nursery.run(script, argv), nursery.run(script, [*argv, "--weight-decay=0.5"])
+        assert fork_server.run(script, overwrite, within=str(tmp_path / "run"), at=number).code is None
+        found = fork_server.run(script, argv), fork_server.run(script, [*argv, "--weight-decay=0.5"])
         codes = tuple(ended.code for ended in found)
         assert codes in ((0, 2), (2, 0)), [ended.err for ended in found]
         parts = ("checkpoint", "features-00000000.safetensors")  # of the new run, which may go on
@@ -126,48 +126,48 @@ def test_an_overwrite_killed_anywhere_leaves_the_old_run_or_the_new_one(nursery,
 # reproduce.py: two runs, then figures and a summary
 
 
-def _reproduce(nursery, folder, **fault):
+def _reproduce(fork_server, folder, **fault):
     argv = ["--results-dir", folder / "results", "--figures-dir", folder / "figures"]
-    return nursery.run("reproduce", argv, **fault)
+    return fork_server.run("reproduce", argv, **fault)
 
 
 @pytest.fixture(scope="module")
-def whole_grid(nursery, tmp_path_factory):
+def whole_grid(fork_server, tmp_path_factory):
     """What an uninterrupted grid leaves, and its steps on the disk of results and of figures."""
     folder = tmp_path_factory.mktemp("grid")
-    ended = _reproduce(nursery, folder, within=str(folder))
+    ended = _reproduce(fork_server, folder, within=str(folder))
     assert ended.code == 0, ended.err
     return left(folder), [step for step in ended.steps if str(folder / "figures") in step]
 
 
 @pytest.mark.parametrize("number", [5, 20, 33])
-def test_a_grid_whose_run_was_killed_says_so_and_goes_on(nursery, number, whole_grid, tmp_path):
-    ended = _reproduce(nursery, tmp_path, within=str(tmp_path / "results" / "demo" / "digits"), at=number)
+def test_a_grid_whose_run_was_killed_says_so_and_goes_on(fork_server, number, whole_grid, tmp_path):
+    ended = _reproduce(fork_server, tmp_path, within=str(tmp_path / "results" / "demo" / "digits"), at=number)
     assert ended.code == 1 and "killed by SIGKILL" in ended.err and "Traceback" not in ended.err, ended.err
-    again = _reproduce(nursery, tmp_path)
+    again = _reproduce(fork_server, tmp_path)
     assert again.code == 0, again.err
     assert left(tmp_path) == whole_grid[0]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_grid_killed_while_it_draws_draws_again(nursery, share, whole_grid, tmp_path):
+def test_a_grid_killed_while_it_draws_draws_again(fork_server, share, whole_grid, tmp_path):
     expected, steps = whole_grid
     figures = tmp_path / "figures"
-    assert _reproduce(nursery, tmp_path, within=str(figures), at=int(share * len(steps))).code is None
+    assert _reproduce(fork_server, tmp_path, within=str(figures), at=int(share * len(steps))).code is None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(before) == 2
-    assert _reproduce(nursery, tmp_path).code == 0
+    assert _reproduce(fork_server, tmp_path).code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = left(tmp_path)  # a drawing that was killed leaves a hidden file, of no use and no harm
     assert {name: content for name, content in found.items() if not name.endswith(".tmp")} == expected
 
 
-def test_a_killed_grids_run_goes_on_alone_and_is_found_again(nursery, whole_grid, tmp_path):
+def test_a_killed_grids_run_goes_on_alone_and_is_found_again(fork_server, whole_grid, tmp_path):
     draw = random.Random(1)
     for _ in range(3):
-        _reproduce(nursery, tmp_path, seconds=draw.uniform(0.3, 1.2))
+        _reproduce(fork_server, tmp_path, seconds=draw.uniform(0.3, 1.2))
     for _ in range(60):
-        ended = _reproduce(nursery, tmp_path)
+        ended = _reproduce(fork_server, tmp_path)
         if ended.code == 0:
             break
         assert "in use by process" in ended.err, ended.err

@@ -54,34 +54,34 @@ def test_what_is_saved_makes_the_same_model_again(name, tmp_path):
         torch.testing.assert_close(method.plain(backbone, model)(IMAGES), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_settings_that_only_a_method_has_are_recorded(nursery, tmp_path):
+def test_the_settings_that_only_a_method_has_are_recorded(fork_server, tmp_path):
     expected = {"lora": {"rank": 2, "alpha": 32.0, "dropout": 0.1}, "head_mlp": {"head_dropout": 0.25}}
     shared = ["--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1", "--train-limit=60"]
     shared += ["--test-limit=20", "--no-feature-cache", "--results-dir", tmp_path]
-    assert nursery.run("train_vit_lora", [*shared, "--backbone=test_vit", "--rank=2"]).code == 0
-    assert nursery.run("train_cnn_head", [*shared, "--backbone=test_resnet", "--head-dropout=0.25"]).code == 0
+    assert fork_server.run("train_vit_lora", [*shared, "--backbone=test_vit", "--rank=2"]).code == 0
+    assert fork_server.run("train_cnn_head", [*shared, "--backbone=test_resnet", "--head-dropout=0.25"]).code == 0
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert {record["method"]: record["model"]["method_settings"] for record in records} == expected
     loras = {record["method"]: record["model"]["lora"] for record in records}
     assert loras == {"lora": expected["lora"] | {"target_modules": ["q_proj", "v_proj"]}, "head_mlp": None}
 
 
-def test_an_unknown_method_is_a_line_that_lists_those_there_are(nursery, tmp_path):
+def test_an_unknown_method_is_a_line_that_lists_those_there_are(fork_server, tmp_path):
     with pytest.raises(UserError, match="no method 'bitfit'; there are lora, head_mlp, head_linear"):
         new_method("bitfit", SETTINGS)
     record = json.loads((RUNS["train_cnn_head"] / "result.json").read_text()) | {"method": "bitfit"}
     (tmp_path / "result.json").write_bytes(encode_record(record))
-    ended = nursery.run("evaluate", [tmp_path])
+    ended = fork_server.run("evaluate", [tmp_path])
     assert ended.code == 2 and ended.err.count("\n") == 1
     assert "'bitfit'" in ended.err and all(name in ended.err for name in METHODS)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", "four"), ("alpha", None), ("dropout", 2.0)])
-def test_settings_that_were_edited_into_nonsense_are_a_line(nursery, name, value, tmp_path):
+def test_settings_that_were_edited_into_nonsense_are_a_line(fork_server, name, value, tmp_path):
     run = shutil.copytree(RUNS["train_vit_lora"], tmp_path / "seed0")
     record = json.loads((run / "result.json").read_text())
     record["model"]["method_settings"] = {name: value}
     (run / "result.json").write_bytes(encode_record(record))
-    ended = nursery.run("evaluate", [run, f"--weights={EARLIER / 'test_vit.safetensors'}"])
+    ended = fork_server.run("evaluate", [run, f"--weights={EARLIER / 'test_vit.safetensors'}"])
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
     assert "settings of its method" in ended.err

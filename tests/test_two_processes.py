@@ -49,38 +49,38 @@ def held():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_second_process_is_told_who_and_since_when_and_a_dead_one_does_not_block(
-    nursery, arm, held, whole, tmp_path
+    fork_server, arm, held, whole, tmp_path
 ):
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", tmp_path]
     (name,) = {path.split("/")[1] for path in whole[arm][0]}
     holder = held(tmp_path / "digits" / name / ".seed0.lock")
-    ended = nursery.run(script, argv)
+    ended = fork_server.run(script, argv)
     assert ended.code == 2
     assert f"is in use by process {holder.pid} on " in ended.err and " since 20" in ended.err
     assert ended.err.count("\n") == 1
     holder.kill()
     holder.wait()
-    assert nursery.run(script, argv).code == 0
+    assert fork_server.run(script, argv).code == 0
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_grid_shows_a_run_in_use_and_makes_the_others(nursery, held, tmp_path):
+def test_a_grid_shows_a_run_in_use_and_makes_the_others(fork_server, held, tmp_path):
     argv = ["--results-dir", tmp_path / "results", "--figures-dir", tmp_path / "figures"]
-    planned = nursery.run("reproduce", [*argv, "--list"]).out.splitlines()
+    planned = fork_server.run("reproduce", [*argv, "--list"]).out.splitlines()
     assert [line.split()[0] for line in planned] == ["missing", "missing"]
     used, other = (line.split(maxsplit=1)[1] for line in planned)
     holder = held(tmp_path / "results" / "demo" / Path(used).parent / ".seed0.lock")
-    listed = nursery.run("reproduce", [*argv, "--list"]).out.splitlines()
+    listed = fork_server.run("reproduce", [*argv, "--list"]).out.splitlines()
     assert [line.split()[0] for line in listed] == ["running", "missing"]
-    ended = nursery.run("reproduce", argv)
+    ended = fork_server.run("reproduce", argv)
     assert ended.code == 1
     assert "0 finished, 1 running, 0 unfinished, 1 missing" in ended.out
     assert f"failed: {used}: in use by process {holder.pid}" in ended.err
     assert (tmp_path / "results" / "demo" / other / "result.json").exists()
     holder.kill()
     holder.wait()
-    assert nursery.run("reproduce", argv).code == 0
+    assert fork_server.run("reproduce", argv).code == 0
     assert sum(name.endswith("result.json") for name in left(tmp_path)) == 2
 
 

@@ -24,6 +24,7 @@ class Head(nn.Module):
         self.output = nn.Linear(hidden or width, classes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, C) of pooled features (B, width), float32."""
         features = self.dropout(features)
         if self.hidden is not None:
             features = self.activation(self.hidden(features))  # (B, hidden)

@@ -48,6 +48,7 @@ class LoraViT(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, C) float32 of normalised images (B, 3, S, S)."""
         with autocast(images.device, self.precision):
             features = pooled_features(self.vit, images)  # (B, D)
         return self.vit.head(features.float())

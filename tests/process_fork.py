@@ -2,7 +2,7 @@
 
 Start-up (seconds) dominates a run of 60 digits (a fraction of one). Each child runs one script's command line, with at
 most one fault: killed or failing at the n-th step that writes to disk, out of room, out of memory, another user.
-``Nursery`` is the tests' side; this file run as a script is the process itself.
+``ForkServer`` is the tests' side; this file run as a script is the process itself.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ SCRIPTS = ("train_cnn_head", "train_vit_lora", "evaluate", "plot_results", "repr
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedProcess:
     """How a child ended: its exit code (None where a signal killed it), what it printed, the disk steps it made."""
 
     code: int | None
@@ -29,7 +29,7 @@ class Ended:
     steps: list[str]
 
 
-class Nursery:
+class ForkServer:
     """The tests' side: start the process once, then ``run`` one command after the other."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,13 +50,13 @@ class Nursery:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
 
-    def ended(self) -> Ended:
+    def wait(self) -> FinishedProcess:
         """Wait for the end of the command that was sent."""
         code = json.loads(self.process.stdout.readline())
         texts = [(self.folder / name).read_text(errors="replace") for name in ("out", "err", "steps")]
-        return Ended(code if code >= 0 else None, texts[0], texts[1], texts[2].splitlines())
+        return FinishedProcess(code if code >= 0 else None, texts[0], texts[1], texts[2].splitlines())
 
-    def run(self, script: str, argv: list, **fault) -> Ended:
+    def run(self, script: str, argv: list, **fault) -> FinishedProcess:
         """Run ``script`` with ``argv`` in a forked child.
 
         ``at``, ``action``: what happens at disk step number ``at``: ``kill``, ``half`` (half of a write, then killed),
@@ -66,7 +66,7 @@ class Nursery:
         ``patch``: values of module attributes. ``uid``, ``file_bytes``, ``memory_bytes``: who runs it, and limits.
         """
         self.start(script, argv, **fault)
-        return self.ended()
+        return self.wait()
 
     def close(self) -> None:
         """End the process."""
@@ -75,7 +75,7 @@ class Nursery:
         self.process.stdout.close()
 
 
-class _Steps:
+class _DiskSteps:
     """Counts the calls that change the disk, and lets one of them fail."""
 
     def __init__(self, report: str, within: str, at: int | None, action: str | int) -> None:
@@ -101,7 +101,7 @@ class _Steps:
 class _File:
     """A file opened for writing, whose ``write`` is a step."""
 
-    def __init__(self, file, path: str, steps: _Steps) -> None:
+    def __init__(self, file, path: str, steps: _DiskSteps) -> None:
         self._file, self._path, self._steps = file, path, steps
 
     def write(self, content):
@@ -126,7 +126,7 @@ class _File:
         return self._file.__exit__(*error)
 
 
-def _watch_disk(steps: _Steps) -> None:
+def _watch_disk(steps: _DiskSteps) -> None:
     import builtins
 
     def watched(name: str):
@@ -283,7 +283,7 @@ def _child(request: dict) -> int:
     report = open(folder / "steps", "w", buffering=1)  # noqa: SIM115, until the process ends
     if "step" not in request and "seconds" not in request:
         at = request.get("at")
-        _watch_disk(_Steps(report, request.get("within", str(folder)), at, request.get("action", "kill")))
+        _watch_disk(_DiskSteps(report, request.get("within", str(folder)), at, request.get("action", "kill")))
     _limit(request)
     return _command(request["script"], request["argv"])
 
