@@ -65,7 +65,7 @@ OTHER = {
     "lr": (1.25e-3, 0.5), "epochs": 7, "train_limit": 500, "batch_size": 8, "weight_decay": 0.5, "augment": "light",
     "alpha": 8.0, "dropout": 0.25, "head_dropout": 0.25, "image_size": 96, "resize": "crop", "val_fraction": 0.25,
     "test_limit": 300, "split_seed": 3, "skip_damaged": True, "precision": "fp32", "compile": "off",
-    "deterministic": True, "schedule": "cosine", "warmup": 0.125,
+    "deterministic": True, "schedule": "cosine", "warmup": 0.125, "targets": "all-linear", "also_train": "norms",
 }  # fmt: skip
 NAMED_OTHERWISE = {"dataset", "backbone", "seed"}  # by the folders around the run's
 
