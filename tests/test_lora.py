@@ -1,5 +1,7 @@
 """LoRA is where the study says it is, and computes what an independent implementation computes."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,29 @@ PROJECTIONS = {  # what each choice of targets adapts in a block
         *("mlp.fc1", "mlp.fc2"),
     ),
 }
-CHOICES = [(targets, also_train) for targets in PROJECTIONS for also_train in lora.ALSO_TRAIN]
-each_choice = pytest.mark.parametrize(("targets", "also_train"), CHOICES)
+CHOICES = [{"targets": targets, "also_train": also_train} for targets in PROJECTIONS for also_train in lora.ALSO_TRAIN]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after two steps; ``start`` is its state before them, ``gradients`` those of the last one."""
+
+    choice: dict[str, str]
+    model: lora.LoraViT
+    start: dict[str, torch.Tensor]
+    base_difference: float
+    gradients: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=CHOICES, ids=lambda choice: "-".join(choice.values()))
+def trained(request) -> Trained:
+    """A model of each choice of targets and what else is trained."""
+    base, model = _base(), _model(**request.param)
+    with torch.no_grad():
+        features = (backbones.pooled_features(vit, _images()) for vit in (base.module, model.vit))
+        difference = torch.sub(*features).abs().max().item()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return Trained(request.param, model, start, difference, _two_steps(model))
 
 
 def _model(
@@ -87,23 +110,15 @@ def _declared(vit: nn.Module, targets: str, also_train: str) -> set[str]:
     return {f"{PEFT_NAME}.{name}" for name in names}
 
 
-@each_choice
-def test_before_the_first_step_the_adapted_vit_is_the_base(targets, also_train):
-    model = _model(targets=targets, also_train=also_train)
-    with torch.no_grad():
-        expected = backbones.pooled_features(_base().module, _images())
-        actual = backbones.pooled_features(model.vit, _images())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # one matrix product became three
+def test_before_the_first_step_the_adapted_vit_is_the_base(trained):
+    assert trained.base_difference < 1e-6  # one matrix product became three
 
 
-@each_choice
-def test_what_is_declared_is_trained_and_all_else_is_bitwise_frozen(targets, also_train):
-    model = _model(targets=targets, also_train=also_train)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    gradients = _two_steps(model)
-    trained = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert trained == gradients.keys() == _declared(model.vit, targets, also_train)
-    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+def test_what_is_declared_is_trained_and_all_else_is_bitwise_frozen(trained):
+    state = trained.model.state_dict()
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, trained.start[name])}
+    assert changed == trained.gradients.keys() == _declared(trained.model.vit, **trained.choice)
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in trained.gradients.values())
 
 
 # LoRA on a Linear of (in, out) has rank x (in + out) parameters; a norm has 2 x 768, the embeddings
@@ -147,14 +162,11 @@ def test_dropout_is_on_in_the_adapters_and_off_in_the_backbone():
     assert not any(m.training for m in model.modules() if type(m).__name__ == "DropPath")
 
 
-@each_choice
-def test_merged_it_is_a_plain_timm_model_that_equals_the_unmerged_one(targets, also_train):
-    model = _model(targets=targets, also_train=also_train)
-    _two_steps(model)
+def test_merged_it_is_a_plain_timm_model_that_equals_the_unmerged_one(trained):
     plain = timm.create_model("test_vit", num_classes=5, img_size=SIZE).eval()
-    plain.load_state_dict(lora.merged(model).state_dict())
+    plain.load_state_dict(lora.merged(trained.model).state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(plain(_images()), model(_images()), rtol=0, atol=1e-4)
+        torch.testing.assert_close(plain(_images()), trained.model(_images()), rtol=0, atol=1e-4)
 
 
 # Of the second step's gradients; in bfloat16 either kernel's are up to 0.09 away from those in float32.
@@ -191,26 +203,21 @@ def test_in_bfloat16_the_backbone_alone_is_rounded():
     assert {p.dtype for p in rounded.parameters()} == {torch.float32}
 
 
-@each_choice
-def test_a_saved_adapter_gives_the_same_logits_in_another_model(targets, also_train, tmp_path):
-    model, other = (_model(seed=seed, targets=targets, also_train=also_train) for seed in (0, 1))
-    _two_steps(model)
-    lora.load_adapter(other, _written(model, tmp_path))
+def test_a_saved_adapter_gives_the_same_logits_in_another_model(trained, tmp_path):
+    other = _model(seed=1, **trained.choice)
+    lora.load_adapter(other, _written(trained.model, tmp_path))
     with torch.no_grad():
-        assert torch.equal(other(_images()), model(_images()))
+        assert torch.equal(other(_images()), trained.model(_images()))
 
 
-@each_choice
-def test_peft_itself_reads_a_saved_adapter_whole(targets, also_train, tmp_path):
-    model = _model(targets=targets, also_train=also_train)
-    _two_steps(model)
+def test_peft_itself_reads_a_saved_adapter_whole(trained, tmp_path):
     vit = _base().module
     for block in vit.blocks:
         split_attention.split(block.attn)
     vit.reset_classifier(5)
-    read = PeftModel.from_pretrained(vit, _written(model, tmp_path))
+    read = PeftModel.from_pretrained(vit, _written(trained.model, tmp_path))
     with torch.no_grad():
-        torch.testing.assert_close(read(_images()), model(_images()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(read(_images()), trained.model(_images()), rtol=0, atol=1e-5)
 
 
 def test_an_adapter_of_another_base_or_rank_or_choice_is_refused(tmp_path):
@@ -250,21 +257,25 @@ def test_norms_are_found_by_what_they_are_and_the_pool_s_mlp_belongs_to_no_block
 def test_an_mlp_of_other_layers_is_refused_before_its_first_layer_would_be_passed_over():
     base = _unloaded("aimv2_large_patch14_224")
     lora.require_plain_vit(base, "attention")
-    with pytest.raises(UserError, match="MLP of kind SwiGLU.*all-linear"):
+    with pytest.raises(UserError, match=r"MLP of kind SwiGLU.*all-linear"):
         lora.require_plain_vit(base, "all-linear")
 
 
-@pytest.mark.parametrize("also_train", lora.ALSO_TRAIN)
-def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(nursery, also_train, tmp_path):
+@pytest.mark.parametrize("choice", ["attention-also-norms", "all-linear-also-norms-and-embeddings"])
+def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(nursery, choice, tmp_path):
+    targets, also_train = choice.split("-also-")
     script, argv = ARMS["lora"]
-    argv = [*argv, "--targets=all-linear", f"--also-train={also_train}", "--results-dir"]
+    argv = [*argv, f"--targets={targets}", f"--also-train={also_train}", "--results-dir"]
     assert nursery.run(script, [*argv, tmp_path / "whole"]).code == 0
     assert nursery.run(script, [*argv, tmp_path / "killed"], step=3, action="kill", patch=FINE).code is None
     again = nursery.run(script, [*argv, tmp_path / "killed"])
     assert again.code == 0 and "resuming after" in again.out
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
     (run,) = (tmp_path / "whole").glob("*/*/seed0")
-    assert run.parent.name.partition("-also")[0].endswith("-all-linear-fp32") or also_train == "nothing"
+    assert run.parent.name.endswith(choice)
+    record = json.loads((run / "result.json").read_text())["model"]
+    assert record["lora"]["target_modules"] == list(lora.TARGETS[targets])
+    assert record["method_settings"]["also_train"] == also_train
     scored = nursery.run("evaluate", [run])
     assert scored.code == 0 and "equals the stored predictions: identical" in scored.out
 
