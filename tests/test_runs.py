@@ -40,6 +40,8 @@ def test_each_setting_that_differs_is_named(tmp_path):
     (file := tmp_path / "some file.safetensors").touch()
     changed = {"lr": (1e-3,), "epochs": 20, "train_limit": 1000}
     assert _name(train_vit_lora, VIT, **changed) == f"{VIT}-lora_r16-lr1e-3-ep20-n1000"
+    changed = {"targets": "all-linear", "also_train": "norms-and-embeddings"}
+    assert _name(train_vit_lora, VIT, **changed) == f"{VIT}-lora_r16-all-linear-also-norms-and-embeddings"
     assert _name(train_cnn_head, RESNET, weights="random") == "resnet50.random-head_mlp"
     name = _name(train_cnn_head, LITE, weights=str(file), head="linear")
     assert name == "tf_efficientnet_lite0.some file-head_linear"
