@@ -69,22 +69,17 @@ def read_cifar_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledIm
 
     Only for files that ``missing_files`` has found to be the published ones: a pickle can run code.
     """
-    parts = {"train": [], "test": []}
-    for name in files:
-        parts["test" if name.startswith("test") else "train"].append(_unpickle(folder / name))
-    return {part: _join_cifar(batches) for part, batches in parts.items()}
+    test = [name for name in files if name.startswith("test")]
+    train = [name for name in files if name not in test]
+    return {"train": _read_cifar(folder, train), "test": _read_cifar(folder, test)}
 
 
-def _join_cifar(batches: list[dict]) -> LabelledImages:
+def _read_cifar(folder: Path, names: Iterable[str]) -> LabelledImages:
+    batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]  # by Python 2
     key = "fine_labels" if "fine_labels" in batches[0] else "labels"
     pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch[key] for batch in batches])
     return _in_memory(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels)
-
-
-def _unpickle(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return pickle.load(file, encoding="latin1")  # written by Python 2
 
 
 def read_digits(*_: object) -> dict[str, LabelledImages]:

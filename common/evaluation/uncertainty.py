@@ -138,7 +138,7 @@ def _sample(run: Run) -> _Sampled:
     values = {name: float(value[0]) for name, value in whole.items()}
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
     intervals = {name: significance.over_images(values[name], resampled[name]) for name in values}
-    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores.probabilities)}
+    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores)}
     return _Sampled(values, resampled, scores.correct, record)
 
 
@@ -148,10 +148,9 @@ def _counts(num_images: int, resamples: int) -> np.ndarray:
     return draw_counts(num_images, resamples, np.random.default_rng(num_images))
 
 
-def _calibration(predictions: Predictions, probabilities: np.ndarray) -> dict:
+def _calibration(predictions: Predictions, scores: Scores) -> dict:
     """Return a row of ``Uncertainty.calibration``; the temperature is fitted on validation images."""
-    row = {"brier": calibration.brier_score(probabilities, predictions.labels)}
-    row |= _reliability(probabilities, predictions.labels)
+    row = {"brier": float(METRICS["brier"].score(scores)), **_reliability(scores.probabilities, scores.labels)}
     if not len(predictions.val_labels):
         return row | {"temperature": None, "ece_scaled": None, "bins_scaled": None}
     temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
