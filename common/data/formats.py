@@ -34,8 +34,7 @@ def _is_there(path: Path, md5: str | None) -> bool:
 def read_idx_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledImages]:
     """Read MNIST's kind of data set: ``files`` are the images and labels of train, then those of test.
 
-    Raises:
-        UserError: a file is damaged; the message names it.
+    A damaged file is a UserError that names it.
     """
     paths = [folder / name for name in files]
     return {"train": _read_idx_pair(*paths[:2]), "test": _read_idx_pair(*paths[2:])}

@@ -40,13 +40,13 @@ def resized_batches(
 
     Args:
         batches: positions (B,) int64 each; the batches come in this order.
-        workers: processes that decode and resize (None: chosen by ``default_workers``; 0: this process).
+        workers: processes that decode and resize (None: chosen by ``_count_workers``; 0: this process).
         augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
 
     Raises:
         UserError: a file can no longer be read, or a worker process was killed.
     """
-    workers = default_workers(images, device) if workers is None else min(workers, _cores())  # more makes torch warn
+    workers = _count_workers(images, device, workers)
     dataset = _Batches(images, list(batches), transform, augment_key)
     loader = DataLoader(
         dataset,
@@ -80,15 +80,12 @@ def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
         ) from error
 
 
-def default_workers(images: LabelledImages, device: torch.device) -> int:
+def _count_workers(images: LabelledImages, device: torch.device, asked: int | None) -> int:
     """Return how many processes prepare images: none for arrays on the CPU, where they would only take its cores."""
-    if images.pixels is not None and device.type == "cpu":
-        return 0
-    return min(_cores(), 8)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is not None:
+        return min(asked, cores)  # more makes torch warn
+    return 0 if images.pixels is not None and device.type == "cpu" else min(cores, 8)
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,14 +124,8 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
     balanced accuracy, are means over the classes that have images. What cannot be computed is None, never NaN, with
     one note for each reason: the values of a class without images, its AUC, and with it the macro AUC.
 
-    Args:
-        logits: (N, C) float32, N at least 1.
-        labels: (N,) int, each in 0..C-1.
-        classes: the C names.
-
-    Returns:
-        A dict of Python floats, ints, lists and None (each of ``METRICS``, ``per_class``, ``confusion_matrix``), and
-        a list of lines.
+    ``logits``, ``labels`` and ``classes`` are those of ``Scores``. The record has Python floats, ints, lists and None:
+    each of ``METRICS``, ``per_class`` and ``confusion_matrix``.
 
     Raises:
         UserError: there is no image, or a logit is infinite or not a number.

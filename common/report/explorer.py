@@ -36,11 +36,7 @@ class TestPredictions:
 
 
 def read_test_predictions(comparison: Comparison) -> TestPredictions:
-    """Read the predictions of every run of ``comparison``, series by series; all are of the same images in one order.
-
-    Raises:
-        UserError: a file of predictions is missing or was changed.
-    """
+    """Read the predictions of every run of ``comparison``, in the order of ``runs_of``: all are of the same images."""
     by_run = [read_predictions(run.folder, run.result) for run in runs_of(comparison)]
     largest = np.stack([metrics.softmax(run.logits).max(axis=1) for run in by_run])
     return TestPredictions(

@@ -62,11 +62,7 @@ def write_report(
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
         },
         provenance=provenance.provenance_of,
-        explored={
-            "shown_at_once": explorer.SHOWN_AT_ONCE,
-            "full": explorer.FULL_CONFIDENCE,
-            "datasets": records,
-        },
+        explored={"shown_at_once": explorer.SHOWN_AT_ONCE, "full": explorer.FULL_CONFIDENCE, "datasets": records},
         least_suspect=explorer.SUSPECT_CONFIDENCE,
     )
     write_atomically(path, page)
