@@ -149,17 +149,14 @@ def _scan(files: Iterable[Path], workers: int | None) -> dict[Path, _Scan]:
     groups = [files[start : start + 64] for start in range(0, len(files), 64)]
     scans: dict[Path, _Scan] = {}
     try:
+        results = pool.map(lambda group: [_scan_file(path) for path in group], groups)
         with progress(desc="checking images", total=len(files)) as bar:
-            for group, scanned in zip(groups, pool.map(_scan_files, groups), strict=True):
+            for group, scanned in zip(groups, results, strict=True):
                 scans.update(zip(group, scanned, strict=True))
                 bar.update(len(group))
         return scans
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of files
-
-
-def _scan_files(paths: list[Path]) -> list[_Scan]:
-    return [_scan_file(path) for path in paths]
 
 
 def _scan_file(path: Path) -> _Scan:

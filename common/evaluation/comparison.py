@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
@@ -73,20 +73,19 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
 
 def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
-    by_name = defaultdict(list)
+    names, by_name, notes = run_labels(runs, labels), defaultdict(list), []
     for run in runs:
         by_name[run.name].append(run)
-    sizes = {name: max(run.result.data.num_train for run in group) for name, group in by_name.items()}
-    names, notes, series = run_labels(runs, labels), [], []
-    if len(set(sizes.values())) > 1:
+    series = [
+        Series(name, names[name], family_of(group[0].result), group[0].result.method, tuple(group))
+        for name, group in by_name.items()
+    ]
+    series.sort(key=lambda each: (FAMILIES.index(each.family), natural_order(each.name)))
+    if len({each.num_train for each in series}) > 1:
         notes.append("the models were trained on different numbers of images (n)")
+        series = [replace(each, label=f"{each.label} (n={each.num_train:,})") for each in series]
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    families = {name: family_of(group[0].result) for name, group in by_name.items()}
-    for name in sorted(by_name, key=lambda name: (FAMILIES.index(families[name]), natural_order(name))):
-        label = names[name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
-        group = tuple(by_name[name])
-        series.append(Series(name, label, families[name], group[0].result.method, group))
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 

@@ -80,15 +80,15 @@ def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, wit
     return f"{mean} ± {values.std(ddof=1):,.{digits}f}" if with_sd and len(values) > 1 else mean
 
 
-def interval(estimate: Estimate, *, scale: float = 100, digits: int = 1) -> str:
-    """Return "+0.3 to +2.1": the ends in points where ``scale`` is 100. An end that is not 0 is never written as 0."""
-    return " to ".join(signed(end, scale=scale, digits=digits) for end in (estimate.low, estimate.high))
+def interval(estimate: Estimate) -> str:
+    """Return the ends of an interval in points: "+0.3 to +2.1"."""
+    return f"{signed(estimate.low)} to {signed(estimate.high)}"
 
 
-def signed(value: float, *, scale: float = 100, digits: int = 1) -> str:
-    """Return ``value`` times ``scale`` with its sign, with more digits where ``digits`` would round it to 0."""
-    scaled = value * scale
-    while scaled and digits < 6 and abs(scaled) < 0.5 * 10**-digits:
+def signed(value: float, *, digits: int = 1) -> str:
+    """Return a difference (1 is 100 points) in points with its sign; one that is not 0 is never written as 0."""
+    points = value * 100
+    while points and digits < 6 and abs(points) < 0.5 * 10**-digits:
         digits += 1
-    text = f"{scaled:+.{digits}f}"
+    text = f"{points:+.{digits}f}"
     return text if float(text) else f"{0:.{digits}f}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison
@@ -139,11 +140,8 @@ def _run_record(run: Run) -> dict:
 
 def _ranks(groups: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Return each image's place within its group, the most confident first and of equals the earlier: (N,) int64."""
-    order = np.lexsort((-confidence.astype(int), groups))
-    starts = np.append(True, np.diff(groups[order]) != 0)
-    ranks = np.empty(len(groups), dtype=np.int64)
-    ranks[order] = np.arange(len(groups)) - np.maximum.accumulate(np.where(starts, np.arange(len(groups)), 0))
-    return ranks
+    ranks = pd.Series(confidence).groupby(groups).rank("first", ascending=False)
+    return ranks.to_numpy(dtype=np.int64) - 1
 
 
 def _packed(values: np.ndarray, dtype: str) -> str:
