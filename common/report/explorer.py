@@ -1,7 +1,6 @@
 """What a reader of the report can look into: each run's test predictions, its curves, and suspected label errors."""
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison
+from common.figures.palette import run_styles
 from common.report.thumbnails import ThumbnailSheet
 from common.runs.predictions import read_predictions
 from common.runs.result import Run
@@ -99,20 +99,12 @@ def choose_thumbnails(predictions: TestPredictions, most: int) -> np.ndarray:
 
 
 def explorer_record(
-    comparison: Comparison,
-    predictions: TestPredictions,
-    sheet: ThumbnailSheet | None,
-    *,
-    colors: Mapping[str, str],
-    remark: str,
+    comparison: Comparison, predictions: TestPredictions, sheet: ThumbnailSheet | None, remark: str
 ) -> dict:
-    """Return what the page's script needs of one data set.
-
-    ``colors`` are the models' by the names of their runs; ``remark`` says why there is no ``sheet``, or is empty.
-    """
-    found = suspects(predictions)
+    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
+    found, styles = suspects(predictions), run_styles(comparison)
     models = [
-        {"label": series.label, "color": colors[series.name], "runs": [_run_record(run) for run in series.runs]}
+        {"label": series.label, "color": styles[series.name].color, "runs": [_run_record(run) for run in series.runs]}
         for series in comparison.series
     ]
     records = [record for model in models for record in model["runs"]]

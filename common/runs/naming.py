@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.runs.methods import method_spec
 from common.runtime.errors import UserError
@@ -87,8 +88,6 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "+".join(map(_text, value))
     if isinstance(value, float):  # the shorter of 0.001 and 1e-3
-        _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-        first, *rest = map(str, digits)
-        scientific = f"{first}{'.' * bool(rest)}{''.join(rest)}e{exponent + len(rest)}"
+        scientific = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
         return min(scientific, f"{value:g}", key=len)
     return str(value)
