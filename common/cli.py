@@ -71,11 +71,8 @@ def _own_part(config_type: type) -> type:
     """Return a dataclass of the fields that ``config_type`` adds; tyro finds their help in the source of it."""
     fields = [(each.name, each.type, dataclasses.field(default=each.default)) for each in _fields(config_type)]
     part = dataclasses.make_dataclass(config_type.__name__, fields, kw_only=True)
-    part.__module__, part.__qualname__, part.__doc__ = (
-        config_type.__module__,
-        config_type.__qualname__,
-        config_type.__doc__,
-    )
+    for name in ("__module__", "__qualname__", "__doc__"):
+        setattr(part, name, getattr(config_type, name))
     return part
 
 

@@ -111,11 +111,7 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def check_recipe(config: Any) -> None:
-    """Refuse hyper-parameters out of range: dataset, backbone, epochs, batch_size, lr, weight_decay, warmup, seed.
-
-    Raises:
-        UserError: naming the setting and what is allowed.
-    """
+    """Refuse, as ``require``, a wrong dataset, backbone, epochs, batch_size, lr, weight_decay, warmup or seed."""
     require(bool(str(config.dataset).strip()), "dataset", config.dataset, "a data set's name or an image folder")
     require(bool(config.backbone.strip()), "backbone", config.backbone, "a timm model name")
     require(1 <= config.epochs <= 100_000, "epochs", config.epochs, "at least 1")

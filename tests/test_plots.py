@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 import plot_results
 from common.evaluation import calibration, comparison, metrics
+from common.evaluation.formatting import QUANTITIES
 from common.evaluation.frames import frames_of
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
 from common.evaluation.published_study import published_caption
-from common.evaluation.quantities import QUANTITIES
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, bars, differences, layout, style
 from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade

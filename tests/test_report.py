@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -130,7 +129,7 @@ def test_disagreements_get_thumbnails_before_correct_images():
 def test_the_record_holds_what_the_runs_predicted(folder):
     (compared,) = compare(folder)
     tested = explorer.read_test_predictions(compared)
-    record = explorer.explorer_record(compared, tested, None, colors=defaultdict(str), remark="none here")
+    record = explorer.explorer_record(compared, tested, None, "none here")
     runs = [run for model in record["models"] for run in model["runs"]]
     for run, packed in zip(explorer.runs_of(compared), runs, strict=True):
         arrays = np.load(run.folder / PREDICTIONS_FILE)
@@ -149,9 +148,8 @@ def test_the_record_holds_what_the_runs_predicted(folder):
 
 def test_the_summary_has_the_numbers_and_texts_of_the_tables(folder):
     comparisons = compare(folder)
-    colors = {"digits": defaultdict(str)}
     runs, uncertainty = frames_of(comparisons).runs, compute_uncertainty(comparisons)
-    row = model_rows(comparisons, colors, runs, SUMMARY, uncertainty)[1]
+    row = model_rows(comparisons, runs, SUMMARY, uncertainty)[1]
     accuracy = [run.test.scores["accuracy"] for run in row["series"].runs]
     mean = uncertainty.means.query(f"run == '{row['series'].name}' and metric == 'accuracy'").iloc[0]
     assert row["cells"]["Accuracy"]["value"] == pytest.approx(np.mean(accuracy))

@@ -260,9 +260,10 @@ def test_the_bins_of_a_reliability_diagram_by_hand():
 def test_the_brier_score_is_that_of_scikit_learn():
     probabilities, labels = predictions(100, 2)
     expected = 2 * brier_score_loss(labels, probabilities[:, 1])  # both classes' squares are summed
-    assert calibration.brier_score(probabilities, labels) == pytest.approx(expected)
-    assert calibration.brier_score(np.eye(3), np.arange(3)) == 0
-    assert calibration.brier_score(np.eye(2), np.array([1, 0])) == 2
+    brier = METRICS["brier"].score
+    assert brier(Scores(np.log(probabilities), labels, "ab")) == pytest.approx(expected)
+    assert brier(Scores(1_000 * np.eye(3), np.arange(3), "abc")) == 0
+    assert brier(Scores(1_000 * np.eye(2), np.array([1, 0]), "ab")) == 2
 
 
 def test_the_temperature_by_hand():

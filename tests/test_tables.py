@@ -9,10 +9,9 @@ import pytest
 from fake_results import MODELS, fake_run
 
 from common.evaluation import comparison
-from common.evaluation.formatting import mean_sd
+from common.evaluation.formatting import QUANTITIES, display, mean_sd
 from common.evaluation.frames import frames_of
 from common.evaluation.metrics import HEADLINE, METRICS
-from common.evaluation.quantities import QUANTITIES, display
 from common.evaluation.uncertainty import compute_uncertainty
 from common.report import tables
 from common.runs.result import RESULT_FILE, encode_record, find_runs
@@ -125,7 +124,7 @@ def test_the_verdicts_have_the_numbers_of_the_uncertainty(folder, tmp_path):
     pair = compute_uncertainty(comparisons).pairs.iloc[0]
     assert [float(rows[0][name]) for name in ("difference", "low", "high")] == [pair.difference, pair.low, pair.high]
     assert rows[0]["verdict"] == "better" and (rows[0]["run_a"], rows[0]["run_b"]) == (LORA, RESNET)
-    assert float(rows[0]["mcnemar_p_max"]) == pair.mcnemar_max == float(rows[0]["holm_p"])  # of one pair
+    assert float(rows[0]["mcnemar_p_max"]) == pair.mcnemar_p_max == float(rows[0]["holm_p"])  # of one pair
     assert rows[1]["holm_p"] == "" and rows[0]["remark"] == "one learning rate, not tuned"
     markdown = (tmp_path / "verdicts.md").read_text().splitlines()
     assert len(markdown) == 2 + 2 and "| 2 seeds | 60 | +" in markdown[2] and "| one seed | 60 | +" in markdown[3]

@@ -168,7 +168,7 @@ def test_identical_predictions_are_no_difference(tmp_path):
     for folder_name in ("a", "b"):
         fake_run(tmp_path, RESNET, num_test=40, folder_name=folder_name)
     pair = uncertainty_of(tmp_path).pairs.iloc[0]
-    assert (pair.mcnemar_min, pair.mcnemar_max, pair.p_holm) == (1.0, 1.0, 1.0)
+    assert (pair.mcnemar_p_min, pair.mcnemar_p_max, pair.holm_p) == (1.0, 1.0, 1.0)
     (sentence,) = verdict_sentences(compare(tmp_path))
     assert "no difference seen between ResNet50 (head) [a] and" in sentence
     assert "accuracy 0.0 points (95 % interval 0.0 to 0.0; one seed, 40 test images; one learning rate" in sentence

@@ -120,10 +120,8 @@ def load_labelled(
 ) -> tuple[LabelledImages, tuple[str, ...]]:
     """Return labelled images to score a trained model on, and their classes.
 
-    They are the test split of a named data set or of an image folder that has one, and else all of its images.
-
-    Raises:
-        UserError: the data are missing or damaged.
+    They are the test split of a named data set or of an image folder that has one, and else all of its images. Data
+    that are missing or damaged are a UserError.
     """
     source = _read(dataset, data_dir, workers=workers)
     return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes

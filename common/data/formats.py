@@ -34,8 +34,7 @@ def _is_there(path: Path, md5: str | None) -> bool:
 def read_idx_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledImages]:
     """Read MNIST's kind of data set: ``files`` are the images and labels of train, then those of test.
 
-    Raises:
-        UserError: a file is damaged; the message names it.
+    A damaged file is a UserError that names it.
     """
     paths = [folder / name for name in files]
     return {"train": _read_idx_pair(*paths[:2]), "test": _read_idx_pair(*paths[2:])}
@@ -69,22 +68,17 @@ def read_cifar_files(folder: Path, files: Iterable[str]) -> dict[str, LabelledIm
 
     Only for files that ``missing_files`` has found to be the published ones: a pickle can run code.
     """
-    parts = {"train": [], "test": []}
-    for name in files:
-        parts["test" if name.startswith("test") else "train"].append(_unpickle(folder / name))
-    return {part: _join_cifar(batches) for part, batches in parts.items()}
+    test = [name for name in files if name.startswith("test")]
+    train = [name for name in files if name not in test]
+    return {"train": _read_cifar(folder, train), "test": _read_cifar(folder, test)}
 
 
-def _join_cifar(batches: list[dict]) -> LabelledImages:
+def _read_cifar(folder: Path, names: Iterable[str]) -> LabelledImages:
+    batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]  # by Python 2
     key = "fine_labels" if "fine_labels" in batches[0] else "labels"
     pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch[key] for batch in batches])
     return _in_memory(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels)
-
-
-def _unpickle(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return pickle.load(file, encoding="latin1")  # written by Python 2
 
 
 def read_digits(*_: object) -> dict[str, LabelledImages]:

@@ -142,27 +142,21 @@ def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> t
 def _scan(files: Iterable[Path], workers: int | None) -> dict[Path, _Scan]:
     """Read, hash and decode every file in threads; Pillow and BLAKE2b release the interpreter lock."""
     files = list(files)
-    threads = 1 if _mean_bytes(files[:: len(files) // 100 + 1]) < SMALL_FILE else workers or os.cpu_count() or 1
+    sizes = [file.stat().st_size for file in files[:: len(files) // 100 + 1] if file.is_file()]
+    threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else workers or os.cpu_count() or 1
     pool = ThreadPoolExecutor(min(32, threads))
     # Many files in one task: a task for each costs as much again as its small image.
     groups = [files[start : start + 64] for start in range(0, len(files), 64)]
     scans: dict[Path, _Scan] = {}
     try:
+        results = pool.map(lambda group: [_scan_file(path) for path in group], groups)
         with progress(desc="checking images", total=len(files)) as bar:
-            for group, scanned in zip(groups, pool.map(_scan_files, groups), strict=True):
+            for group, scanned in zip(groups, results, strict=True):
                 scans.update(zip(group, scanned, strict=True))
                 bar.update(len(group))
         return scans
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of files
-
-
-def _mean_bytes(files: list[Path]) -> float:
-    return sum(file.stat().st_size for file in files if file.is_file()) / max(1, len(files))
-
-
-def _scan_files(paths: list[Path]) -> list[_Scan]:
-    return [_scan_file(path) for path in paths]
 
 
 def _scan_file(path: Path) -> _Scan:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,13 @@ def resized_batches(
 
     Args:
         batches: positions (B,) int64 each; the batches come in this order.
-        workers: processes that decode and resize (None: chosen by ``default_workers``; 0: this process).
+        workers: processes that decode and resize (None: chosen by ``_count_workers``; 0: this process).
         augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
 
     Raises:
         UserError: a file can no longer be read, or a worker process was killed.
     """
-    workers = default_workers(images, device) if workers is None else min(workers, _cores())  # more makes torch warn
+    workers = _count_workers(images, device, workers)
     dataset = _Batches(images, list(batches), transform, augment_key)
     loader = DataLoader(
         dataset,
@@ -79,28 +80,22 @@ def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
         ) from error
 
 
-def default_workers(images: LabelledImages, device: torch.device) -> int:
+def _count_workers(images: LabelledImages, device: torch.device, asked: int | None) -> int:
     """Return how many processes prepare images: none for arrays on the CPU, where they would only take its cores."""
-    if images.pixels is not None and device.type == "cpu":
-        return 0
-    return min(_cores(), 8)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is not None:
+        return min(asked, cores)  # more makes torch warn
+    return 0 if images.pixels is not None and device.type == "cpu" else min(cores, 8)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
+@dataclass(frozen=True, eq=False)
 class _Batches(Dataset):
     """Batch number -> resized uint8 images (B, 1 or 3, S, S); a plain class, so that it can be sent to workers."""
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        batches: list[np.ndarray],
-        transform: Transform,
-        augment_key: tuple[int, int] | None,
-    ) -> None:
-        self.images, self.batches, self.transform, self.augment_key = images, batches, transform, augment_key
+    images: LabelledImages
+    batches: list[np.ndarray]
+    transform: Transform
+    augment_key: tuple[int, int] | None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -108,30 +103,21 @@ class _Batches(Dataset):
     def __getitem__(self, number: int) -> torch.Tensor | str:
         positions = self.batches[number]
         try:
-            pixels = self._from_memory(positions) if self.images.pixels is not None else self._from_files(positions)
+            pixels = self._resized(positions)
         except UserError as error:
             return str(error)  # an exception from a worker process would arrive wrapped in its traceback
-        if self.transform.augment == "light":
-            pixels = self._augment(pixels, positions)
-        return pixels
+        return self._augmented(pixels, positions) if self.transform.augment == "light" else pixels
 
-    def _from_memory(self, positions: np.ndarray) -> torch.Tensor:
-        return resize(channels_first(self.images.pixels[positions]), self.transform)
-
-    def _from_files(self, positions: np.ndarray) -> torch.Tensor:
-        resized = []
-        for position in positions:
-            image = decode(self.images.files[position])
-            resized.append(resize(channels_first(image[None]), self.transform))  # (1, 1 or 3, S, S)
+    def _resized(self, positions: np.ndarray) -> torch.Tensor:
+        if self.images.pixels is not None:
+            return resize(channels_first(self.images.pixels[positions]), self.transform)
+        decoded = (decode(self.images.files[position]) for position in positions)
+        resized = [resize(channels_first(image[None]), self.transform) for image in decoded]  # (1, 1 or 3, S, S) each
         if len({image.shape[1] for image in resized}) > 1:  # grey and colour in one batch
             resized = [image.expand(-1, 3, -1, -1) for image in resized]
         return torch.cat(resized)
 
-    def _augment(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+    def _augmented(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
         seed, epoch = self.augment_key
-        indices = self.images.indices[positions]
-        drawn = [
-            augmentation.light(image, seed=seed, epoch=epoch, index=int(index))
-            for image, index in zip(pixels, indices, strict=True)
-        ]
-        return torch.stack(drawn)
+        pairs = zip(pixels, self.images.indices[positions].tolist(), strict=True)
+        return torch.stack([augmentation.light(image, seed=seed, epoch=epoch, index=index) for image, index in pairs])

@@ -57,8 +57,7 @@ def _places(counts: np.ndarray, n: int) -> np.ndarray:
 def stratified_split(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Split (N,) int ``labels`` into (rest, sample) positions, sorted int64; ``sample`` is ``fraction`` of N, rounded.
 
-    Raises:
-        ValueError: a class would be without an image in one of the two.
+    A class without an image in one of the two is a ValueError.
     """
     sample = stratified_sample(labels, round(fraction * len(labels)), rng)
     rest = np.setdiff1d(np.arange(len(labels)), sample)
@@ -91,10 +90,6 @@ def count_copies(images: LabelledImages, others: Sequence[LabelledImages]) -> in
     return int(np.isin(images.digests, np.concatenate([other.digests for other in others])).sum())
 
 
-def _generator(split_seed: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([split_seed, purpose]))
-
-
 def split(source: RawSplits, val_fraction: float, split_seed: int) -> Splits:
     """Return train, validation and test images: the parts the data came with, or drawn where they did not."""
     parts = dict(source.parts)
@@ -111,7 +106,7 @@ def _draw(
     """Set aside a stratified ``fraction``: returns (rest, drawn)."""
     what, advice = ("test", " or a test folder") if purpose == _TEST else ("validation", ", or change `val_fraction`")
     try:
-        rest, drawn = stratified_split(images.labels, fraction, _generator(split_seed, purpose))
+        rest, drawn = stratified_split(images.labels, fraction, np.random.default_rng([split_seed, purpose]))
     except ValueError as error:
         fewest = classes[np.argmin(np.bincount(images.labels, minlength=len(classes)))]
         raise UserError(
@@ -136,6 +131,6 @@ def limit(splits: Splits, train_limit: int | None, test_limit: int | None, split
 
 def _sample(images: LabelledImages, n: int, what: str, split_seed: int, purpose: int) -> LabelledImages:
     try:
-        return images.subset(stratified_sample(images.labels, n, _generator(split_seed, purpose)))
+        return images.subset(stratified_sample(images.labels, n, np.random.default_rng([split_seed, purpose])))
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error

@@ -85,7 +85,4 @@ def _auc(positive: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.nda
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Return the mean (B,) of each column of ``values`` (C, B) without its NaNs; NaN where there is nothing else."""
-    known = ~np.isnan(values)
-    number = known.sum(axis=0)
-    total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return np.ma.masked_invalid(values).mean(axis=0, dtype=np.float64).filled(np.nan)

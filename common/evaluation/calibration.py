@@ -1,4 +1,4 @@
-"""Whether a confidence of 90 % is right nine times in ten: calibration error, Brier score, temperature."""
+"""Whether a confidence of 90 % is right nine times in ten: calibration error and temperature."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -49,11 +49,6 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     binned = reliability(probabilities, labels, bins)
     gaps = np.abs(np.nan_to_num(binned.accuracy - binned.confidence))
     return float((binned.images * gaps).sum() / len(labels))
-
-
-def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean over images of the summed squared error of the C probabilities, 0..2 (Brier 1950)."""
-    return float(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1).mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
@@ -62,39 +62,30 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
     if unknown:
         raise UserError(f"`labels` names {sorted(unknown)[0]!r}, which is not a run among those found")
-    by_dataset, lines = defaultdict(list), []
-    for run in runs:
-        by_dataset[run.dataset].append(run)
-    kept = []
-    for dataset in sorted(by_dataset, key=natural_order):
-        same, left_out = _same_test_images(by_dataset[dataset])
-        kept += same
+    comparisons, lines = [], []
+    for dataset in sorted({run.dataset for run in runs}, key=natural_order):
+        same, left_out = _same_test_images([run for run in runs if run.dataset == dataset])
+        comparisons += [_comparison(same, labels)] if same else []
         lines += left_out
-    names = run_labels(kept, labels)
-    comparisons = []
-    for dataset in sorted({run.dataset for run in kept}, key=natural_order):
-        comparison = _comparison([run for run in kept if run.dataset == dataset], names)
-        comparisons.append(comparison)
-        lines += [f"note: {dataset!r}: {note}" for note in comparison.notes]
-    return comparisons, lines
+    notes = [f"note: {each.dataset!r}: {note}" for each in comparisons for note in each.notes]
+    return comparisons, lines + notes
 
 
-def _comparison(runs: list[Run], names: dict) -> Comparison:
+def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
-    by_name = defaultdict(list)
+    names, by_name, notes = run_labels(runs, labels), defaultdict(list), []
     for run in runs:
         by_name[run.name].append(run)
-    sizes = {name: max(run.result.data.num_train for run in group) for name, group in by_name.items()}
-    notes, series = [], []
-    if len(set(sizes.values())) > 1:
+    series = [
+        Series(name, names[name], family_of(group[0].result), group[0].result.method, tuple(group))
+        for name, group in by_name.items()
+    ]
+    series.sort(key=lambda each: (FAMILIES.index(each.family), natural_order(each.name)))
+    if len({each.num_train for each in series}) > 1:
         notes.append("the models were trained on different numbers of images (n)")
+        series = [replace(each, label=f"{each.label} (n={each.num_train:,})") for each in series]
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    families = {name: family_of(group[0].result) for name, group in by_name.items()}
-    for name in sorted(by_name, key=lambda name: (FAMILIES.index(families[name]), natural_order(name))):
-        label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
-        group = tuple(by_name[name])
-        series.append(Series(name, label, families[name], group[0].result.method, group))
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 
@@ -106,7 +97,9 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
             groups[_test_images(run)].append(run)
         except UserError as error:
             lines.append(f"left out: {error}")
-    order = sorted(groups.values(), key=lambda group: (len(group), max(_created(run) for run in group)))
+    order = sorted(
+        groups.values(), key=lambda group: (len(group), max(run.result.environment["created"] for run in group))
+    )
     lines += [
         f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
         "that are drawn; choose with `runs`"
@@ -122,7 +115,3 @@ def _test_images(run: Run) -> str:
     data = run.result.data
     text = repr((data.fingerprint, data.classes, data.num_test)).encode("utf-8", "backslashreplace")
     return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
-
-
-def _created(run: Run) -> str:
-    return run.result.environment["created"]

@@ -1,13 +1,55 @@
-"""Numbers as a person reads them: means with their spread, signed differences, numbers of seeds."""
+"""Numbers as a person reads them: the label of each, means with their spread, signed differences, numbers of seeds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from common.evaluation.comparison import Comparison
+from common.evaluation.metrics import METRICS
 from common.evaluation.significance import Estimate
 
 MISSING = "—"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a number is shown: in headings, on axes, in the terminal and in the report."""
+
+    label: str  # with its unit, that of the JSON's number times ``scale``
+    digits: int = 0  # behind the point
+    scale: float = 1.0
+    varies: bool = False  # whether seeds differ in it, so that their spread says something
+
+
+# By its name in ``result.json`` and in the columns of CSV files; metrics have theirs in ``METRICS``.
+QUANTITIES = {
+    "num_train": Quantity("Training images"),
+    "num_test": Quantity("Test images"),
+    "total_params": Quantity("Parameters"),
+    "trainable_params": Quantity("Trained parameters"),
+    "trainable_percent": Quantity("Trained (%)", 3),
+    "forward_flops": Quantity("Forward (GFLOPs)", 2, 1e-9),
+    "train_seconds": Quantity("Training (s)", 1, varies=True),
+    "feature_seconds": Quantity("Features (s)", 1, varies=True),
+    "total_train_seconds": Quantity("Training with features (s)", 1, varies=True),
+    "saved_bytes": Quantity("Saved (bytes)"),
+    "test_ece_scaled": Quantity("ECE (scaled)", 3, varies=True),
+}
+
+
+def display(column: str) -> Quantity:
+    """Return how a column of ``Frames.runs`` is shown: one of ``QUANTITIES``, or ``test_<metric>`` of ``METRICS``."""
+    if column in QUANTITIES:
+        return QUANTITIES[column]
+    metric = METRICS[column.removeprefix("test_")]
+    return Quantity(metric.label, metric.digits, varies=True)
+
+
+def mean_text(column: str, values: Sequence[float]) -> str:
+    """Return the seeds' ``values`` of ``column`` as text: "mean ± sd", the mean alone of what no seed changes."""
+    quantity = display(column)
+    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies)
 
 
 def seed_range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
@@ -38,15 +80,15 @@ def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, wit
     return f"{mean} ± {values.std(ddof=1):,.{digits}f}" if with_sd and len(values) > 1 else mean
 
 
-def interval(estimate: Estimate, *, scale: float = 100, digits: int = 1) -> str:
-    """Return "+0.3 to +2.1": the ends in points where ``scale`` is 100. An end that is not 0 is never written as 0."""
-    return " to ".join(signed(end, scale=scale, digits=digits) for end in (estimate.low, estimate.high))
+def interval(estimate: Estimate) -> str:
+    """Return the ends of an interval in points: "+0.3 to +2.1"."""
+    return f"{signed(estimate.low)} to {signed(estimate.high)}"
 
 
-def signed(value: float, *, scale: float = 100, digits: int = 1) -> str:
-    """Return ``value`` times ``scale`` with its sign, with more digits where ``digits`` would round it to 0."""
-    scaled = value * scale
-    while scaled and digits < 6 and abs(scaled) < 0.5 * 10**-digits:
+def signed(value: float, *, digits: int = 1) -> str:
+    """Return a difference (1 is 100 points) in points with its sign; one that is not 0 is never written as 0."""
+    points = value * 100
+    while points and digits < 6 and abs(points) < 0.5 * 10**-digits:
         digits += 1
-    text = f"{scaled:+.{digits}f}"
+    text = f"{points:+.{digits}f}"
     return text if float(text) else f"{0:.{digits}f}"

@@ -12,23 +12,21 @@ FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
-def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """Return the label of each (data set, run): the user's, or a friendly name with what sets it apart there."""
-    friendly = {(run.dataset, run.name): friendly_name(run.result) for run in runs}
-    alike = defaultdict(set)
-    for (dataset, name), label in friendly.items():
-        alike[dataset, label].add(name)
+def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the label of each run of one data set by its name: the user's, or a friendly one with what sets it apart.
+
+    ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
+    """
+    friendly = {run.name: friendly_name(run.result) for run in runs}
     names = {}
     for run in runs:
-        label = friendly[run.dataset, run.name]
+        label = friendly[run.name]
+        alike = [name for name, other in friendly.items() if other == label]
         chosen = labels.get(f"{run.dataset}/{run.name}") or labels.get(run.name)
-        label = chosen or label + _distinction(run.name, alike[run.dataset, label])
-        names[run.dataset, run.name] = label + (" [random weights]" if has_random_weights(run) else "")
-    shown = Counter((dataset, label) for (dataset, _), label in names.items())
-    return {  # a legend has one entry a label: what is still alike, also by the user's choice, shows its folder
-        (dataset, name): label if shown[dataset, label] == 1 else f"{label} [{name}]"
-        for (dataset, name), label in names.items()
-    }
+        names[run.name] = chosen or label + _distinction(run.name, alike)
+        names[run.name] += " [random weights]" if has_random_weights(run) else ""
+    shown = Counter(names.values())  # a legend has one entry a label: what is still alike shows its folder
+    return {name: label if shown[label] == 1 else f"{label} [{name}]" for name, label in names.items()}
 
 
 def friendly_name(result: RunResult) -> str:
@@ -55,7 +53,7 @@ def _backbone_name(backbone: str) -> str:
     return backbone
 
 
-def _distinction(name: str, alike: set[str]) -> str:
+def _distinction(name: str, alike: Sequence[str]) -> str:
     """Return the settings in a run's folder name that runs of the same label do not all share, in brackets."""
     parts = {other: re.split("-(?=[a-zA-Z])", other) for other in alike}  # "lr1e-3" is one part
     shared = set.intersection(*map(set, parts.values()))

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation import calibration
 from common.evaluation.bootstrap import resampled_auc_macro, resampled_f1_macro, resampled_mean
-from common.evaluation.calibration import log_softmax
+from common.evaluation.calibration import expected_calibration_error, log_softmax
 from common.evaluation.scores import Scores, auc
 from common.runtime.errors import UserError
 
@@ -62,6 +61,7 @@ def _surprise(scores: Scores) -> np.ndarray:
 
 
 def _squared_error(scores: Scores) -> np.ndarray:
+    """Return the squared error summed over the C probabilities, 0..2, of each image (Brier 1950)."""
     return ((scores.probabilities - scores.one_hot) ** 2).sum(axis=1)
 
 
@@ -77,24 +77,12 @@ def _auc_macro(scores: Scores) -> float:
     return np.array([row["auc"] for row in scores.per_class], dtype=np.float64).mean()
 
 
-def _auc_micro(scores: Scores) -> float:
-    return auc(scores.one_hot.ravel(), scores.probabilities.ravel())
-
-
-def _ece(scores: Scores) -> float:
-    return calibration.expected_calibration_error(scores.probabilities, scores.labels)
-
-
 def _largest_share(support: np.ndarray) -> float:
     return support.max() / support.sum()
 
 
-def _half(_: np.ndarray) -> float:
-    return 0.5
-
-
 _ERROR = {"higher_is_better": False}
-_AREA = {"digits": 4, "chance": _half}
+_AREA = {"digits": 4, "chance": lambda support: 0.5}
 METRICS: dict[str, Metric] = {
     "loss": _image_mean("Cross-entropy (nats)", _surprise, bounds=(0.0, np.inf), **_ERROR),
     "accuracy": _image_mean("Accuracy", lambda scores: scores.correct, chance=_largest_share, headline=True),
@@ -111,8 +99,10 @@ METRICS: dict[str, Metric] = {
         null_because="it needs the AUC of every class",
         **_AREA,
     ),
-    "auc_micro": Metric("AUC (micro)", _auc_micro, **_AREA),
-    "ece": Metric("ECE", _ece, **_ERROR),
+    "auc_micro": Metric(
+        "AUC (micro)", lambda scores: auc(scores.one_hot.ravel(), scores.probabilities.ravel()), **_AREA
+    ),
+    "ece": Metric("ECE", lambda scores: expected_calibration_error(scores.probabilities, scores.labels), **_ERROR),
     "brier": _image_mean("Brier score", _squared_error, bounds=(0.0, 2.0), **_ERROR),
     "top5_accuracy": _image_mean("Top-5 accuracy", _in_top_five, null_because="it needs more than five classes"),
 }
@@ -134,14 +124,8 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
     balanced accuracy, are means over the classes that have images. What cannot be computed is None, never NaN, with
     one note for each reason: the values of a class without images, its AUC, and with it the macro AUC.
 
-    Args:
-        logits: (N, C) float32, N at least 1.
-        labels: (N,) int, each in 0..C-1.
-        classes: the C names.
-
-    Returns:
-        A dict of Python floats, ints, lists and None (each of ``METRICS``, ``per_class``, ``confusion_matrix``), and
-        a list of lines.
+    ``logits``, ``labels`` and ``classes`` are those of ``Scores``. The record has Python floats, ints, lists and None:
+    each of ``METRICS``, ``per_class`` and ``confusion_matrix``.
 
     Raises:
         UserError: there is no image, or a logit is infinite or not a number.

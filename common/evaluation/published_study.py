@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from common.evaluation.comparison import Comparison, Series
 
-STUDY_FILE = Path(__file__).with_name("published_study.json")
+RESULTS = json.loads(Path(__file__).with_name("published_study.json").read_text("utf-8"))["results"]
 
 
 def published_results(comparison: Comparison, series: Series) -> list[dict]:
@@ -20,7 +19,7 @@ def published_results(comparison: Comparison, series: Series) -> list[dict]:
     if not comparison.with_published or result.config.get("train_limit"):
         return []
     wanted = (comparison.dataset, result.backbone.partition(".")[0], result.method)
-    return [row for row in _results() if (row["dataset"], row["backbone"], row["method"]) == wanted]
+    return [row for row in RESULTS if (row["dataset"], row["backbone"], row["method"]) == wanted]
 
 
 def published_caption(comparisons: Sequence[Comparison]) -> str:
@@ -28,8 +27,3 @@ def published_caption(comparisons: Sequence[Comparison]) -> str:
     if not any(published_results(comparison, series) for comparison in comparisons for series in comparison.series):
         return ""
     return "Hollow diamonds: published, one run each, chosen on the test split (preprints.org 202510.2514)."
-
-
-@cache
-def _results() -> list[dict]:
-    return json.loads(STUDY_FILE.read_text("utf-8"))["results"]

@@ -43,7 +43,7 @@ class Uncertainty:
     means: pd.DataFrame
     """dataset, run, metric, value, low, high: the mean over the seeds, over images and seeds, each headline metric."""
     pairs: pd.DataFrame
-    """dataset, a, b, metric, difference, low, high, verdict, mcnemar_min, mcnemar_max, p_holm: a - b of two runs'
+    """dataset, a, b, metric, difference, low, high, verdict, mcnemar_p_min, mcnemar_p_max, holm_p: a - b of two runs'
     means, each headline metric, with the verdict on a. McNemar's test is on right and wrong: its p stand by accuracy
     only, over the pairs of seeds, the largest adjusted for the data set's number of pairs. May have no row."""
     calibration: pd.DataFrame
@@ -86,7 +86,7 @@ def compute_uncertainty(comparisons: Sequence[Comparison]) -> Uncertainty:
 
 _PAIR_COLUMNS = (
     *("dataset", "a", "b", "metric", "difference", "low", "high"),
-    *("verdict", "mcnemar_min", "mcnemar_max", "p_holm"),
+    *("verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p"),
 )
 
 
@@ -104,7 +104,7 @@ def _records(comparison: Comparison) -> tuple[dict[Path, dict], dict[str, dict]]
         if not records[run.folder]:
             records[run.folder] = sampled[run.folder].record
             _write(run.folder / INTERVALS, {"predictions": _sha256(run), **records[run.folder]})
-    joint |= {key: (_mean if len(group) == 1 else _difference)(*group, sampled) for key, group in new_groups.items()}
+    joint |= {key: _joint(group, sampled) for key, group in new_groups.items()}
     if new_groups:
         _write(store, joint)
     return records, joint
@@ -138,7 +138,7 @@ def _sample(run: Run) -> _Sampled:
     values = {name: float(value[0]) for name, value in whole.items()}
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
     intervals = {name: significance.over_images(values[name], resampled[name]) for name in values}
-    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores.probabilities)}
+    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores)}
     return _Sampled(values, resampled, scores.correct, record)
 
 
@@ -148,10 +148,9 @@ def _counts(num_images: int, resamples: int) -> np.ndarray:
     return draw_counts(num_images, resamples, np.random.default_rng(num_images))
 
 
-def _calibration(predictions: Predictions, probabilities: np.ndarray) -> dict:
+def _calibration(predictions: Predictions, scores: Scores) -> dict:
     """Return a row of ``Uncertainty.calibration``; the temperature is fitted on validation images."""
-    row = {"brier": calibration.brier_score(probabilities, predictions.labels)}
-    row |= _reliability(probabilities, predictions.labels)
+    row = {"brier": float(METRICS["brier"].score(scores)), **_reliability(scores.probabilities, scores.labels)}
     if not len(predictions.val_labels):
         return row | {"temperature": None, "ece_scaled": None, "bins_scaled": None}
     temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
@@ -169,32 +168,21 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     }
 
 
-def _mean(series: Series, sampled: Mapping[Path, _Sampled]) -> dict:
-    """Return a model's means over seeds as they are kept."""
-    means = {
-        name: significance.mean_over_seeds(
-            _of_seeds(series, name, sampled), np.random.default_rng(0), bounds=METRICS[name].bounds
-        )
-        for name in HEADLINE
-    }
-    return {"run": series.name, "estimates": _plain(means)}
-
-
-def _difference(a: Series, b: Series, sampled: Mapping[Path, _Sampled]) -> dict:
-    """Return a pair's differences as they are kept; seeds are drawn alike for all metrics."""
-    differences = {
-        name: significance.paired_difference(
-            *(_of_seeds(series, name, sampled) for series in (a, b)),
-            np.random.default_rng(0),
-            bounds=METRICS[name].bounds,
-        )
-        for name in HEADLINE
-    }
+def _joint(group: Sequence[Series], sampled: Mapping[Path, _Sampled]) -> dict:
+    """Return what is kept of a model, its means over seeds, or of a pair: seeds are drawn alike for all metrics."""
+    estimate = significance.mean_over_seeds if len(group) == 1 else significance.paired_difference
+    estimates = {}
+    for name in HEADLINE:
+        samples = (_of_seeds(series, name, sampled) for series in group)
+        estimates[name] = estimate(*samples, np.random.default_rng(0), bounds=METRICS[name].bounds)
+    if len(group) == 1:
+        return {"run": group[0].name, "estimates": _plain(estimates)}
+    a, b = group
     p_values = [
         significance.mcnemar(sampled[mine.folder].correct, sampled[other.folder].correct)
         for mine, other in zip(a.runs, b.runs, strict=False)
     ]
-    return {"a": a.name, "b": b.name, "estimates": _plain(differences), "mcnemar": p_values}
+    return {"a": a.name, "b": b.name, "estimates": _plain(estimates), "mcnemar": p_values}
 
 
 def _of_seeds(series: Series, metric: str, sampled: Mapping[Path, _Sampled]) -> Sample:
@@ -209,8 +197,9 @@ def _pair_rows(comparison: Comparison, joint: Mapping[str, dict]) -> list[dict]:
     pairs = [(a, b, joint[_key(a, b)]) for a, b in _pairs(comparison)]
     adjusted = significance.holm([max(record["mcnemar"]) for _, _, record in pairs])
     rows = []
-    for (a, b, record), p_holm in zip(pairs, adjusted, strict=True):
-        tests = {"mcnemar_min": min(record["mcnemar"]), "mcnemar_max": max(record["mcnemar"]), "p_holm": p_holm}
+    for (a, b, record), holm_p in zip(pairs, adjusted, strict=True):
+        p_values = record["mcnemar"]
+        tests = {"mcnemar_p_min": min(p_values), "mcnemar_p_max": max(p_values), "holm_p": holm_p}
         for row in _rows(record["estimates"]):
             name, estimate = row["metric"], Estimate(row.pop("value"), row["low"], row["high"])
             word = significance.verdict(estimate, higher_is_better=METRICS[name].higher_is_better)

@@ -12,11 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import QUANTITIES, count_seeds, joined_notes, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
-from common.evaluation.quantities import QUANTITIES
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, new_figure, widen
 from common.figures.palette import Style, draw_marks, marks_caption, marks_legend, run_styles

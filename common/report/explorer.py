@@ -1,14 +1,15 @@
 """What a reader of the report can look into: each run's test predictions, its curves, and suspected label errors."""
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison
+from common.figures.palette import run_styles
 from common.report.thumbnails import ThumbnailSheet
 from common.runs.predictions import read_predictions
 from common.runs.result import Run
@@ -36,11 +37,7 @@ class TestPredictions:
 
 
 def read_test_predictions(comparison: Comparison) -> TestPredictions:
-    """Read the predictions of every run of ``comparison``, series by series; all are of the same images in one order.
-
-    Raises:
-        UserError: a file of predictions is missing or was changed.
-    """
+    """Read the predictions of every run of ``comparison``, in the order of ``runs_of``: all are of the same images."""
     by_run = [read_predictions(run.folder, run.result) for run in runs_of(comparison)]
     largest = np.stack([metrics.softmax(run.logits).max(axis=1) for run in by_run])
     return TestPredictions(
@@ -102,20 +99,12 @@ def choose_thumbnails(predictions: TestPredictions, most: int) -> np.ndarray:
 
 
 def explorer_record(
-    comparison: Comparison,
-    predictions: TestPredictions,
-    sheet: ThumbnailSheet | None,
-    *,
-    colors: Mapping[str, str],
-    remark: str,
+    comparison: Comparison, predictions: TestPredictions, sheet: ThumbnailSheet | None, remark: str
 ) -> dict:
-    """Return what the page's script needs of one data set.
-
-    ``colors`` are the models' by the names of their runs; ``remark`` says why there is no ``sheet``, or is empty.
-    """
-    found = suspects(predictions)
+    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
+    found, styles = suspects(predictions), run_styles(comparison)
     models = [
-        {"label": series.label, "color": colors[series.name], "runs": [_run_record(run) for run in series.runs]}
+        {"label": series.label, "color": styles[series.name].color, "runs": [_run_record(run) for run in series.runs]}
         for series in comparison.series
     ]
     records = [record for model in models for record in model["runs"]]
@@ -143,11 +132,8 @@ def _run_record(run: Run) -> dict:
 
 def _ranks(groups: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Return each image's place within its group, the most confident first and of equals the earlier: (N,) int64."""
-    order = np.lexsort((-confidence.astype(int), groups))
-    starts = np.append(True, np.diff(groups[order]) != 0)
-    ranks = np.empty(len(groups), dtype=np.int64)
-    ranks[order] = np.arange(len(groups)) - np.maximum.accumulate(np.where(starts, np.arange(len(groups)), 0))
-    return ranks
+    ranks = pd.Series(confidence).groupby(groups).rank("first", ascending=False)
+    return ranks.to_numpy(dtype=np.int64) - 1
 
 
 def _packed(values: np.ndarray, dtype: str) -> str:

@@ -46,27 +46,19 @@ def write_report(
     Raises:
         UserError: ``path`` cannot be written, or the predictions of a run were changed.
     """
-    colors = {
-        comparison.dataset: {name: style.color for name, style in run_styles(comparison).items()}
-        for comparison in comparisons
-    }
-    records = [_explorer_of(comparison, colors[comparison.dataset], data_dir) for comparison in comparisons]
+    records = [_explorer_of(comparison, data_dir) for comparison in comparisons]
     runs, pairs = with_statistics(frames, uncertainty), named_pairs(frames, uncertainty)
     page = _page(
         comparisons=comparisons,
-        summary=model_rows(comparisons, colors, runs, SUMMARY, uncertainty),
-        metrics=model_rows(comparisons, colors, runs, SCORES),
+        summary=model_rows(comparisons, runs, SUMMARY, uncertainty),
+        metrics=model_rows(comparisons, runs, SCORES),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
         seeds=count_seeds(*seed_range(comparisons)),
         pictures={
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
         },
         provenance=provenance.provenance_of,
-        explored={
-            "shown_at_once": explorer.SHOWN_AT_ONCE,
-            "full": explorer.FULL_CONFIDENCE,
-            "datasets": records,
-        },
+        explored={"shown_at_once": explorer.SHOWN_AT_ONCE, "full": explorer.FULL_CONFIDENCE, "datasets": records},
         least_suspect=explorer.SUSPECT_CONFIDENCE,
     )
     write_atomically(path, page)
@@ -79,7 +71,6 @@ def write_report(
 
 def model_rows(
     comparisons: Sequence[Comparison],
-    colors: Mapping[str, Mapping[str, str]],
     runs: pd.DataFrame,
     columns: Sequence[str],
     uncertainty: Uncertainty | None = None,
@@ -92,6 +83,7 @@ def model_rows(
     means = runs.groupby(MODEL, sort=False)[list(columns)].agg(lambda values: values.mean(skipna=False))
     rows = []
     for comparison in comparisons:
+        styles = run_styles(comparison)
         for series in comparison.series:
             model = (comparison.dataset, series.name)
             numbers = (None if np.isnan(mean) else float(mean) for mean in means.loc[model])
@@ -99,12 +91,12 @@ def model_rows(
                 heading: {"text": text, "value": number}
                 for (heading, text), number in zip(texts.loc[model].items(), numbers, strict=True)
             }
-            color = colors[comparison.dataset][series.name]
+            color = styles[series.name].color
             rows.append({"comparison": comparison, "series": series, "color": color, "cells": cells})
     return rows
 
 
-def _explorer_of(comparison: Comparison, colors: Mapping[str, str], data_dir: Path | None) -> dict:
+def _explorer_of(comparison: Comparison, data_dir: Path | None) -> dict:
     """Return the record of the page's script for one data set; its remark says why it has no thumbnails, or is ""."""
     predictions = explorer.read_test_predictions(comparison)
     images, remark = thumbnails.test_images(explorer.runs_of(comparison)[0], data_dir)
@@ -115,7 +107,7 @@ def _explorer_of(comparison: Comparison, colors: Mapping[str, str], data_dir: Pa
             sheet = thumbnails.draw_sheet(images, positions)
         except UserError as error:  # a file that was removed since it was checked
             remark = str(error)
-    return explorer.explorer_record(comparison, predictions, sheet, colors=colors, remark=remark)
+    return explorer.explorer_record(comparison, predictions, sheet, remark)
 
 
 def _picture(file: Path) -> dict:

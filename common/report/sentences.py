@@ -29,9 +29,8 @@ def verdict_sentences(comparison: Comparison, pairs: pd.DataFrame) -> list[str]:
     its_pairs = pairs[(pairs.dataset == comparison.dataset) & (pairs.metric == "accuracy")]
     if its_pairs.empty:
         alone = len(comparison.series) == 1
-        return [
-            f"nothing to compare, {'a single model' if alone else 'no two models with equally many training images'}"
-        ]
+        what = "a single model" if alone else "no two models with equally many training images"
+        return [f"nothing to compare, {what}"]
     return [" ".join(_sentence(pair).split()) for pair in its_pairs.itertuples()]
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import MISSING, count_seeds, seed_range, signed
+from common.evaluation.formatting import MISSING, QUANTITIES, count_seeds, display, mean_text, seed_range, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
-from common.evaluation.quantities import QUANTITIES, display, mean_text
 from common.evaluation.uncertainty import Uncertainty
 from common.report.sentences import named_pairs, seeds_in_words
 from common.runtime.files import write_atomically
@@ -51,13 +50,7 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     Differences have their 95 % interval over images and seeds in brackets, each for itself; McNemar's p has its range
     over the seeds, and the largest of them is adjusted for the number of a data set's pairs.
     """
-    names = {
-        "num_test_a": "num_test",
-        "mcnemar_min": "mcnemar_p_min",
-        "mcnemar_max": "mcnemar_p_max",
-        "p_holm": "holm_p",
-    }
-    pairs = named_pairs(frames, uncertainty).rename(columns=names)
+    pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
         *("difference", "low", "high", "verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p", "remark"),

@@ -66,10 +66,10 @@ def sheet_capacity(images: LabelledImages) -> int:
 def draw_sheet(images: LabelledImages, positions: np.ndarray) -> ThumbnailSheet:
     """Draw the ``images`` at ``positions`` (T,), at least one, into one WebP: lossless where all are grey.
 
-    Raises:
-        UserError: an image file cannot be read any more.
+    A file that cannot be read any more is a UserError.
     """
-    tiles = [_small(image) for image in _pixels(images, positions)]
+    in_memory = images.pixels is not None
+    tiles = [_small(images.pixels[i] if in_memory else decode(images.files[i])) for i in positions]
     grey = all(tile.mode == "L" for tile in tiles)
     side = max(max(tile.size) for tile in tiles)
     side = side if grey else -(-side // BLOCK) * BLOCK
@@ -84,14 +84,8 @@ def draw_sheet(images: LabelledImages, positions: np.ndarray) -> ThumbnailSheet:
     return ThumbnailSheet(positions, side, buffer.getvalue())
 
 
-def _pixels(images: LabelledImages, positions: np.ndarray):
-    """Yield uint8 arrays, (H, W) or (H, W, 3)."""
-    for position in positions:
-        yield images.pixels[position] if images.pixels is not None else decode(images.files[position])
-
-
 def _small(pixels: np.ndarray) -> Image.Image:
-    """Return an image of at most ``MOST_SIDE`` pixels a side, in its own proportions."""
+    """Return uint8 (H, W) or (H, W, 3) as an image of at most ``MOST_SIDE`` pixels a side, in its own proportions."""
     image = Image.fromarray(pixels)
     image.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
     return image

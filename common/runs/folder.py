@@ -11,7 +11,7 @@ from common.runs.naming import run_identity
 from common.runs.record import FileRecord, RunResult
 from common.runs.result import RESULT_FILE, read_result, write_result
 from common.runtime.errors import UserError
-from common.runtime.files import error_reason, flush_folder, remove_leftovers, sha256, write_atomically
+from common.runtime.files import flush_folder, remove_leftovers, sha256, write_atomically
 from common.runtime.locks import locked
 
 CHECKPOINT_FILE = "checkpoint"
@@ -106,7 +106,7 @@ def _exchange(path: Path, new: Path, old: Path) -> None:
             old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
         raise UserError(
-            f"cannot put the finished run into {str(path)!r}: {error_reason(error)}; what was there is as it was, "
+            f"cannot put the finished run into {str(path)!r}: {error.strerror or error}; what was there is as it was, "
             "and the same command tries again"
         ) from error
     flush_folder(path.parent)

@@ -27,8 +27,6 @@ class MethodSpec:
     """Whether the backbone is frozen, so that each image passes through it once."""
     has_steps: bool = True
     """Whether an optimiser steps over batches; a method without steps refuses the settings of steps."""
-    is_deterministic: bool = False
-    """Whether nothing is drawn at random: every seed gives the same result."""
 
 
 METHODS = {
@@ -64,17 +62,12 @@ METHODS = {
         ),
         reads_features=True,
         has_steps=False,
-        is_deterministic=True,
     ),
 }
 
 
 def method_spec(name: str) -> MethodSpec:
-    """Return the facts of a method.
-
-    Raises:
-        UserError: there is no such method; the message lists those there are.
-    """
+    """Return the facts of a method; an unknown name is a UserError that lists the known ones."""
     if name not in METHODS:
         raise UserError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]

@@ -1,14 +1,15 @@
 """What a run is called, and which settings make it another run."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.runs.methods import method_spec
 from common.runtime.errors import UserError
+from common.runtime.files import sha256
 
 # Where a run's files lie and how fast it is computed. Every other setting makes another result.
 NOT_IDENTITY = {
@@ -60,16 +61,14 @@ def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
         backbone = f"{backbone.split('.')[0]}.{'random' if weights == 'random' else Path(weights).stem}"
     identity = run_identity(vars(config) | {"image_size": image_size}, config.method)
     published = published_settings(config) | spec.published
-    short_names = {
-        f.name: f.metadata["short"] for f in dataclasses.fields(config) if f.metadata.get("short") is not None
-    }
+    short_names = {f.name: f.metadata["short"] for f in dataclasses.fields(config) if "short" in f.metadata}
     shown = [name for name in short_names if identity.get(name) not in (None, _plain(published[name]))]
     shown.sort(key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
     parts = [short_names[name] + _text(identity[name]) for name in shown]
     name = "-".join([backbone, spec.suffix.format(**vars(config)), *parts])
     if len(name) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    digest = sha256(name.encode())[:12]
     return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
@@ -89,8 +88,6 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "+".join(map(_text, value))
     if isinstance(value, float):  # the shorter of 0.001 and 1e-3
-        _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-        first, *rest = map(str, digits)
-        scientific = f"{first}{'.' * bool(rest)}{''.join(rest)}e{exponent + len(rest)}"
+        scientific = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
         return min(scientific, f"{value:g}", key=len)
     return str(value)

@@ -49,8 +49,7 @@ def encode_record(record: dict) -> bytes:
         ValueError: a number is infinite or not a number; the caller writes None and a note instead.
     """
     plain = json.loads(json.dumps(record, allow_nan=False))  # as a reader will see it: tuples are lists, keys strings
-    guarded = {key: value for key, value in plain.items() if key != "sha256"}
-    return _encode(_layout({**guarded, "sha256": _sha256(guarded)}) + "\n")
+    return _encode(_layout({**plain, "sha256": _sha256(plain)}) + "\n")
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -94,9 +93,8 @@ def is_intact(record: object) -> bool:
     """Say whether ``record`` is what ``encode_record`` wrote: its field ``sha256`` is the hash of all others."""
     if not isinstance(record, dict):
         return False
-    guarded = {key: value for key, value in record.items() if key != "sha256"}
     try:
-        return record.get("sha256") == _sha256(guarded)
+        return record.get("sha256") == _sha256(record)
     except ValueError:  # Python reads NaN, and 1e999 as infinity
         return False
 
@@ -130,8 +128,9 @@ def natural_order(text: str) -> list:
     return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)]
 
 
-def _sha256(guarded: dict) -> str:
+def _sha256(record: dict) -> str:
     """Return the hash of a record's canonical JSON, which does not depend on layout or on the order of fields."""
+    guarded = {key: value for key, value in record.items() if key != "sha256"}
     text = json.dumps(guarded, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return sha256(_encode(text))
 

@@ -36,7 +36,9 @@ def typed(value: Any, kind: Any, where: str = "") -> Any:
     if origin is Annotated:
         return _number(value, name, *arguments)
     if origin is Literal:
-        return _one_of(arguments, value, name)
+        if value not in arguments:
+            raise ValueError(f"{name} is {value!r}")
+        return value
     if not isinstance(value, dict if is_dataclass(kind) else origin or kind):
         raise ValueError(f"{name} is {type(value).__name__}, which is not what this benchmark writes")
     if is_dataclass(kind):
@@ -76,12 +78,6 @@ def _fields(record: dict, kind: type, where: str) -> Iterator[tuple[str, Any]]:
 
 def _json_name(each: Field) -> str:
     return each.metadata.get("json", each.name)
-
-
-def _one_of(allowed: tuple, value: Any, name: str) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}")
-    return value
 
 
 def _number(value: object, name: str, kind: type, bounds: Within) -> int | float:

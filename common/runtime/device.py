@@ -14,8 +14,7 @@ from common.runtime.errors import UserError
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for on this machine.
 
-    Raises:
-        UserError: the machine, or this build of PyTorch, does not have it.
+    One that the machine, or this build of PyTorch, does not have is a UserError.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

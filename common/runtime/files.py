@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {str(path)!r}: {error_reason(error)}; nothing was overwritten, make room and try again"
+            f"cannot write {str(path)!r}: {error.strerror or error}; nothing was overwritten, make room and try again"
         ) from error
     flush_folder(path.parent)
 
@@ -61,7 +61,7 @@ def flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
             raise UserError(
-                f"{str(folder)!r} was written, but the disk did not confirm it: {error_reason(error)}; "
+                f"{str(folder)!r} was written, but the disk did not confirm it: {error.strerror or error}; "
                 "check the disk, then try again"
             ) from error
 
@@ -70,11 +70,6 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed processes; only where no other process can be writing to ``folder``."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def error_reason(error: OSError) -> str:
-    """Return why the system refused, in its own words."""
-    return error.strerror or str(error)
 
 
 def sha256(content: bytes) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import os
 import socket
 import time
@@ -11,7 +10,11 @@ from pathlib import Path
 from typing import TextIO
 
 from common.runtime.errors import UserError
-from common.runtime.files import error_reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # How often a lock is asked for before its holder is believed: who looks whether it is held has it for an instant.
 ATTEMPTS, ATTEMPT_SECONDS = 4, 0.05
@@ -28,13 +31,10 @@ def locked(path: Path, *, what: str, wait: bool) -> Iterator[None]:
         UserError: ``wait`` is false and another process holds it; the message names ``what``, and the holder.
             Or the lock file cannot be written.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         yield
         return
-    file = _open_and_lock(path, what, wait, fcntl)
-    with file:
+    with _open_and_lock(path, what, wait) as file:
         try:
             _sign(file, path)
             yield
@@ -46,19 +46,10 @@ def locked(path: Path, *, what: str, wait: bool) -> Iterator[None]:
 
 def lock_holder(path: Path) -> str | None:
     """Return who holds the lock file ``path`` (process, host, since when), or None; on Windows always None."""
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         return None
-    try:
-        with open(path, "r+", encoding="utf-8") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                held = error.errno in (errno.EACCES, errno.EAGAIN)
-                return (file.read().strip() or "another process") if held else None
-    except OSError:
-        return None  # no such file: nobody
+    with contextlib.suppress(OSError), open(path, "r+", encoding="utf-8") as file:  # no such file: nobody
+        return None if _lock(file) else _holder(file)
     return None
 
 
@@ -69,10 +60,10 @@ def _sign(file: TextIO, path: Path) -> None:
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error_reason(error)}; make room and try again") from error
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; make room and try again") from error
 
 
-def _open_and_lock(path: Path, what: str, wait: bool, fcntl: object) -> TextIO:
+def _open_and_lock(path: Path, what: str, wait: bool) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -80,13 +71,14 @@ def _open_and_lock(path: Path, what: str, wait: bool, fcntl: object) -> TextIO:
         except FileNotFoundError:
             continue  # another process's lock ended meanwhile, and it removed the empty folder
         try:
-            locked = _try(file, fcntl)
+            locked = _try_for_a_moment(file)
         except OSError as error:  # some network file systems
-            print(f"note: {str(path.parent)!r} has no locks ({error_reason(error)}): start no run twice", flush=True)
+            print(
+                f"note: {str(path.parent)!r} has no locks ({error.strerror or error}): start no run twice", flush=True
+            )
             return file
         if not locked:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = _holder(file)
             if not wait:
                 file.close()
                 raise UserError(f"{what} is in use by {holder}; wait for it, or use another `run_name`")
@@ -97,18 +89,25 @@ def _open_and_lock(path: Path, what: str, wait: bool, fcntl: object) -> TextIO:
         file.close()  # its holder removed it meanwhile; whoever comes next makes a new one
 
 
-def _try(file: TextIO, fcntl: object) -> bool:
-    """Try for a moment to lock ``file``; raises OSError where the file system has no locks at all."""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(ATTEMPT_SECONDS)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _try_for_a_moment(file: TextIO) -> bool:
+    for _ in range(ATTEMPTS - 1):
+        if _lock(file):
             return True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+        time.sleep(ATTEMPT_SECONDS)
+    return _lock(file)
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock ``file`` unless another process has it; raises OSError where the file system has no locks at all."""
+    with contextlib.suppress(BlockingIOError, PermissionError):  # POSIX leaves the choice between the two
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     return False
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"
 
 
 def _is_still(file: TextIO, path: Path) -> bool:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from common.runtime.errors import UserError
-from common.runtime.files import error_reason, sha256_of_tensors, write_atomically
+from common.runtime.files import sha256_of_tensors, write_atomically
 
 VERSION = 2  # raise it where the saved state changes: what older code saved is then not misread
 
@@ -47,7 +47,7 @@ class Checkpoint:
         try:
             self.path.open("rb").close()  # what may not be read is not damaged, and not to be overwritten
         except OSError as error:
-            raise UserError(f"cannot read the checkpoint {str(self.path)!r}: {error_reason(error)}") from error
+            raise UserError(f"cannot read the checkpoint {str(self.path)!r}: {error.strerror or error}") from error
         found = _read(self.path)
         if found is None:
             print(f"the checkpoint {str(self.path)!r} is damaged and not used; the run starts from the beginning")
