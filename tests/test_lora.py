@@ -262,13 +262,13 @@ def test_an_mlp_of_other_layers_is_refused_before_its_first_layer_would_be_passe
 
 
 @pytest.mark.parametrize("choice", ["attention-also-norms", "all-linear-also-norms-and-embeddings"])
-def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(nursery, choice, tmp_path):
+def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(fork_server, choice, tmp_path):
     targets, also_train = choice.split("-also-")
     script, argv = ARMS["lora"]
     argv = [*argv, f"--targets={targets}", f"--also-train={also_train}", "--results-dir"]
-    assert nursery.run(script, [*argv, tmp_path / "whole"]).code == 0
-    assert nursery.run(script, [*argv, tmp_path / "killed"], step=3, action="kill", patch=FINE).code is None
-    again = nursery.run(script, [*argv, tmp_path / "killed"])
+    assert fork_server.run(script, [*argv, tmp_path / "whole"]).code == 0
+    assert fork_server.run(script, [*argv, tmp_path / "killed"], step=3, action="kill", patch=FINE).code is None
+    again = fork_server.run(script, [*argv, tmp_path / "killed"])
     assert again.code == 0 and "resuming after" in again.out
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
     (run,) = (tmp_path / "whole").glob("*/*/seed0")
@@ -276,7 +276,7 @@ def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(nursery, 
     record = json.loads((run / "result.json").read_text())["model"]
     assert record["lora"]["target_modules"] == list(lora.TARGETS[targets])
     assert record["method_settings"]["also_train"] == also_train
-    scored = nursery.run("evaluate", [run])
+    scored = fork_server.run("evaluate", [run])
     assert scored.code == 0 and "equals the stored predictions: identical" in scored.out
 
 
