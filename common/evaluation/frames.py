@@ -8,6 +8,7 @@ import pandas as pd
 from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
 from common.runs.result import Run
+from common.runs.schema import as_json
 
 RUN = ["dataset", "run", "seed", "label"]
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
@@ -41,7 +42,7 @@ def frames_of(comparisons: Sequence[Comparison]) -> Frames:
     ]
     runs = [key | {"method": series.method, "family": series.family} | _run_row(run) for key, series, run in members]
     history = [key | row for key, _, run in members for row in _history_rows(run)]
-    per_class = [key | row for key, _, run in members for row in _class_rows(run)]
+    per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
     may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
     return Frames(
         runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
@@ -77,8 +78,3 @@ def _history_rows(run: Run) -> Iterator[dict]:
         for split in ("train", "val"):
             values = {name: getattr(row, f"{split}_{name}") for name in ("loss", "accuracy")}
             yield {"epoch": row.epoch, "split": split, **values, "kept": row.epoch == run.result.best_epoch}
-
-
-def _class_rows(run: Run) -> Iterator[dict]:
-    for row in run.test.per_class:
-        yield {"class": row.name, **{name: getattr(row, name) for name in (*CLASS_SCORES, "support")}}
