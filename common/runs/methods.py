@@ -27,6 +27,8 @@ class MethodSpec:
     """Whether the backbone is frozen, so that each image passes through it once."""
     has_steps: bool = True
     """Whether an optimiser steps over batches; a method without steps refuses the settings of steps."""
+    is_deterministic: bool = False
+    """Whether nothing is drawn at random: every seed gives the same result."""
 
 
 METHODS = {
@@ -62,6 +64,7 @@ METHODS = {
         ),
         reads_features=True,
         has_steps=False,
+        is_deterministic=True,
     ),
 }
 
