@@ -13,7 +13,7 @@ run of 10,000 images for the intervals, which are kept beside the runs. The same
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,6 @@ from common.config import check_folder, require
 from common.evaluation.comparison import Comparison, compare
 from common.runs.result import find_runs, unfinished_runs
 from common.runtime.errors import UserError
-from common.runtime.parallel import parallel_map
 
 
 @dataclass(frozen=True)
@@ -55,114 +54,66 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from common.figures import style
-    from common.report import tables
-    from common.report.html import require_jinja2, write_report
-    from common.report.sentences import verdict_sentences
-    from common.report.verdict_tables import write_verdicts  # matplotlib takes a second, --help does not wait
+    """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
+    from common.evaluation.frames import frames_of
+    from common.evaluation.uncertainty import compute_uncertainty
+    from common.figures import draw_all
+    from common.report.sentences import named_pairs, verdict_sentences
+    from common.report.tables import write_summary, write_verdicts
 
+    # Data: the finished runs, those tested on the same images together, as tables
+    comparisons = _load(config)
+    frames, uncertainty = frames_of(comparisons), compute_uncertainty(comparisons)
+
+    # Figures
+    _note_missing_letters(comparisons)
+    figures = {comparison.dataset: [] for comparison in comparisons} | {"": []}
+    for dataset, files in draw_all(comparisons, frames, uncertainty, config.figures_dir, config.width):
+        print(*files, sep="\n", flush=True)
+        figures[dataset] += files
+
+    # Tables and verdicts
+    print(*write_summary(frames, uncertainty, config.results_dir), sep="\n")
+    print(*write_verdicts(frames, uncertainty, config.results_dir), "", sep="\n")
+    pairs = named_pairs(frames, uncertainty)
+    for comparison in comparisons:
+        print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
+
+    # Report
     if config.report:
-        require_jinja2()  # missing: said before the figures are drawn, not after
-    # Data: the finished runs, those tested on the same images together
+        from common.report.html import write_report
+
+        notes = write_report(config.report, comparisons, frames, uncertainty, figures=figures, data_dir=config.data_dir)
+        print(*notes, config.report, sep="\n")
+
+
+def _load(config: Config) -> list[Comparison]:
+    """Return the runs that were asked for, compared where they can be, and print what was left out or must be known."""
     runs, problems = find_runs(config.results_dir, config.runs)
-    compared, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
-    compared = [replace(one, with_published=config.published) for one in compared]
+    comparisons, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]
-    print(*lines, sep="\n", end="\n" * bool(lines))
-    if not compared:
+    for comparison in comparisons:
+        lines.append(f"{comparison.dataset}: {sum(len(series.runs) for series in comparison.series)} runs, intervals")
+    print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+    if not comparisons:
         raise UserError(
             f"no finished run matches {config.runs!r} in {str(config.results_dir)!r} (DATASET/RUN/seedN/result.json); "
             "make one, for example with: python train_cnn_head.py --dataset digits"
         )
-
-    # Evidence: kept beside the runs, so that only new predictions cost time
-    for one in compared:
-        print(f"{one.dataset}: {sum(len(series.runs) for series in one.series)} runs, intervals", flush=True)
-        _ = one.evidence
-
-    # Figures
-    with style.context():
-        letters = style.missing_letters(_names(compared))
-    if letters:
-        print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
-    figures = {one.dataset: [] for one in compared} | {"": []}
-    drawn = list(_figures(compared))
-    files = parallel_map(_draw, [(config.figures_dir / stem, config.width, *figure) for stem, *figure in drawn])
-    for (_, _, subject), paths in zip(drawn, files, strict=True):
-        print(*paths, sep="\n", flush=True)
-        figures[subject.dataset if isinstance(subject, Comparison) else ""] += paths
-
-    # Tables and verdicts
-    print(*tables.write_summary(compared, config.results_dir), sep="\n")
-    print(*write_verdicts(compared, config.results_dir), sep="\n")
-    print("", *verdict_sentences(compared), sep="\n")
-
-    # Report
-    if config.report:
-        shown = {"figures": figures, "statements": _statements(compared), "data_dir": config.data_dir}
-        print(*write_report(config.report, compared, **shown), config.report, sep="\n")
+    return [replace(comparison, with_published=config.published) for comparison in comparisons]
 
 
-def _figures(compared: list[Comparison]) -> Iterator[tuple[str, Callable, object]]:
-    """Yield a file's stem, the function that draws its figure, and the function's argument."""
-    from common.figures.bars import final_benchmark_comparison, overview
-    from common.figures.confusion import confusion_matrices
-    from common.figures.differences import differences
-    from common.figures.few_shot import few_shot, few_shot_curves
-    from common.figures.learning_curves import learning_curves
-    from common.figures.per_class import per_class_f1
-    from common.figures.reliability import reliability
-    from common.figures.roc import roc_curves
-    from common.figures.trade_offs import (
-        accuracy_vs_flops,
-        accuracy_vs_parameters,
-        accuracy_vs_saved_bytes,
-        accuracy_vs_time,
-    )
-
-    for one in compared:
-        benchmark = "cifar_10" if one.dataset == "cifar10" else one.dataset  # the study's own name for this file
-        yield f"{benchmark}_final_benchmark_comparison", final_benchmark_comparison, one
-        of_one = [learning_curves, confusion_matrices, roc_curves, per_class_f1]
-        of_one += [reliability]
-        of_one += [differences] * bool(one.evidence.differences)
-        of_one += [few_shot] * bool(few_shot_curves(one))
-        for draw in of_one:
-            yield f"{one.dataset}_{draw.__name__}", draw, one
-    of_all = (accuracy_vs_parameters, accuracy_vs_time, accuracy_vs_flops)
-    for draw in (overview, *of_all, accuracy_vs_saved_bytes):
-        yield draw.__name__, draw, compared
-
-
-def _statements(compared: list[Comparison]):
-    """Return what the intervals say, in the words of the report."""
-    from common.report.html import Statements
-    from common.report.sentences import verdict_sentences
-
-    means = {(one.dataset, name): mean["accuracy"] for one in compared for name, mean in one.evidence.means.items()}
-    return Statements(
-        intervals={key: f"{mean.low:.3f} to {mean.high:.3f}" for key, mean in means.items()},
-        verdicts={
-            one.dataset: [line.removeprefix(f"{one.dataset}: ") for line in verdict_sentences([one])]
-            for one in compared
-        },
-    )
-
-
-def _draw(figure: tuple[Path, str, Callable, object]) -> list[Path]:
-    """Draw and save one figure; return the paths written."""
+def _note_missing_letters(comparisons: Sequence[Comparison]) -> None:
+    """Print which letters of the names that figures show the font lacks."""
     from common.figures import style
 
-    stem, columns, draw, argument = figure
-    with style.context(columns):
-        return style.save(draw(argument), stem)
-
-
-def _names(compared: list[Comparison]) -> list[str]:
-    """Return every name that a figure shows."""
-    labels = [series.label for one in compared for series in one.series]
-    return labels + [name for one in compared for name in (one.dataset, *one.data["classes"])]
+    names = [series.label for comparison in comparisons for series in comparison.series]
+    names += [name for comparison in comparisons for name in (comparison.dataset, *comparison.data.classes)]
+    with style.context():
+        letters = style.missing_letters(names)
+    if letters:
+        print(f"note: the font has no {letters[:20]!r}; set font.family in a matplotlibrc file to one that has")
 
 
 if __name__ == "__main__":

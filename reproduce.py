@@ -31,7 +31,6 @@ from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
 from common.grid.scheduler import Job
-from common.report import tables
 from common.runs.result import RESULT_FILE, find_runs, read_result
 from common.runtime.progress import duration
 
@@ -239,17 +238,21 @@ def _obstacle(job: Job, state: str, absent: dict[str, str]) -> str | None:
 
 def _outcome(job: Job) -> str:
     result = read_result(job.folder / RESULT_FILE)
-    return f"test accuracy {result.test.scores['accuracy']:.4f}, training {result.efficiency.total_train_seconds:.0f} s"
+    seconds = result.efficiency.total_train_seconds
+    return f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
 
 
 def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
     """Draw the profile's figures and tables, and print its scores and the command of one run."""
+    from common.evaluation.frames import frames_of
+    from common.report import tables  # pandas takes a third of a second, --help does not wait
+
     folder = config.results_dir / config.profile
     figures = config.figures_dir / config.profile
     drawn = f"{result_name(config.dataset)}/*" if config.profile == "compare" else "*"
     plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=drawn))
-    compared, _ = compare(find_runs(folder, drawn)[0], {})
-    print("", tables.terminal(compared), sep="\n")
+    comparisons, _ = compare(find_runs(folder, drawn)[0], {})
+    print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     if config.profile == "compare":
         print(f"\n{COMPARE_LIMITS}")
     print(f"\none run by itself, to edit and run again:\n  {planned[0].shell_line}", flush=True)

@@ -21,6 +21,9 @@ import train_vit_lora
 from common import cli
 from common.data import images
 from common.evaluation.comparison import Comparison, compare
+from common.evaluation.frames import frames_of
+from common.evaluation.uncertainty import compute_uncertainty
+from common.figures import draw_all
 from common.runs.result import find_runs, read_result
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,10 +106,11 @@ def test_class_names_of_every_kind_are_trained_scored_and_drawn(script, flags, t
 
 def test_their_figures_are_drawn(tmp_path):
     fake_run(tmp_path / "results", classes=tuple(sorted(ODD)), num_test=60)
-    of_one_dataset = list(plot_results._figures(_compared(tmp_path / "results")))[:5]
-    for stem, *figure in of_one_dataset:
-        for path in plot_results._draw((tmp_path / "figures" / stem, "two", *figure)):
-            assert path.stat().st_size
+    comparisons = _compared(tmp_path / "results")
+    for _, files in draw_all(
+        comparisons, frames_of(comparisons), compute_uncertainty(comparisons), tmp_path / "figures"
+    ):
+        assert all(path.stat().st_size for path in files)
 
 
 def _compared(folder: Path) -> list[Comparison]:

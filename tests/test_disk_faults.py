@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from finished import ARMS, FINE, TINY, left
 from nursery import Ended
 
 from common.evaluation.comparison import compare
+from common.evaluation.frames import frames_of
+from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import style
 from common.report import tables
 from common.runs.folder import RunFolder, finish_run_folder, open_run_folder
@@ -217,13 +220,14 @@ def test_a_folder_that_cannot_be_flushed_is_told_apart_from_a_write_that_failed(
 
 
 def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    compared, _ = compare([fake_run(tmp_path / "results", num_test=20)], {})
+    comparisons, _ = compare([fake_run(tmp_path / "results", num_test=20)], {})
+    statistics = frames_of(comparisons), compute_uncertainty(comparisons)
     from matplotlib.figure import Figure
 
     drawn = style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
-    written = tables.write_summary(compared, tmp_path / "results")
+    written = tables.write_summary(*statistics, tmp_path / "results")
     before = {path: path.read_bytes() for path in [*drawn, *written]}
-    replace = os.replace
+    os_replace = os.replace
 
     def failing(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -234,10 +238,10 @@ def test_figures_and_tables_are_replaced_whole_or_not_at_all(tmp_path, monkeypat
     with pytest.raises(UserError, match="No space left"):
         style.save(Figure(figsize=(1, 1)), tmp_path / "figures" / "one")
     with pytest.raises(UserError, match="No space left"):
-        tables.write_summary(compared, tmp_path / "results")
+        tables.write_summary(*statistics, tmp_path / "results")
     assert {path: path.read_bytes() for path in before} == {path: b + b" " for path, b in before.items()}
     assert not list(tmp_path.rglob("*.tmp"))
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", os_replace)
 
 
 def test_a_lock_that_cannot_be_written_is_named_and_not_left_behind(tmp_path, monkeypatch):
@@ -281,7 +285,7 @@ def test_an_exchange_of_folders_that_fails_leaves_the_old_run_readable(call, tmp
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(UserError, match="Input/output error; what was there is as it was"):
-        finish_run_folder(run, {}, {**kept.result, "notes": ["new"]})
+        finish_run_folder(run, {}, replace(kept.result, notes=["new"]))
     assert left(tmp_path) == before
     assert read_result(kept.folder / "result.json") == kept.result
 

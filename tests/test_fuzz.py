@@ -20,6 +20,8 @@ from common.data import images, registry
 from common.data.dataset import load_dataset
 from common.data.images import FORMATS, decode_bytes
 from common.evaluation.comparison import compare
+from common.evaluation.frames import frames_of
+from common.evaluation.uncertainty import compute_uncertainty
 from common.report import tables
 from common.runs import record
 from common.runs.result import Run, encode_record, find_runs, read_result
@@ -92,8 +94,9 @@ def _read_and_compare(content: bytes, run: Run) -> None:
     _allowed(record.problem_with_restoring, found[0].result) if found else None
     compared, _ = compare(found, {})
     if compared:
-        tables.terminal(compared)
-        tables.write_summary(compared, run.folder.parent)
+        frames = frames_of(compared)
+        tables.terminal(compared, frames)
+        tables.write_summary(frames, compute_uncertainty(compared), run.folder.parent)
 
 
 @pytest.mark.filterwarnings("ignore:overflow|invalid value:RuntimeWarning")

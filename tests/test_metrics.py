@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog", "eel")
 
 def test_counts_and_rates_by_hand():
     scored, notes = metrics.score(LOGITS, LABELS, CLASSES)
-    assert notes == []
+    assert notes == ["top5_accuracy is null: it needs more than five classes"]
     assert scored["accuracy"] == 4 / 5
     assert scored["confusion_matrix"] == [[1, 0, 0], [0, 2, 0], [1, 0, 1]]
     cat, dog, eel = scored["per_class"]
@@ -128,6 +128,31 @@ def test_nothing_to_score_is_refused():
 def test_labels_that_do_not_fit_are_a_defect(labels):
     with pytest.raises(ValueError, match="expected"):
         metrics.score(LOGITS, labels, CLASSES)
+
+
+def test_a_label_counts_among_the_top_five_unless_five_logits_come_before_it():
+    logits = np.tile(np.arange(7, dtype=np.float32), (4, 1))
+    logits[3] = 0  # of equals the earlier comes first
+    scored, notes = metrics.score(logits, np.array([2, 1, 6, 5]), tuple("abcdefg"))
+    assert scored["top5_accuracy"] == 2 / 4 and not any("top5" in note for note in notes)
+    assert metrics.score(LOGITS, LABELS, CLASSES)[0]["top5_accuracy"] is None
+
+
+def test_the_brier_score_is_a_metric_of_the_record():
+    scored, _ = metrics.score(LOGITS, LABELS, CLASSES)
+    assert scored["brier"] == calibration.brier_score(metrics.softmax(LOGITS), LABELS)
+
+
+def test_a_metric_is_one_entry_of_the_table(monkeypatch):
+    error = metrics.Metric("Error", lambda scores: float((~scores.correct).mean()), higher_is_better=False)
+    monkeypatch.setitem(metrics.METRICS, "error", error)
+    scored, _ = metrics.score(LOGITS, LABELS, CLASSES)
+    assert list(scored)[-3:] == ["error", "per_class", "confusion_matrix"] and scored["error"] == 1 / 5
+
+
+def test_chance_is_the_share_of_the_largest_class_and_half_of_an_area():
+    chance = {name: metric.chance(np.array([1, 3])) for name, metric in metrics.METRICS.items() if metric.chance}
+    assert chance == {"accuracy": 0.75, "auc_macro": 0.5, "auc_micro": 0.5}
 
 
 def test_roc_curves_enclose_the_reported_areas():

@@ -1,45 +1,34 @@
-"""Figures and tables: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
+"""Figures: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
 
-import csv
 import hashlib
-import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_results import MODELS, fake_run
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 import plot_results
 from common.evaluation import calibration, comparison, metrics
-from common.evaluation.formatting import mean_and_sd
+from common.evaluation.frames import frames_of
 from common.evaluation.labels import friendly_name
+from common.evaluation.metrics import METRICS
 from common.evaluation.published_study import published_caption
-from common.evaluation.significance import verdict
-from common.figures import style
-from common.figures.bars import final_benchmark_comparison, overview
-from common.figures.confusion import confusion_matrices
-from common.figures.differences import differences
-from common.figures.few_shot import few_shot, few_shot_curves
-from common.figures.learning_curves import learning_curves
-from common.figures.per_class import per_class_f1
-from common.figures.reliability import reliability
-from common.figures.roc import roc_curves
-from common.figures.trade_offs import (
-    accuracy_vs_flops,
-    accuracy_vs_parameters,
-    accuracy_vs_saved_bytes,
-    accuracy_vs_time,
-    pareto_front,
-)
+from common.evaluation.quantities import QUANTITIES
+from common.evaluation.uncertainty import compute_uncertainty
+from common.figures import FIGURES, bars, differences, layout, style
+from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade
+from common.figures.trade_offs import few_shot_curves, pareto_front
 from common.report.tables import write_summary
-from common.report.verdict_tables import write_verdicts
 from common.runs.predictions import read_predictions
-from common.runs.result import find_runs, unfinished_runs
+from common.runs.result import find_runs, unfinished_runs, write_result
 from common.runtime.errors import UserError
 
 LORA, RESNET, EFFICIENTNET, VIT_HEAD, RESNET_LINEAR, _ = MODELS
@@ -50,22 +39,8 @@ STEMS = {
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
     *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
-PER_DATA_SET = (
-    final_benchmark_comparison,
-    learning_curves,
-    confusion_matrices,
-    roc_curves,
-    per_class_f1,
-    reliability,
-    differences,
-)
-ACROSS = (
-    overview,
-    accuracy_vs_parameters,
-    accuracy_vs_time,
-    accuracy_vs_flops,
-    accuracy_vs_saved_bytes,
-)
+PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name != "few_shot"]
+ACROSS = [name for name, spec in FIGURES.items() if spec.across]
 
 
 def compare(folder: Path, pattern: str = "*", **labels: str):
@@ -78,14 +53,23 @@ def texts(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
+def tables(comparisons):
+    return frames_of(comparisons), compute_uncertainty(comparisons)
+
+
+def figure(name: str, subject) -> Figure:
+    """Draw one of ``FIGURES`` of a comparison, or of several across data sets."""
+    return FIGURES[name].draw(subject, *tables(subject if FIGURES[name].across else [subject]))
+
+
 def draw(folder: Path, to: Path) -> None:
     """Draw all figures of one data set on the screen, and the one with most names into files too."""
     (compared,), _ = compare(folder)
     with style.context():
-        for function in PER_DATA_SET[:2] + PER_DATA_SET[3:]:
-            function(compared).canvas.draw()
-        style.save(confusion_matrices(compared), to / "matrices")
-        accuracy_vs_time([compared])
+        for name in PER_DATA_SET:
+            drawn = figure(name, compared)
+            _ = style.save(drawn, to / name) if name == "confusion_matrices" else drawn.canvas.draw()
+        figure("accuracy_vs_time", [compared])
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -118,25 +102,22 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
     assert printed[-2].startswith("cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +")
     assert printed[-1].startswith("digits: ") and "one seed, 60 test images" in printed[-1]
 
-    digits = compare(folder)[0][1]
+    (several_seeds, _), _ = compare(folder)
     with style.context():
-        again = [
-            path for draw in PER_DATA_SET for path in style.save(draw(digits), tmp_path / f"digits_{draw.__name__}")
-        ]
-    assert [path.name for path in again if path.read_bytes() != files[path.name]] == []
+        again = [path for name in PER_DATA_SET for path in style.save(figure(name, several_seeds), tmp_path / name)]
+    assert [path.name for path in again if path.read_bytes() not in files.values()] == []
 
 
 def test_pdfs_embed_type_42_fonts_and_carry_no_date(folder, tmp_path):
     with style.context():
-        png, pdf = style.save(overview(compare(folder)[0]), tmp_path / "overview")
+        png, pdf = style.save(figure("overview", compare(folder)[0]), tmp_path / "overview")
     assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
     assert b"/Type3" not in pdf.read_bytes() and b"CreationDate" not in pdf.read_bytes()
     assert b"Software" not in png.read_bytes()
 
 
 def test_neither_torch_nor_its_libraries_are_imported():
-    modules = "plot_results, common.figures.bars, common.figures.roc, common.figures.trade_offs, common.report.tables"
-    modules += ", common.report.verdict_tables, common.figures.differences, sklearn.metrics"
+    modules = "plot_results, common.figures, common.report.tables, sklearn.metrics"
     heavy = {"torch", "timm", "peft", "torchvision"}
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -144,7 +125,7 @@ def test_neither_torch_nor_its_libraries_are_imported():
 
 
 def test_help_does_not_wait_for_matplotlib():
-    slow = {"matplotlib", "sklearn", "scipy"}
+    slow = {"matplotlib", "sklearn", "scipy", "pandas", "seaborn"}
     code = f"import sys, plot_results; print(bool({slow} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert printed == "False\n"
@@ -178,7 +159,8 @@ def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings
     fake_run(tmp_path, dataset="mnist", folder_name="resnet50.tv2_in1k-head_mlp-ep30")
     compared, _ = comparison.compare(find_runs(tmp_path)[0], {})
     assert [one.series[0].label for one in compared] == ["ResNet50 (head)"] * 2
-    assert compared[0].series[0].look == compared[1].series[0].look
+    looks = [list(run_styles(one).values()) for one in compared]
+    assert looks[0] == looks[1]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +176,8 @@ def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings
     ],
 )
 def test_friendly_names(backbone, rank, label):
-    assert friendly_name({"backbone": backbone, "model": {"lora": {"rank": rank} if rank else None}}) == label
+    method, settings = ("lora", {"rank": rank}) if rank else ("head_linear", {})
+    assert friendly_name(SimpleNamespace(backbone=backbone, method=method, method_settings=settings)) == label
 
 
 def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
@@ -218,7 +201,7 @@ def test_every_run_has_its_own_entry_in_the_legend(tmp_path, folders):
     for labels in ({}, dict.fromkeys(folders, "Same")):
         compared, _ = compare(tmp_path, **labels)
         with style.context():
-            (legend,) = accuracy_vs_parameters(compared).legends
+            (legend,) = figure("accuracy_vs_parameters", compared).legends
         assert len({text.get_text() for text in legend.get_texts()}) == 2
 
 
@@ -226,11 +209,11 @@ def test_a_models_colour_does_not_depend_on_the_others(tmp_path):
     for name in MODELS:
         fake_run(tmp_path, name, num_test=20)
     (everything,), _ = compare(tmp_path)
-    looks = {series.name: series.look for series in everything.series}
+    looks = run_styles(everything)
     assert len({look.color for look in looks.values()}) == len(MODELS)
     for name in (LORA, RESNET, EFFICIENTNET, VIT_HEAD):
         (alone,), _ = compare(tmp_path, name)
-        assert alone.series[0].look == looks[name]
+        assert run_styles(alone) == {name: looks[name]}
 
 
 def test_runs_on_other_test_images_are_named_and_left_out(folder, tmp_path):
@@ -263,11 +246,11 @@ def test_random_weights_are_labelled_everywhere(tmp_path):
     compared, lines = compare(tmp_path)
     assert any("random weights" in line for line in lines)
     with style.context():
-        figures = [draw(compared[0]) for draw in PER_DATA_SET] + [draw(compared) for draw in ACROSS]
-    for figure in figures:
-        shown = " ".join(texts(figure).split())
+        figures = [figure(name, compared[0]) for name in PER_DATA_SET] + [figure(name, compared) for name in ACROSS]
+    for drawn in figures:
+        shown = " ".join(texts(drawn).split())
         assert "ResNet50 (head) [random weights]" in shown and "beside pretrained" in shown
-    write_summary(compared, tmp_path)
+    write_summary(*tables(compared), tmp_path)
     assert "[random weights]" in (tmp_path / "summary.md").read_text()
 
 
@@ -304,7 +287,7 @@ def test_any_class_names_and_numbers_are_drawn(tmp_path, classes):
     for name in (LORA, RESNET):
         fake_run(tmp_path, name, dataset="own", classes=classes, num_test=3 * len(classes), epochs=1)
     draw(tmp_path, tmp_path / "figures")
-    write_summary(compare(tmp_path)[0], tmp_path)
+    write_summary(*tables(compare(tmp_path)[0]), tmp_path)
     assert len(list((tmp_path / "figures").iterdir())) == 2
 
 
@@ -312,7 +295,7 @@ def test_a_long_data_set_name_leaves_room_in_the_title(tmp_path):
     fake_run(tmp_path, RESNET, num_test=20, dataset="d" * 200)
     (compared,), _ = compare(tmp_path)
     with style.context():
-        title = roc_curves(compared).texts[0].get_text()
+        title = figure("roc_curves", compared).texts[0].get_text()
     assert title.startswith("d" * 23 + "…: ROC")
 
 
@@ -325,58 +308,116 @@ def test_letters_that_the_font_lacks_are_found():
 def test_a_class_without_test_images_leaves_gaps_but_no_error(tmp_path):
     fake_run(tmp_path, RESNET, num_test=9)  # the tenth class has none
     (compared,), _ = compare(tmp_path)
-    assert compared.series[0].runs[0].test["auc_macro"] is None
+    assert compared.series[0].runs[0].test.scores["auc_macro"] is None
     draw(tmp_path, tmp_path / "figures")
     with style.context():
-        rows = [label.get_text() for label in per_class_f1(compared).axes[0].get_yticklabels()]
+        rows = [label.get_text() for label in figure("per_class_f1", compared).axes[0].get_yticklabels()]
     assert len(rows) == 9 and "truck" not in rows
-    write_summary([compared], tmp_path)
-    assert "| — |" in (tmp_path / "summary.md").read_text() and "---" in (tmp_path / "summary.tex").read_text()
+    write_summary(*tables([compared]), tmp_path)
+    assert "| — |" in (tmp_path / "summary.md").read_text() and "& — &" in (tmp_path / "summary.tex").read_text()
 
 
 def test_figures_show_the_numbers_of_the_records(folder):
-    compared, _ = compare(folder, "cifar10/*")
-    accuracy = np.array([run.test["accuracy"] for run in compared[0].series[0].runs])
+    (compared,), _ = compare(folder, "cifar10/*")
+    accuracy = np.array([run.test.scores["accuracy"] for run in compared.series[0].runs])
     with style.context():
-        shown = texts(final_benchmark_comparison(compared[0]))
-        matrix = confusion_matrices(compared[0]).axes[0].images[0].get_array()
+        shown = texts(figure("final_benchmark_comparison", compared))
+        matrix = figure("confusion_matrices", compared).axes[0].collections[0].get_array()
     assert f"{accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}" in shown
-    low, high = compared[0].evidence.means[LORA]["accuracy"][1:]
+    low, high = interval(compared, LORA)
     assert f"[{low:.3f}, {high:.3f}]" in shown
-    counts = np.sum([run.test["confusion_matrix"] for run in compared[0].series[0].runs], axis=0)
-    assert np.allclose(matrix, 100 * counts / counts.sum(axis=1, keepdims=True))
+    counts = np.sum([run.test.confusion_matrix for run in compared.series[0].runs], axis=0)
+    assert np.allclose(matrix.reshape(counts.shape), 100 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def interval(compared, run: str) -> list[float]:
+    means = compute_uncertainty([compared]).means
+    return means.query("run == @run and metric == 'accuracy'")[["low", "high"]].iloc[0].tolist()
 
 
 def test_every_seed_is_a_dot_in_front_of_its_mean(folder):
-    compared = compare(folder, "cifar10/*")[0]
+    (compared,), _ = compare(folder, "cifar10/*")
     with style.context():
-        (ax,) = accuracy_vs_parameters(compared).axes
-    for series, (dots, mean) in zip(compared[0].series, zip(*[iter(ax.collections)] * 2, strict=True), strict=True):
-        assert dots.get_offsets()[:, 1].tolist() == [run.test["accuracy"] for run in series.runs]
-        assert dots.get_zorder() > mean.get_zorder()
+        (ax,) = figure("accuracy_vs_parameters", [compared]).axes
+    means, dots = ax.collections
+    accuracies = [[run.test.scores["accuracy"] for run in series.runs] for series in compared.series]
+    assert dots.get_offsets()[:, 1].tolist() == np.ravel(accuracies).tolist()
+    assert np.allclose(means.get_offsets()[:, 1], np.mean(accuracies, axis=1))
+    assert dots.get_zorder() > means.get_zorder()
+    assert [tuple(color) for color in means.get_facecolors()] == [
+        to_rgba(look.color) for look in run_styles(compared).values()
+    ]
+
+
+def test_every_seed_is_a_dot_at_its_value_on_the_bar_of_its_model(folder):
+    (compared,), _ = compare(folder, "cifar10/*")
+    with style.context():
+        ax = figure("final_benchmark_comparison", compared).axes[0]
+    dots = np.concatenate([dots.get_offsets() for dots in ax.collections])
+    wanted = [(run.test.scores["accuracy"], row) for row, series in enumerate(compared.series) for run in series.runs]
+    assert sorted((x, round(y)) for x, y in dots) == sorted(wanted)
+    assert len({y for _, y in dots}) == len(wanted)  # none hides another
 
 
 def test_whiskers_are_the_intervals_and_published_marks_come_when_asked_for(folder):
     (compared,), _ = compare(folder, "cifar10/*")
-    means = [compared.evidence.means[series.name]["accuracy"] for series in compared.series]
     with style.context():
-        figure = final_benchmark_comparison(compared)
-        whiskers = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_path_effects()]
-        assert [tuple(line.get_xdata()) for line in whiskers] == [(low, high) for _, low, high in means]
-        assert "published" not in texts(figure)
-        figure = final_benchmark_comparison(replace(compared, with_published=True))
-    diamonds = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
-    assert diamonds == [0.9732, 0.9742, 0.8348, 0.8273] and "published, one run each" in texts(figure)
+        drawn = figure("final_benchmark_comparison", compared)
+        whiskers = [line for line in drawn.axes[0].lines if len(line.get_xdata()) == 2 and line.get_path_effects()]
+        assert [list(line.get_xdata()) for line in whiskers] == [
+            interval(compared, one.name) for one in compared.series
+        ]
+        assert "published" not in texts(drawn)
+        drawn = figure("final_benchmark_comparison", replace(compared, with_published=True))
+    diamonds = [line.get_xdata()[0] for line in drawn.axes[0].lines if line.get_marker() == "D"]
+    assert diamonds == [0.9732, 0.9742, 0.8348, 0.8273] and "published, one run each" in texts(drawn)
+
+
+def test_a_fourth_headline_metric_is_one_more_panel(folder, monkeypatch):
+    more = {**METRICS, "balanced_accuracy": replace(METRICS["balanced_accuracy"], headline=True, chance=lambda _: 0.1)}
+    named = [name for name, metric in more.items() if metric.headline]
+    compared, _ = compare(folder)
+    frames, unsure = tables(compared)
+    means, pairs = (  # as if it had been resampled
+        pd.concat([frame, frame[frame["metric"] == "accuracy"].assign(metric="balanced_accuracy")])
+        for frame in (unsure.means, unsure.pairs)
+    )
+    unsure = replace(unsure, means=means, pairs=pairs)
+    for module in (bars, differences):
+        monkeypatch.setattr(module, "HEADLINE", named)
+        monkeypatch.setattr(module, "METRICS", more)
+    for columns, shape in (("one", (4, 1)), ("two", (2, 2))):
+        with style.context(columns):
+            for name in ("final_benchmark_comparison", "differences"):
+                drawn = FIGURES[name].draw(compared[0], frames, unsure)
+                drawn.canvas.draw()
+                assert [ax.get_title(loc="left") for ax in drawn.axes] == [more[metric].label for metric in named]
+                assert drawn.axes[0].get_gridspec().get_geometry() == shape
+            everything = FIGURES["overview"].draw(compared, frames, unsure)
+            assert len(everything.axes) == len(compared) * len(named)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3), (7, 3)])
+def test_panels_fill_the_page_evenly(count, columns):
+    with style.context("two"):
+        assert layout.panel_columns(count) == columns
+        figure, axes = layout.facets(["title"] * count, (1, 0.5), title="", caption="")
+    assert axes.shape == (count, 2) and len(figure.axes) == 2 * count
+    places = [(spec.rowspan.start, spec.colspan.start) for spec in (ax.get_subplotspec() for ax in axes[:, 0])]
+    assert places == [(2 * (index // columns), index % columns) for index in range(count)]
+    layout.label_outside(axes[:, 1], "x", "y")
+    assert [bool(ax.get_xlabel()) for ax in axes[:, 1]] == [index + columns >= count for index in range(count)]
+    assert [bool(ax.get_ylabel()) for ax in axes[:, 1]] == [index % columns == 0 for index in range(count)]
 
 
 @pytest.mark.parametrize(("columns", "inches", "rows"), [("one", 3.5, 3), ("two", 7.2, 1)])
 def test_figures_fit_the_columns_of_a_page(folder, columns, inches, rows):
     (compared,), _ = compare(folder, "cifar10/*")
     with style.context(columns):
-        for draw in (final_benchmark_comparison, differences):
-            figure = draw(compared)
-            assert figure.get_figwidth() == inches and figure.axes[0].get_gridspec().nrows == rows
-            figure.canvas.draw()
+        for name in ("final_benchmark_comparison", "differences"):
+            drawn = figure(name, compared)
+            assert drawn.get_figwidth() == inches and drawn.axes[0].get_gridspec().nrows == rows
+            drawn.canvas.draw()
     assert style.width() != inches
 
 
@@ -391,29 +432,67 @@ def test_differences_are_coloured_by_their_verdict(tmp_path):
     for name, folder_name in ((LORA, None), (RESNET, "a"), (RESNET, "b")):
         fake_run(tmp_path, name, num_test=60, folder_name=folder_name)
     (compared,), _ = compare(tmp_path)
+    pairs = compute_uncertainty([compared]).pairs.query("metric == 'accuracy'")
     with style.context():
-        ax = differences(compared).axes[0]
-    marks = [line.get_marker() for line in ax.lines if line.get_marker() not in ("None", "")]
-    words = [verdict(difference.estimates["accuracy"]) for difference in compared.evidence.differences]
-    assert words == ["better", "better", "no difference seen"] and marks == [">", ">", "o"]
-    bars = [line for line in ax.lines if line.get_solid_capstyle() == "butt" and len(line.get_xdata()) == 2][:3]
-    for bar, difference in zip(bars, compared.evidence.differences, strict=True):
-        assert list(bar.get_xdata()) == pytest.approx([100 * end for end in difference.estimates["accuracy"][1:]])
+        ax = figure("differences", compared).axes[0]
+    marks = [(line.get_marker(), line.get_color()) for line in ax.lines if line.get_marker() not in ("None", "")]
+    assert pairs["verdict"].tolist() == ["better", "better", "no difference seen"]
+    looks = [VERDICTS[word][1] for word in pairs["verdict"]]
+    assert marks == [(look["marker"], look["color"]) for look in looks] and len(set(marks)) == 2
+    bars = [segment[:, 0].tolist() for lines in ax.collections for segment in lines.get_segments()]
+    assert bars == [pytest.approx([100 * pair.low, 100 * pair.high]) for pair in pairs.itertuples()]
+
+
+def test_a_verdict_has_no_models_colour():
+    models = {shade(look.color, amount) for look in STYLES.values() for amount in SHADES}
+    colors, markers = ({look[name] for _, look in VERDICTS.values()} for name in ("color", "marker"))
+    assert not models & {color.lower() for color in colors} and len(colors) == len(markers) == len(VERDICTS)
 
 
 def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
     run = fake_run(tmp_path, RESNET, num_test=200)
     (compared,), _ = compare(tmp_path)
     with style.context():
-        figure = reliability(compared)
-    top = figure.axes[0]
+        drawn_figure = figure("reliability", compared)
+    top = drawn_figure.axes[0]
     predictions = read_predictions(run.folder, run.result)
     probabilities = metrics.softmax(predictions.logits)
     bins = calibration.reliability(probabilities, predictions.labels)
     drawn = top.collections[-1].get_offsets()  # as trained, in front
     full = bins.images > 0
     assert np.allclose(drawn, np.column_stack([bins.confidence[full], bins.accuracy[full]]))
-    assert f"ECE {run.test['ece']:.3f}" in texts(figure)
+    assert f"ECE {run.test.scores['ece']:.3f}" in texts(drawn_figure)
+
+
+@pytest.mark.parametrize(
+    ("name", "cost"),
+    [
+        ("accuracy_vs_parameters", "trainable_params"),
+        ("accuracy_vs_time", "total_train_seconds"),
+        ("accuracy_vs_flops", "forward_flops"),
+        ("accuracy_vs_saved_bytes", "saved_bytes"),
+    ],
+)
+def test_the_axis_of_a_cost_has_its_one_name_and_unit(folder, name, cost):
+    compared, _ = compare(folder, "cifar10/*")
+    with style.context():
+        (ax,) = figure(name, compared).axes
+    means = frames_of(compared).runs.groupby("run", sort=False)[cost].mean() * QUANTITIES[cost].scale
+    assert ax.get_xlabel() == f"{QUANTITIES[cost].label}, log" and ax.get_ylabel() == METRICS["accuracy"].label
+    assert np.allclose(ax.collections[0].get_offsets()[:, 0], means)
+
+
+def test_a_cost_that_no_run_knows_is_an_empty_panel(tmp_path):
+    run = fake_run(tmp_path, RESNET, num_test=20)
+    write_result(run.folder, replace(run.result, model=replace(run.result.model, forward_flops=None)))
+    fake_run(tmp_path, RESNET, num_test=20, dataset="digits")
+    with style.context():
+        drawn = figure("accuracy_vs_flops", compare(tmp_path)[0])
+        drawn.canvas.draw()
+    assert [len(ax.collections) for ax in drawn.axes] == [0, 1]
+    with style.context():
+        (ax,) = figure("accuracy_vs_flops", compare(tmp_path, "cifar10/*")[0]).axes
+    assert len(ax.collections) == 0
 
 
 def test_the_pareto_front_by_hand():
@@ -436,10 +515,11 @@ def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tm
         "ResNet50 (head)": [100, 1_000, 45_000]
     }
     with style.context():
-        (ax,) = few_shot(compared).axes
-    means = [compared.evidence.means[one.name]["accuracy"].value for one in curves["ResNet50 (head)"]]
-    assert ax.lines[0].get_ydata().tolist() == means
-    assert compared.evidence.differences[0].ours == LORA  # and among equally many images the rest is compared
+        (ax,) = figure("few_shot", compared).axes
+    unsure = compute_uncertainty([compared])
+    means = unsure.means.query("metric == 'accuracy'").set_index("run")["value"]
+    assert ax.lines[0].get_ydata().tolist() == [means[one.name] for one in curves["ResNet50 (head)"]]
+    assert unsure.pairs["a"].iloc[0] == LORA  # and among equally many images the rest is compared
     assert not few_shot_curves(compare(tmp_path, LORA)[0][0])
 
 
@@ -452,63 +532,9 @@ def test_wrapping_keeps_brackets_together_where_they_fit():
 
 def test_bars_start_at_zero(folder):
     with style.context():
-        figure = final_benchmark_comparison(compare(folder)[0][0])
-    for ax in figure.axes:
+        drawn = figure("final_benchmark_comparison", compare(folder)[0][0])
+    for ax in drawn.axes:
         assert ax.get_xlim()[0] == 0 and all(bar.get_x() == 0 for bar in ax.patches)
-
-
-def test_the_summary_has_the_numbers_of_the_records(folder, tmp_path):
-    compared, _ = compare(folder)
-    write_summary(compared, tmp_path)
-    with open(tmp_path / "summary.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6
-    for row in rows:
-        path = folder / row["dataset"] / row["run"] / f"seed{row['seed']}" / "result.json"
-        result = json.loads(path.read_text())
-        assert float(row["test_accuracy"]) == result["test"]["accuracy"]
-        assert float(row["test_auc_macro"]) == result["test"]["auc_macro"]
-        assert int(row["trainable_params"]) == result["model"]["trainable_params"]
-        assert float(row["train_seconds"]) == result["efficiency"]["train_seconds"]
-    assert len((tmp_path / "summary.md").read_text().splitlines()) == 2 + 4
-
-
-def test_the_verdicts_have_the_numbers_of_the_evidence(folder, tmp_path):
-    compared, _ = compare(folder)
-    write_verdicts(compared, tmp_path)
-    with open(tmp_path / "verdicts.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["dataset"], row["metric"]) for row in rows] == [
-        (dataset, metric) for dataset in ("cifar10", "digits") for metric in ("accuracy", "f1_macro", "auc_macro")
-    ]
-    (difference,) = compared[0].evidence.differences
-    accuracy = [float(rows[0][name]) for name in ("difference", "low", "high")]
-    assert accuracy == list(difference.estimates["accuracy"]) and rows[0]["verdict"] == "better"
-    assert float(rows[0]["mcnemar_p_max"]) == max(difference.mcnemar) == float(rows[0]["holm_p"])  # of one pair
-    assert rows[0]["remark"] == "one learning rate, not tuned"
-    markdown = (tmp_path / "verdicts.md").read_text().splitlines()
-    assert len(markdown) == 2 + 2 and "| 2 seeds | 60 | +" in markdown[2] and "| one seed | 60 | +" in markdown[3]
-    assert "A is better" in markdown[2] and "A is better" in (tmp_path / "verdicts.tex").read_text()
-
-
-def test_without_a_pair_the_verdicts_are_an_empty_table(tmp_path):
-    fake_run(tmp_path, RESNET, num_test=20)
-    write_verdicts(compare(tmp_path)[0], tmp_path)
-    assert [len((tmp_path / f"verdicts.{suffix}").read_text().splitlines()) for suffix in ("csv", "md")] == [1, 2]
-
-
-def test_mean_and_sd_by_hand():
-    assert mean_and_sd(np.array([0.5])) == "0.500"
-    assert mean_and_sd(np.array([0.4, 0.6])) == "0.500 ± 0.141"  # 0.2 / sqrt(2)
-    assert mean_and_sd(np.array([0.4, np.nan])) == "—"
-
-
-def test_latex_and_markdown_are_escaped(tmp_path):
-    fake_run(tmp_path, RESNET, num_test=20, dataset="50%_a&b")
-    write_summary(compare(tmp_path, **{RESNET: r"\x|{y}^$"})[0], tmp_path)
-    latex = (tmp_path / "summary.tex").read_text()
-    assert r"50\%\_a\&b & \textbackslash{}x|\{y\}\textasciicircum{}\$ & 1 &" in latex
-    assert r"| \x\|{y}^$ |" in (tmp_path / "summary.md").read_text()
 
 
 def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path):
@@ -517,6 +543,6 @@ def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path
     before = dict(matplotlib.rcParams)
     files = {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}
     with style.context():
-        style.save(learning_curves(compare(folder)[0][0]), tmp_path / "curves")
+        style.save(figure("learning_curves", compare(folder)[0][0]), tmp_path / "curves")
     assert dict(matplotlib.rcParams) == before
     assert files == {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}

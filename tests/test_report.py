@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -17,11 +18,16 @@ from fake_results import MODELS, fake_run
 from PIL import Image
 
 import plot_results
-from common import cli
+from common import cli, figures
 from common.data.images import LabelledImages
 from common.evaluation import comparison
+from common.evaluation.formatting import mean_sd
+from common.evaluation.frames import frames_of
+from common.evaluation.metrics import METRICS
+from common.evaluation.uncertainty import compute_uncertainty
 from common.report import explorer, provenance, thumbnails
-from common.report.html import Statements, summary_rows, write_report
+from common.report.html import SUMMARY, model_rows, write_report
+from common.report.sentences import named_pairs, verdict_sentences
 from common.runs.predictions import PREDICTIONS_FILE
 from common.runs.result import find_runs
 
@@ -42,10 +48,11 @@ def compare(folder: Path, **labels: str) -> list:
     return comparison.compare(runs, labels)[0]
 
 
-def write(path: Path, compared: list, **options) -> list[str]:
-    options = {"figures": {}, "statements": Statements(), "data_dir": None, **options}
-    figures = {one.dataset: [] for one in compared} | {"": []} | options.pop("figures")
-    return write_report(path, compared, figures=figures, **options)
+def write(path: Path, comparisons: list, figures: dict | None = None) -> list[str]:
+    """Write the report of ``comparisons`` without looking elsewhere for their images; return its notes."""
+    files = {comparison.dataset: [] for comparison in comparisons} | {"": []} | (figures or {})
+    statistics = frames_of(comparisons), compute_uncertainty(comparisons)
+    return write_report(path, comparisons, *statistics, figures=files, data_dir=None)
 
 
 def data_of(page: str) -> dict:
@@ -57,10 +64,10 @@ def unpacked(text: str, dtype: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype)
 
 
-def seen(labels: list[int], *runs: tuple[list[int], list[float]]) -> explorer.Tested:
+def seen(labels: list[int], *runs: tuple[list[int], list[float]]) -> explorer.TestPredictions:
     predicted, confidence = zip(*runs, strict=True)
-    scaled = np.rint(np.array(confidence) * explorer.FULL).astype(np.uint16)
-    return explorer.Tested(np.array(labels), np.arange(len(labels)), np.array(predicted), scaled)
+    scaled = np.rint(np.array(confidence) * explorer.FULL_CONFIDENCE).astype(np.uint16)
+    return explorer.TestPredictions(np.array(labels), np.arange(len(labels)), np.array(predicted), scaled)
 
 
 class Names(HTMLParser):
@@ -110,55 +117,61 @@ def test_thumbnails_go_to_mistakes_before_correct_images_and_to_the_first_of_a_c
     labels = [0] * 8
     predicted = [1, 1, 1, 0, 0, 0, 2, 0]
     tested = seen(labels, (predicted, [0.5, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.1]))
-    assert explorer.pictured(tested, 4).tolist() == [1, 2, 3, 6]
-    assert explorer.pictured(tested, 8).tolist() == list(range(8))
-    assert explorer.pictured(tested, 7).tolist() == [1, 2, 3, 5, 6]
+    assert explorer.choose_thumbnails(tested, 4).tolist() == [1, 2, 3, 6]
+    assert explorer.choose_thumbnails(tested, 8).tolist() == list(range(8))
+    assert explorer.choose_thumbnails(tested, 7).tolist() == [1, 2, 3, 5, 6]
 
 
 def test_disagreements_get_thumbnails_before_correct_images():
     tested = seen([0, 0, 1, 1], ([0, 0, 1, 1], [0.9] * 4), ([0, 1, 1, 0], [0.9, 0.6, 0.9, 0.7]))
-    assert explorer.pictured(tested, 2).tolist() == [1, 3]
+    assert explorer.choose_thumbnails(tested, 2).tolist() == [1, 3]
 
 
 def test_the_record_holds_what_the_runs_predicted(folder):
     (compared,) = compare(folder)
-    tested = explorer.tested(compared)
-    record = explorer.record(compared, tested, None, "none here")
+    tested = explorer.read_test_predictions(compared)
+    record = explorer.explorer_record(compared, tested, None, colors=defaultdict(str), remark="none here")
     runs = [run for model in record["models"] for run in model["runs"]]
-    for run, packed in zip(explorer.runs(compared), runs, strict=True):
+    for run, packed in zip(explorer.runs_of(compared), runs, strict=True):
         arrays = np.load(run.folder / PREDICTIONS_FILE)
         exponents = np.exp(arrays["logits"].astype(float))
         assert np.array_equal(unpacked(packed["predicted"], "<u2"), arrays["logits"].argmax(axis=1))
         np.testing.assert_allclose(
-            unpacked(packed["confidence"], "<u2") / explorer.FULL,
+            unpacked(packed["confidence"], "<u2") / explorer.FULL_CONFIDENCE,
             (exponents / exponents.sum(axis=1, keepdims=True)).max(axis=1),
             atol=1e-5,
         )
-        assert packed["seed"] == run.seed and packed["val_loss"] == [row["val_loss"] for row in run.result["history"]]
+        assert packed["seed"] == run.seed and packed["val_loss"] == [row.val_loss for row in run.result.history]
     assert np.array_equal(unpacked(record["labels"], "<u2"), arrays["labels"])
     assert np.array_equal(unpacked(record["indices"], "<u4"), arrays["indices"])
     assert (record["sheet"], record["remark"]) == (None, "none here")
 
 
-def test_the_summary_has_the_numbers_of_the_records_and_the_given_intervals(folder):
-    compared = compare(folder)
-    series = compared[0].series[1]
-    rows = summary_rows(compared, Statements(intervals={("digits", series.name): "0.9 to 1.0"}))
-    accuracy = np.array([run.test["accuracy"] for run in series.runs])
-    assert [row["interval"] for row in rows] == ["", "0.9 to 1.0", ""]
-    assert rows[1]["cells"]["Accuracy"]["value"] == pytest.approx(accuracy.mean())
-    assert rows[1]["cells"]["Accuracy"]["text"] == f"{accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}"
-    assert rows[1]["cells"]["Forward (GFLOPs)"]["text"] == "10.25"  # the same for every seed: no spread
+def test_the_summary_has_the_numbers_and_texts_of_the_tables(folder):
+    comparisons = compare(folder)
+    colors = {"digits": defaultdict(str)}
+    runs, uncertainty = frames_of(comparisons).runs, compute_uncertainty(comparisons)
+    row = model_rows(comparisons, colors, runs, SUMMARY, uncertainty)[1]
+    accuracy = [run.test.scores["accuracy"] for run in row["series"].runs]
+    mean = uncertainty.means.query(f"run == '{row['series'].name}' and metric == 'accuracy'").iloc[0]
+    assert row["cells"]["Accuracy"]["value"] == pytest.approx(np.mean(accuracy))
+    assert row["cells"]["Accuracy"]["text"] == f"{mean_sd(accuracy)} [{mean.low:.3f}, {mean.high:.3f}]"
+    assert row["cells"]["Forward (GFLOPs)"]["text"] == "10.25"  # the same for every seed: no spread
 
 
-def test_intervals_and_verdicts_are_on_the_page_where_there_are_any(folder, tmp_path):
-    compared = compare(folder)
-    write(tmp_path / "bare.html", compared)
-    assert "interval" not in re.sub(r"<(script|style).*?</\1>", "", (tmp_path / "bare.html").read_text(), flags=re.S)
-    statements = Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["<b>A</b> is better."]})
-    write(tmp_path / "full.html", compared, statements=statements)
-    page = (tmp_path / "full.html").read_text()
-    assert "interval</th>" in page and ">0.9 to 1.0<" in page and "&lt;b&gt;A&lt;/b&gt; is better." in page
+def test_intervals_verdicts_and_all_metrics_are_on_the_page(folder, tmp_path):
+    comparisons = compare(folder)
+    write(tmp_path / "report.html", comparisons)
+    page = Names((tmp_path / "report.html").read_text())
+    verdicts = verdict_sentences(comparisons[0], named_pairs(frames_of(comparisons), compute_uncertainty(comparisons)))
+    assert len(verdicts) == 3 and set(verdicts) <= set(page.names)
+    text = (tmp_path / "report.html").read_text()
+    for heading in (*(metric.label for metric in METRICS.values()), "Training with features (s)"):
+        assert f"<button>{heading}</button>" in text
+    intervals = re.findall(
+        r">\d\.\d{3} ± \d\.\d{3}<br><span class=\"quiet\">\[\d\.\d{3}, \d\.\d{3}\]</span></td>", text
+    )
+    assert len(intervals) == 3 * 2  # of the accuracy and the F1 of each model
 
 
 def test_what_all_seeds_share_is_said_once(folder):
@@ -166,21 +179,21 @@ def test_what_all_seeds_share_is_said_once(folder):
     runs = compared.series[0].runs
     origin = provenance.provenance_of(runs)
     shared = dict(origin["shared"])
-    assert shared["Data fingerprint"] == runs[0].result["data"]["fingerprint"]
+    assert shared["Data fingerprint"] == runs[0].result.data.fingerprint
     assert shared["Weights' SHA-256"] == "0" * 64
     for run, own in zip(runs, origin["runs"], strict=True):
-        assert own["seed"] == run.seed and own["command"] == run.result["command"]
-        assert dict(own["rows"])["Record's SHA-256"] == run.result["sha256"]
+        assert own["seed"] == run.seed and own["command"] == run.result.command
+        assert dict(own["rows"])["Record's SHA-256"] == run.result.sha256
         assert not set(shared) & {name for name, _ in own["rows"]}
     assert provenance.provenance_of(runs[:1])["shared"] == []
 
 
 def test_uncommitted_changes_and_tried_rates_are_said(folder):
-    (run, *_) = explorer.runs(compare(folder)[0])
-    environment = {**run.result["environment"], "git_commit": "abc", "git_dirty": True, "torch": "2.9"}
+    (run, *_) = explorer.runs_of(compare(folder)[0])
+    environment = {**run.result.environment, "git_commit": "abc", "git_dirty": True, "torch": "2.9"}
     trials = [{"lr": 1e-4}, {"lr": 1e-3}]
     rows = dict(
-        provenance.provenance_of([replace(run, result={**run.result, "environment": environment, "trials": trials})])[
+        provenance.provenance_of([replace(run, result=replace(run.result, environment=environment, trials=trials))])[
             "runs"
         ][0]["rows"]
     )
@@ -196,7 +209,7 @@ def test_thumbnails_are_the_images_the_run_was_tested_on(tmp_path):
     run = compare(tmp_path)[0].series[0].runs[0]
     images, remark = thumbnails.test_images(run, None)
     positions = np.array([3, 50, 99])
-    sheet = thumbnails.sheet(images, positions)
+    sheet = thumbnails.draw_sheet(images, positions)
     assert remark == "" and sheet.side == 8
     tiles = np.asarray(Image.open(BytesIO(sheet.content)).convert("L"))
     for tile, position in enumerate(positions):
@@ -208,8 +221,8 @@ def test_large_colour_images_are_made_small_and_stay_in_their_tile():
     small = [thumbnails._small(image) for image in pixels]
     assert [image.size for image in small] == [(64, 21), (10, 20), (64, 64)]
     images = replace(_images(70), pixels=np.random.default_rng(0).integers(0, 256, (70, 40, 40, 3)).astype(np.uint8))
-    sheet = thumbnails.sheet(images, np.arange(70))
-    assert thumbnails.capacity(images) == 3_200 and thumbnails.capacity(_images(3)) == 1_250
+    sheet = thumbnails.draw_sheet(images, np.arange(70))
+    assert thumbnails.sheet_capacity(images) == 3_200 and thumbnails.sheet_capacity(_images(3)) == 1_250
     assert sheet.side == 48 and Image.open(BytesIO(sheet.content)).size == (64 * 48, 2 * 48)
 
 
@@ -222,11 +235,12 @@ def test_without_its_images_a_report_is_made_and_says_so(folder, tmp_path):
         ({"config": {**SETTINGS, "dataset": "mnist", "data_dir": str(tmp_path)}}, "mnist is not under"),
         ({"config": {**SETTINGS, "split_seed": 1, "test_limit": 50}}, "another order or choice"),
         ({"config": {}}, "'dataset' is missing"),
-        ({"data": {"fingerprint": "f" * 64}}, "another fingerprint"),
+        ({"fingerprint": "f" * 64}, "another fingerprint"),
     ):
         (compared,) = compare(folder)
         run = compared.series[0].runs[0]
-        changed = {**run.result, **change, "data": {**run.result["data"], **change.get("data", {})}}
+        data = replace(run.result.data, fingerprint=change.pop("fingerprint", run.result.data.fingerprint))
+        changed = replace(run.result, data=data, **change)
         series = replace(compared.series[0], runs=(replace(run, result=changed), *compared.series[0].runs[1:]))
         (line,) = write(tmp_path / "report.html", [replace(compared, series=(series, *compared.series[1:]))])
         assert "no thumbnails" in line and reason in line
@@ -276,10 +290,9 @@ def test_the_script_writes_the_report_without_torch(folder, tmp_path):
     arguments = ["--results-dir", str(folder), "--figures-dir", str(tmp_path / "figures")]
     arguments += ["--report", str(tmp_path / "report.html")]
     code = (
-        "import sys, plot_results; from common import cli\n"
-        "figures = plot_results._figures\n"
-        "few = ('digits_final_benchmark_comparison', 'accuracy_vs_parameters')\n"  # each takes seconds to draw
-        "plot_results._figures = lambda compared: [one for one in figures(compared) if one[0] in few]\n"
+        "import sys, plot_results; from common import cli, figures\n"
+        "few = ('final_benchmark_comparison', 'accuracy_vs_parameters')\n"  # each takes seconds to draw
+        "for name in figures.FIGURES.keys() - few: del figures.FIGURES[name]\n"
         f"code = cli.run(plot_results.main, plot_results.Config, {arguments!r})\n"
         "print(code, sorted({'torch', 'timm', 'peft', 'torchvision'} & set(sys.modules)))"
     )
@@ -293,18 +306,9 @@ def test_the_script_writes_the_report_without_torch(folder, tmp_path):
     assert all(f"({stem})" in page for stem in stems)
 
 
-def test_a_missing_jinja2_is_said_before_anything_is_drawn(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    arguments = ["--results-dir", str(folder), "--figures-dir", str(tmp_path / "figures"), "--report", "report.html"]
-    assert cli.run(plot_results.main, plot_results.Config, arguments) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "pip install 'jinja2>=3.1'" in error
-    assert not (tmp_path / "figures").exists()
-
-
 def test_an_unwritable_path_is_one_line(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(plot_results, "_figures", lambda compared: iter(()))
+    monkeypatch.setattr(figures, "FIGURES", {})
     arguments = ["--results-dir", str(folder), "--report", str(tmp_path / "file" / "report.html")]
     assert cli.run(plot_results.main, plot_results.Config, arguments) == 2
     error = capsys.readouterr().err

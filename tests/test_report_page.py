@@ -14,7 +14,6 @@ from test_report import HOSTILE, compare, write
 
 from common.data.dataset import load_dataset_of_run
 from common.report import explorer
-from common.report.html import Statements
 from common.runs.predictions import PREDICTIONS_FILE
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
@@ -52,8 +51,7 @@ def folder(tmp_path_factory):
 def file(folder, tmp_path_factory):
     """The report of ``folder``: CIFAR-10 is its first data set, digits its second."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    statements = Statements({("digits", RESNET): "0.9 to 1.0"}, {"digits": ["A sentence."]})
-    write(path, compare(folder), statements=statements)
+    write(path, compare(folder))
     return path
 
 
@@ -159,7 +157,7 @@ def test_a_cell_shows_its_images(page, folder):
     for actual, guess in (np.unravel_index(mistakes.argmax(), matrix.shape), (4, 4)):
         page.find_element("css selector", f"td[data-true='{actual}'][data-predicted='{guess}']").click()
         found = np.flatnonzero((labels == actual) & (predicted == guess))
-        found = found[np.argsort(-np.rint(confidence[found] * explorer.FULL), kind="stable")]
+        found = found[np.argsort(-np.rint(confidence[found] * explorer.FULL_CONFIDENCE), kind="stable")]
         assert shown(page, "#cell") == indices[found].tolist() and len(found) > 1
         assert texts(page, "#cell h4") == [f"True {actual}, predicted {guess}"]
         lines = texts(page, "#cell li")[0].splitlines()
@@ -193,7 +191,7 @@ def test_disagreements_are_both_ways(page, folder):
     _, b, b_confidence, _ = predictions(folder, EFFICIENTNET, 1)
     for panel, right, wrong, confidence in (("#only-a", a, b, b_confidence), ("#only-b", b, a, a_confidence)):
         found = np.flatnonzero((right == labels) & (wrong != labels))
-        found = found[np.argsort(-np.rint(confidence[found] * explorer.FULL), kind="stable")]
+        found = found[np.argsort(-np.rint(confidence[found] * explorer.FULL_CONFIDENCE), kind="stable")]
         assert shown(page, panel) == indices[found].tolist() and len(found) > 0
         lines = texts(page, f"{panel} li")[0].splitlines()
         first = found[0]
@@ -208,7 +206,7 @@ def test_disagreements_are_both_ways(page, folder):
 
 def test_a_heading_sorts_the_table_by_click_and_by_key(page):
     def column(number: int) -> list[str]:
-        return texts(page, f"#summary tbody tr > :nth-child({number})")
+        return texts(page, f"#summary > .scroll tbody tr > :nth-child({number})")
 
     headings = page.find_elements("css selector", "#summary thead button")
     accuracy = sorted(column(3))
@@ -246,11 +244,11 @@ def test_curves_are_read_by_pointer_and_by_key(page, folder):
     from selenium.webdriver import ActionChains
 
     (*_, compared) = compare(folder)
-    histories = [run.result["history"] for run in compared.series[0].runs]
+    histories = [run.result.history for run in compared.series[0].runs]
 
     def expected(epoch: int) -> list[str]:
         keys = ("val_loss", "train_loss", "val_accuracy", "train_accuracy")
-        means = (np.mean([history[epoch - 1][key] for history in histories]) for key in keys)
+        means = (np.mean([getattr(history[epoch - 1], key) for history in histories]) for key in keys)
         return [f"{mean:.3f}" for mean in means]
 
     def readout() -> tuple[str, list[str]]:
@@ -294,7 +292,7 @@ def test_no_width_overflows_and_the_dark_is_dark(page, width, scheme, tmp_path):
 def test_print_opens_what_is_closed_and_closes_it_again(page):
     closed = "return document.querySelectorAll('details:not([open])').length"
     before = page.execute_script(closed)
-    assert before == 5
+    assert before == 6
     page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     assert page.execute_script(closed) == 0
     page.execute_script("window.dispatchEvent(new Event('afterprint'))")

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import pytest
 import tyro
-from fake_results import fake_run
 
 import reproduce
 import train_cnn_head
 import train_vit_lora
 from common.config import as_flags
-from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for
 from common.grid.scheduler import Job
-from common.report import tables
 from common.runs.folder import CHECKPOINT_FILE, lock_file
-from common.runs.result import RESULT_FILE, find_runs
+from common.runs.result import RESULT_FILE
 from common.runtime import locks
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
@@ -259,13 +256,3 @@ sys.exit(cli.run(main, Config))
 def test_wrong_values_are_refused_by_name(flags, words):
     with pytest.raises(UserError, match=words):
         Config(**flags)
-
-
-def test_the_summary_shows_each_model_with_its_spread(tmp_path):
-    for seed in range(3):
-        fake_run(tmp_path, seed=seed)
-    compared, _ = compare(find_runs(tmp_path)[0], {})
-    text = tables.terminal(compared)
-    assert text.splitlines()[0] == "CIFAR-10: 400 test images, one is 0.25 points; 3 seeds"
-    assert "ResNet50 (head)" in text
-    assert "±" in text

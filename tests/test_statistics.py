@@ -11,8 +11,10 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from common.evaluation import bootstrap, calibration, metrics, significance
-from common.evaluation.bootstrap import draw_counts, resampled_metrics
+from common.evaluation import calibration, metrics, significance
+from common.evaluation.bootstrap import draw_counts
+from common.evaluation.metrics import METRICS
+from common.evaluation.scores import Scores
 from common.evaluation.significance import Sample
 
 
@@ -24,6 +26,13 @@ def predictions(images: int, classes: int, *, seed: int = 0, levels: int | None 
     if levels:
         logits = np.round(logits * levels) / levels
     return metrics.softmax(logits), labels
+
+
+def resampled_metrics(probabilities, labels, counts):
+    """Return the metrics on each resample of predictions that are given as probabilities."""
+    scores = Scores(np.log(probabilities), labels, range(probabilities.shape[1]))
+    vars(scores)["probabilities"] = probabilities  # as they are: rounding would undo ties
+    return metrics.resampled_metrics(scores, counts)
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -49,14 +58,15 @@ def test_resampled_metrics_are_those_of_scikit_learn_with_weights(classes, level
 
 
 def test_a_resample_of_counts_is_the_run_on_repeated_images(monkeypatch):
-    probabilities, labels = predictions(90, 4)
+    probabilities, labels = predictions(90, 7)
     counts = draw_counts(90, 7, generator())
-    monkeypatch.setattr(bootstrap, "BLOCK", 180)  # two resamples at a time, one in the last block
+    monkeypatch.setattr(metrics, "BLOCK", 180)  # two resamples at a time, one in the last block
     found = resampled_metrics(probabilities, labels, counts)
     for column in range(7):
         rows = np.repeat(np.arange(90), counts[:, column])
-        scored, _ = metrics.score(np.log(probabilities[rows]), labels[rows], tuple("abcd"))
-        for name in ("accuracy", "f1_macro", "auc_macro"):
+        scored, _ = metrics.score(np.log(probabilities[rows]), labels[rows], tuple("abcdefg"))
+        assert all(metric.resampled for metric in METRICS.values() if metric.headline)
+        for name in found:
             assert found[name][column] == pytest.approx(scored[name], rel=1e-6)
 
 

@@ -1,19 +1,17 @@
 """The metrics of one run on many resamples of its test images, all at once (Efron 1979's bootstrap by counts).
 
-A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these counts.
+A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these ``counts``
+(N, B) float32.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.evaluation.scores import Scores
+
 if TYPE_CHECKING:
     from scipy import sparse
-
-
-METRICS = ("accuracy", "f1_macro", "auc_macro", "brier")
-
-BLOCK = 8_000_000  # counts in float32 at a time: 32 MB; fewer pay the set-up of each class's matrices more often
 
 
 def draw_counts(num_images: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -27,39 +25,31 @@ def draw_counts(num_images: int, resamples: int, rng: np.random.Generator) -> np
     return np.ascontiguousarray(drawn.T)
 
 
-def resampled_metrics(probabilities: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return each of ``METRICS`` on each resample as float64 (B,), by the definitions of ``common.evaluation.metrics``.
-
-    Macro F1 and AUC are means over the classes that the resample holds. The AUC is NaN everywhere where one of all C
-    classes has no image at all, as it is then null in ``result.json``, and on a resample of a single class.
-
-    Args:
-        probabilities: (N, C) float64.
-        labels: (N,) int in 0..C-1.
-        counts: (N, B) whole numbers; a column of ones gives the metrics of the test split itself.
-    """
-    width = max(1, BLOCK // len(labels))
-    blocks = [
-        _of_block(probabilities, labels, counts[:, start : start + width].astype(np.float32))
-        for start in range(0, counts.shape[1], width)
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in METRICS}
+def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the mean (B,) float64 of one value an image, (N,), on each resample ``counts`` (N, B) float32."""
+    return values.astype(np.float32) @ counts / np.float64(len(values))
 
 
-def _of_block(probabilities: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    num_classes, total = probabilities.shape[1], len(labels)
-    predicted = probabilities.argmax(axis=1)
+def resampled_f1_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+    """Return the mean (B,) over the classes that a resample holds of their F1."""
+    labels, predicted, num_classes = scores.labels, scores.predicted, len(scores.classes)
     support = _per_class(labels, num_classes) @ counts  # (C, B), as the next two
     predictions = _per_class(predicted, num_classes) @ counts
     hits = _per_class(labels, num_classes, weights=predicted == labels) @ counts
     f1 = 2 * hits / np.maximum(support + predictions, 1)
-    squares = ((probabilities - np.eye(num_classes)[labels]) ** 2).sum(axis=1)  # (N,)
-    return {
-        "accuracy": hits.sum(axis=0, dtype=np.float64) / total,
-        "f1_macro": _mean(np.where(support > 0, f1, np.nan)),
-        "auc_macro": _auc_macro(probabilities, labels, counts),
-        "brier": squares.astype(np.float32) @ counts / np.float64(total),
-    }
+    return _mean(np.where(support > 0, f1, np.nan))
+
+
+def resampled_auc_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+    """Return the mean (B,) over classes of the AUC of each against the rest.
+
+    NaN everywhere where one of all C classes has no image at all, as it is then null in ``result.json``, and on a
+    resample of a single class.
+    """
+    probabilities, labels, num_classes = scores.probabilities, scores.labels, len(scores.classes)
+    if len(np.unique(labels)) < num_classes:
+        return np.full(counts.shape[1], np.nan)
+    return _mean(np.stack([_auc(labels == c, probabilities[:, c], counts) for c in range(num_classes)]))
 
 
 def _per_class(classes: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> "sparse.csr_array":
@@ -69,14 +59,6 @@ def _per_class(classes: np.ndarray, num_classes: int, weights: np.ndarray | None
     images = np.arange(len(classes))
     values = np.ones(len(classes), np.float32) if weights is None else weights.astype(np.float32)
     return sparse.csr_array((values, (classes, images)), shape=(num_classes, len(classes)))
-
-
-def _auc_macro(probabilities: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean (B,) over classes of the AUC of each against the rest."""
-    num_classes = probabilities.shape[1]
-    if len(np.unique(labels)) < num_classes:
-        return np.full(counts.shape[1], np.nan)
-    return _mean(np.stack([_auc(labels == c, probabilities[:, c], counts) for c in range(num_classes)]))
 
 
 def _auc(positive: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Whether a confidence of 90 % is right nine times in ten: calibration error, Brier score, temperature."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,15 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_B
     correct = probabilities.argmax(axis=1) == labels
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     images = np.bincount(places, minlength=bins)
-    sums = (np.bincount(places, weights=weights, minlength=bins) for weights in (confidence, correct))
+    return _bins(images, *(np.bincount(places, weights=weights, minlength=bins) for weights in (confidence, correct)))
+
+
+def pooled(seeds: Iterable[Mapping[str, Sequence[float]]]) -> Bins:
+    """Return the bins of the images of several seeds together, from each seed's ``images`` and sums over them a bin."""
+    return _bins(*(np.sum([sums[name] for sums in seeds], axis=0) for name in ("images", "confidence", "correct")))
+
+
+def _bins(images: np.ndarray, *sums: np.ndarray) -> Bins:
     return Bins(images, *(np.where(images > 0, sum_ / np.maximum(images, 1), np.nan) for sum_ in sums))
 
 

@@ -1,16 +1,13 @@
-"""Which runs are compared with one another, in what order, and how each is named and drawn."""
+"""Which runs are compared with one another, in what order, and how each is named."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
 
 from common.data.registry import DATASETS
-from common.evaluation.labels import Style, family_rank, has_random_weights, run_labels, run_styles
-from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
+from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
 from common.runs.predictions import read_predictions
+from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
 from common.runtime.files import sha256
@@ -18,21 +15,18 @@ from common.runtime.files import sha256
 
 @dataclass(frozen=True)
 class Series:
-    """One model on one data set: the seeds of a run, its label and its look."""
+    """One model on one data set: the seeds of a run, its label, and what kind of model it is."""
 
     name: str
     label: str
-    look: Style
+    family: str  # one of ``labels.FAMILIES``
+    method: str
     runs: tuple[Run, ...]
 
     @property
     def num_train(self) -> int:
         """The number of training images, of the seed that has most."""
-        return max(run.result["data"]["num_train"] for run in self.runs)
-
-    def values(self, of: Callable[[dict], float | None]) -> np.ndarray:
-        """Return ``of(result)`` for each seed as float64 (seeds,), NaN where it is None."""
-        return np.array([of(run.result) for run in self.runs], dtype=np.float64)
+        return max(run.result.data.num_train for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,9 @@ class Comparison:
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property
-    def data(self) -> dict:
+    def data(self) -> DataRecord:
         """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
-        return self.series[0].runs[0].result["data"]
-
-    @cached_property
-    def evidence(self) -> Uncertainty:
-        """Intervals, calibration and pairwise differences; the first time about a second a run of 10,000 images."""
-        return compute_uncertainty(self.series)
+        return self.series[0].runs[0].result.data
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
@@ -90,26 +79,22 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     return comparisons, lines
 
 
-def training_seconds(result: dict) -> float:
-    """Return what training cost in seconds, with what the extraction of the features cost when it was done."""
-    return result["efficiency"]["train_seconds"] + (result["efficiency"]["feature_seconds"] or 0.0)
-
-
 def _comparison(runs: list[Run], names: dict) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
-    looks = run_styles(runs)
     by_name = defaultdict(list)
     for run in runs:
         by_name[run.name].append(run)
-    sizes = {name: max(run.result["data"]["num_train"] for run in group) for name, group in by_name.items()}
+    sizes = {name: max(run.result.data.num_train for run in group) for name, group in by_name.items()}
     notes, series = [], []
     if len(set(sizes.values())) > 1:
         notes.append("the models were trained on different numbers of images (n)")
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    for name in sorted(by_name, key=lambda name: (family_rank(by_name[name][0]), natural_order(name))):
+    families = {name: family_of(group[0].result) for name, group in by_name.items()}
+    for name in sorted(by_name, key=lambda name: (FAMILIES.index(families[name]), natural_order(name))):
         label = names[runs[0].dataset, name] + (f" (n={sizes[name]:,})" if len(set(sizes.values())) > 1 else "")
-        series.append(Series(name, label, looks[name], tuple(by_name[name])))
+        group = tuple(by_name[name])
+        series.append(Series(name, label, families[name], group[0].result.method, group))
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 
@@ -134,10 +119,10 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
 def _test_images(run: Run) -> str:
     """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order."""
     predictions = read_predictions(run.folder, run.result)
-    data = run.result["data"]
-    text = repr((data["fingerprint"], data["classes"], data["num_test"])).encode("utf-8", "backslashreplace")
+    data = run.result.data
+    text = repr((data.fingerprint, data.classes, data.num_test)).encode("utf-8", "backslashreplace")
     return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
 
 
 def _created(run: Run) -> str:
-    return run.result["environment"]["created"]
+    return run.result.environment["created"]

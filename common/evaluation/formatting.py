@@ -7,27 +7,35 @@ import numpy as np
 from common.evaluation.comparison import Comparison
 from common.evaluation.significance import Estimate
 
+MISSING = "—"
 
-def count_seeds(comparisons: Sequence[Comparison]) -> str:
-    """Return the number of seeds of each model in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
-    counts = sorted({len(series.runs) for comparison in comparisons for series in comparison.series})
-    if len(counts) > 1:
-        return f"{counts[0]} to {counts[-1]} seeds"
-    return "1 seed" if counts == [1] else f"{counts[0]} seeds"
+
+def seed_range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """Return the fewest and the most seeds that a model of ``comparisons`` has."""
+    counts = [len(series.runs) for comparison in comparisons for series in comparison.series]
+    return min(counts), max(counts)
+
+
+def count_seeds(fewest: int, most: int | None = None) -> str:
+    """Return the numbers of seeds in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
+    if most is not None and most != fewest:
+        return f"{fewest} to {most} seeds"
+    return "1 seed" if fewest == 1 else f"{fewest} seeds"
 
 
 def joined_notes(comparisons: Sequence[Comparison]) -> str:
     """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
-    lines = [(one.title, note) for one in comparisons for note in one.notes]
+    lines = [(comparison.title, note) for comparison in comparisons for note in comparison.notes]
     return " ".join(f"{title}: {note}." if len(comparisons) > 1 else f"{note.capitalize()}." for title, note in lines)
 
 
-def mean_and_sd(values: np.ndarray, digits: int = 3) -> str:
-    """Return "mean ± sd" of the seeds' ``values`` (ddof 1), the mean alone of one seed, a dash if one is NaN."""
+def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, with_sd: bool = True) -> str:
+    """Return "mean ± sd" (ddof 1) of the seeds' ``values`` times ``scale``; of one the mean, "—" if one is NaN."""
+    values = np.asarray(values, dtype=np.float64) * scale
     if np.isnan(values).any():
-        return "—"
-    mean = f"{values.mean():.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+        return MISSING
+    mean = f"{values.mean():,.{digits}f}"
+    return f"{mean} ± {values.std(ddof=1):,.{digits}f}" if with_sd and len(values) > 1 else mean
 
 
 def interval(estimate: Estimate, *, scale: float = 100, digits: int = 1) -> str:

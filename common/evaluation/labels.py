@@ -1,33 +1,14 @@
-"""How a model is named and drawn, the same in every figure and table."""
+"""How a model is named, the same in every figure and table."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from common.runs.result import Run, natural_order
+from common.runs.methods import METHODS
+from common.runs.record import RunResult
+from common.runs.result import Run
 
-
-@dataclass(frozen=True)
-class Style:
-    """How a model is drawn in every figure; each of the four tells it apart, also in grey print."""
-
-    color: str
-    marker: str
-    linestyle: str
-    hatch: str
-
-
-# Okabe and Ito's colours, which colour-blind readers tell apart. The order is the order of models in every figure.
-STYLES = {
-    "lora": Style("#0072B2", "o", "-", ""),
-    "vit": Style("#56B4E9", "D", "-.", "\\\\\\\\"),
-    "resnet": Style("#D55E00", "s", "--", "////"),
-    "efficientnet": Style("#009E73", "^", ":", "...."),
-    "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
-}
-
-SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
+FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
 
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
@@ -51,21 +32,25 @@ def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[tuple[str
     }
 
 
-def friendly_name(result: dict) -> str:
-    """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (head)" from a result's backbone and method."""
-    backbone = result["backbone"].partition(".")[0]
+def friendly_name(result: RunResult) -> str:
+    """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (head)": the backbone's name, and the method's."""
+    settings = defaultdict(lambda: "?", result.method_settings)  # an older or foreign record may lack one
+    return f"{_backbone_name(result.backbone)} {METHODS[result.method].label.format_map(settings)}"
+
+
+def _backbone_name(backbone: str) -> str:
+    backbone = backbone.partition(".")[0]
     if match := re.match(r"(vit|deit3?)_(tiny|small|base|large|huge|giant)_patch(\d+)", backbone):
         kind = {"vit": "ViT", "deit": "DeiT", "deit3": "DeiT-III"}[match[1]]
-        backbone = f"{kind}-{VIT_SIZES[match[2]]}/{match[3]}"
-    elif match := re.match(r"(?:tf_)?efficientnet(v2)?_(\w+)$", backbone):
-        backbone = f"EfficientNet{(match[1] or '').upper()}-{match[2].capitalize()}"
-    elif match := re.match(r"resnet(\w+)$", backbone):
-        backbone = f"ResNet{match[1]}"
-    elif backbone.startswith("demo_"):
+        return f"{kind}-{VIT_SIZES[match[2]]}/{match[3]}"
+    if match := re.match(r"(?:tf_)?efficientnet(v2)?_(\w+)$", backbone):
+        return f"EfficientNet{(match[1] or '').upper()}-{match[2].capitalize()}"
+    if match := re.match(r"resnet(\w+)$", backbone):
+        return f"ResNet{match[1]}"
+    if backbone.startswith("demo_"):
         kinds = {"demo_vit": "ViT", "demo_resnet": "ResNet", "demo_efficientnet": "EfficientNet"}
-        backbone = f"Demo {kinds.get(backbone, backbone)}"
-    lora = result["model"]["lora"]
-    return f"{backbone} + LoRA (r={lora.get('rank')})" if lora else f"{backbone} (head)"
+        return f"Demo {kinds.get(backbone, backbone)}"
+    return backbone
 
 
 def _distinction(name: str, alike: set[str]) -> str:
@@ -76,48 +61,14 @@ def _distinction(name: str, alike: set[str]) -> str:
     return f" [{', '.join(own)}]" if own else ""
 
 
-def run_styles(runs: Sequence[Run]) -> dict[str, Style]:
-    """Return each run name's look among those of a data set: its family's, in other shades for further ones of it.
-
-    The shortest name, which has the fewest settings of its own, has the family's colour itself.
-    """
-    families = defaultdict(set)
-    for run in runs:
-        families[_family(run)].add(run.name)
-    looks = {}
-    for family, names in families.items():
-        for index, name in enumerate(sorted(names, key=lambda name: (len(name), natural_order(name)))):
-            look = STYLES[family]
-            looks[name] = Style(
-                _shade(look.color, SHADES[index % len(SHADES)]), look.marker, look.linestyle, look.hatch
-            )
-    return looks
-
-
-def _shade(color: str, amount: float) -> str:
-    """Mix a "#rrggbb" colour with white (``amount`` above 0) or black (below 0)."""
-    target = 255 if amount > 0 else 0
-    channels = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-    return "#" + "".join(f"{round(value + (target - value) * abs(amount)):02x}" for value in channels)
-
-
-def _family(run: Run) -> str:
-    backbone = run.result["backbone"]
-    if run.result["model"]["lora"]:
-        return "lora"
-    families = (
-        ("vit", r"vit_|deit|demo_vit"),
-        ("resnet", "(demo_)?resnet"),
-        ("efficientnet", "(tf_|demo_)?efficientnet"),
-    )
-    return next((family for family, pattern in families if re.match(pattern, backbone)), "other")
-
-
-def family_rank(run: Run) -> int:
-    """Return a model's place in the order of every figure: that of its family in ``LOOKS``."""
-    return list(STYLES).index(_family(run))
+def family_of(result: RunResult) -> str:
+    """Return which of ``FAMILIES`` a model belongs to: its method's where that is one, else its backbone's."""
+    families = {"vit": r"vit_|deit|demo_vit", "resnet": "(demo_)?resnet", "efficientnet": "(tf_|demo_)?efficientnet"}
+    if result.method in FAMILIES:
+        return result.method
+    return next((family for family, pattern in families.items() if re.match(pattern, result.backbone)), "other")
 
 
 def has_random_weights(run: Run) -> bool:
     """Say whether the backbone was never trained."""
-    return run.result["model"]["weights"]["source"] == "random"
+    return run.result.model.weights.source == "random"

@@ -1,12 +1,122 @@
-"""Metrics of a classifier's logits: the numbers of ``result.json``, and the ROC curves of the figures."""
+"""What predictions are scored by. A metric is one entry of ``METRICS``: records, tables, figures, report follow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.evaluation.calibration import expected_calibration_error, log_softmax
+from common.evaluation import calibration
+from common.evaluation.bootstrap import resampled_auc_macro, resampled_f1_macro, resampled_mean
+from common.evaluation.calibration import log_softmax
+from common.evaluation.scores import Scores, auc
 from common.runtime.errors import UserError
+
+BLOCK = 8_000_000  # counts in float32 at a time: 32 MB; fewer pay the set-up of each class's matrices more often
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed and shown; NaN is a value that is not defined."""
+
+    label: str  # in headings, on axes, in the terminal
+    score: Callable[[Scores], float]
+    resampled: Callable[[Scores, np.ndarray], np.ndarray] | None = None
+    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32; None: it has no interval."""
+    digits: int = 3  # behind the point
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)  # its lowest and highest value: no interval goes beyond
+    chance: Callable[[np.ndarray], float] | None = None
+    """What guessing gives, from the numbers of test images of each class (C,)."""
+    headline: bool = False  # whether bars, differences and the short tables show it; it is then resampled
+    null_because: str = ""  # why it may be null in a record
+
+    @property
+    def word(self) -> str:
+        """Its name within a sentence: "accuracy", but "F1 (macro)"."""
+        return self.label[0].lower() + self.label[1:] if self.label[1].islower() else self.label
+
+
+def _image_mean(label: str, of_images: Callable[[Scores], np.ndarray], **options: Any) -> Metric:
+    """Return the metric that is the mean of one value an image, (N,)."""
+    return Metric(
+        label,
+        lambda scores: of_images(scores).mean(),
+        lambda scores, counts: resampled_mean(of_images(scores), counts),
+        **options,
+    )
+
+
+def _class_mean(label: str, column: str, resampled: Callable | None = None, **options: Any) -> Metric:
+    """Return the metric that is the mean of a column of ``Scores.per_class`` over the classes that have images."""
+    return Metric(
+        label,
+        lambda scores: np.mean([row[column] for row in scores.per_class if row["support"]]),
+        resampled,
+        **options,
+    )
+
+
+def _surprise(scores: Scores) -> np.ndarray:
+    return -scores.log_probabilities[np.arange(len(scores.labels)), scores.labels]
+
+
+def _squared_error(scores: Scores) -> np.ndarray:
+    return ((scores.probabilities - scores.one_hot) ** 2).sum(axis=1)
+
+
+def _in_top_five(scores: Scores) -> np.ndarray:
+    return scores.in_top(5) if len(scores.classes) > 5 else np.full(len(scores.labels), np.nan)
+
+
+def _f1_weighted(scores: Scores) -> float:
+    return sum(row["f1"] * row["support"] for row in scores.per_class if row["support"]) / len(scores.labels)
+
+
+def _auc_macro(scores: Scores) -> float:
+    return np.array([row["auc"] for row in scores.per_class], dtype=np.float64).mean()
+
+
+def _auc_micro(scores: Scores) -> float:
+    return auc(scores.one_hot.ravel(), scores.probabilities.ravel())
+
+
+def _ece(scores: Scores) -> float:
+    return calibration.expected_calibration_error(scores.probabilities, scores.labels)
+
+
+def _largest_share(support: np.ndarray) -> float:
+    return support.max() / support.sum()
+
+
+def _half(_: np.ndarray) -> float:
+    return 0.5
+
+
+_ERROR = {"higher_is_better": False}
+_AREA = {"digits": 4, "chance": _half}
+METRICS: dict[str, Metric] = {
+    "loss": _image_mean("Cross-entropy (nats)", _surprise, bounds=(0.0, np.inf), **_ERROR),
+    "accuracy": _image_mean("Accuracy", lambda scores: scores.correct, chance=_largest_share, headline=True),
+    "balanced_accuracy": _class_mean("Balanced accuracy", "recall"),
+    "f1_macro": _class_mean("F1 (macro)", "f1", resampled_f1_macro, headline=True),
+    "f1_weighted": Metric("F1 (weighted)", _f1_weighted),
+    "precision_macro": _class_mean("Precision (macro)", "precision"),
+    "recall_macro": _class_mean("Recall (macro)", "recall"),
+    "auc_macro": Metric(
+        "AUC (macro)",
+        _auc_macro,
+        resampled_auc_macro,
+        headline=True,
+        null_because="it needs the AUC of every class",
+        **_AREA,
+    ),
+    "auc_micro": Metric("AUC (micro)", _auc_micro, **_AREA),
+    "ece": Metric("ECE", _ece, **_ERROR),
+    "brier": _image_mean("Brier score", _squared_error, bounds=(0.0, 2.0), **_ERROR),
+    "top5_accuracy": _image_mean("Top-5 accuracy", _in_top_five, null_because="it needs more than five classes"),
+}
+HEADLINE = tuple(name for name, metric in METRICS.items() if metric.headline)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -30,35 +140,33 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tup
         classes: the C names.
 
     Returns:
-        A dict of Python floats, ints, lists and None (``loss`` in nats, all others in 0..1), and a list of lines.
+        A dict of Python floats, ints, lists and None (each of ``METRICS``, ``per_class``, ``confusion_matrix``), and
+        a list of lines.
 
     Raises:
         UserError: there is no image, or a logit is infinite or not a number.
     """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    _check(logits, labels, classes)
-    log_probabilities = log_softmax(logits)
-    probabilities = np.exp(log_probabilities)
-    predicted = logits.argmax(axis=1)
-    matrix = _confusion_matrix(labels, predicted, len(classes))
-    per_class, macro = _per_class(labels, predicted, probabilities, classes)
-    present = [row for row in per_class if row["support"]]
-    aucs = [row["auc"] for row in per_class]
-    metrics = {
-        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        "accuracy": float(np.trace(matrix) / len(labels)),
-        "balanced_accuracy": macro["recall"],
-        "f1_macro": macro["f1"],
-        "f1_weighted": float(sum(row["f1"] * row["support"] for row in present) / len(labels)),
-        "precision_macro": macro["precision"],
-        "recall_macro": macro["recall"],
-        "auc_macro": None if None in aucs else float(np.mean(aucs)),
-        "auc_micro": _auc(np.eye(len(classes), dtype=bool)[labels].ravel(), probabilities.ravel()),
-        "ece": expected_calibration_error(probabilities, labels),
-        "per_class": per_class,
-        "confusion_matrix": matrix.tolist(),
+    scores = Scores(np.asarray(logits), np.asarray(labels), classes)
+    _check(scores)
+    values = {name: metric.score(scores) for name, metric in METRICS.items()}
+    record = {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+    notes = _notes(scores.per_class)
+    notes += [f"{name} is null: {METRICS[name].null_because}" for name, value in record.items() if value is None]
+    return record | {"per_class": scores.per_class, "confusion_matrix": scores.confusion_matrix.tolist()}, notes
+
+
+def resampled_metrics(scores: Scores, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each metric that has ``resampled`` on each resample ``counts`` (N, B), whole numbers: (B,) float64.
+
+    A column of ones gives the metrics of the test split itself.
+    """
+    width = max(1, BLOCK // len(scores.labels))
+    blocks = [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
+    return {
+        name: np.concatenate([metric.resampled(scores, block.astype(np.float32)) for block in blocks])
+        for name, metric in METRICS.items()
+        if metric.resampled
     }
-    return metrics, _notes(per_class)
 
 
 def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -74,54 +182,30 @@ def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.n
     return np.stack([*curves, macro, _roc(one_hot.ravel(), probabilities.ravel(), grid)])
 
 
-def _check(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+def scores_in_words(record: Mapping[str, Any]) -> str:
+    """Return the headline metrics of a ``metrics`` record in words, with a digit more than tables have."""
+    return "  ".join(f"{METRICS[name].word} {_text(record[name], METRICS[name].digits + 1)}" for name in HEADLINE)
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "not defined" if value is None else f"{value:.{digits}f}"
+
+
+def _check(scores: Scores) -> None:
     """Refuse what has no score: a caller's mistake is a ValueError, the user's data or training a UserError."""
+    logits, labels, expected = scores.logits, scores.labels, (len(scores.labels), len(scores.classes))
     if len(labels) == 0:
         raise UserError("there is no image to score; give the split at least one")
-    if logits.shape != (len(labels), len(classes)):
-        raise ValueError(f"logits are {logits.shape}, expected {(len(labels), len(classes))}")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(f"labels lie in {labels.min()}..{labels.max()}, expected 0..{len(classes) - 1}")
+    if logits.shape != expected:
+        raise ValueError(f"logits are {logits.shape}, expected {expected}")
+    if labels.min() < 0 or labels.max() >= len(scores.classes):
+        raise ValueError(f"labels lie in {labels.min()}..{labels.max()}, expected 0..{len(scores.classes) - 1}")
     bad = int((~np.isfinite(logits)).any(axis=1).sum())
     if bad:
         raise UserError(
             f"the model's logits are infinite or not a number for {bad} of {len(labels)} images: the training "
             "diverged; lower `lr`, or use `precision` fp32"
         )
-
-
-def _confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return counts (C, C) int, true by predicted; C is given because a matrix inferred from the labels shrinks."""
-    from sklearn.metrics import confusion_matrix  # two seconds to import
-
-    return confusion_matrix(labels, predicted, labels=range(num_classes))
-
-
-def _per_class(
-    labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
-) -> tuple[list[dict], dict]:
-    """Return one record a class, and the means of precision, recall and F1 over the classes that have images."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
-    records = []
-    for index, (name, *values, support) in enumerate(zip(classes, *columns, strict=True)):
-        values = [float(value) if support else None for value in values]
-        record = {"class": name, **dict(zip(("precision", "recall", "f1"), values, strict=True))}
-        auc = _auc(labels == index, probabilities[:, index])
-        records.append({**record, "auc": auc, "support": int(support)})
-    present = [record for record in records if record["support"]]
-    macro = {key: float(np.mean([record[key] for record in present])) for key in ("precision", "recall", "f1")}
-    return records, macro
-
-
-def _auc(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """Return the area under the ROC curve, or None where there are no positives or no negatives."""
-    from sklearn.metrics import roc_auc_score
-
-    if positive.all() or not positive.any():
-        return None
-    return min(1.0, float(roc_auc_score(positive, scores)))  # its sum of trapezoids can round to just above 1
 
 
 def _roc(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -139,17 +223,8 @@ def _roc(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarr
 
 
 def _notes(per_class: list[dict]) -> list[str]:
-    """Return a line for each reason why a value is None."""
+    """Return a line for each class of which a value is None."""
     absent = [row["class"] for row in per_class if not row["support"]]
     alone = [row["class"] for row in per_class if row["support"] and row["auc"] is None]
     notes = [f"class {name!r} has no image here: its values are null, and macro means leave it out" for name in absent]
-    notes += [f"class {name!r} is the only one with images here: its AUC is null" for name in alone]
-    if any(row["auc"] is None for row in per_class):
-        notes.append("auc_macro is null: it needs the AUC of every class")
-    return notes
-
-
-def scores_in_words(metrics: dict[str, Any]) -> str:
-    """Return accuracy, macro F1 and macro AUC of a ``metrics`` block in words."""
-    auc = "not defined" if metrics["auc_macro"] is None else f"{metrics['auc_macro']:.4f}"
-    return f"accuracy {metrics['accuracy']:.4f}  F1 (macro) {metrics['f1_macro']:.4f}  AUC (macro) {auc}"
+    return notes + [f"class {name!r} is the only one with images here: its AUC is null" for name in alone]

@@ -9,31 +9,23 @@ from common.evaluation.comparison import Comparison, Series
 
 STUDY_FILE = Path(__file__).with_name("published_study.json")
 
-PUBLISHED_MARK = {
-    "marker": "D",
-    "markersize": 4.5,
-    "markerfacecolor": "none",
-    "markeredgecolor": "black",
-    "linestyle": "",
-}
 
-
-def published_results(compared: Comparison, series: Series) -> list[dict]:
+def published_results(comparison: Comparison, series: Series) -> list[dict]:
     """Return the published records of one model: none unless asked for, two for CIFAR-10 (see the file's notes).
 
     A model matches by data set, architecture and method, unless its training images were limited; its weights and
     hyper-parameters may be others.
     """
     result = series.runs[0].result
-    if not compared.with_published or result["config"].get("train_limit"):
+    if not comparison.with_published or result.config.get("train_limit"):
         return []
-    wanted = (compared.dataset, result["backbone"].partition(".")[0], result["method"])
-    return [one for one in _results() if (one["dataset"], one["backbone"], one["method"]) == wanted]
+    wanted = (comparison.dataset, result.backbone.partition(".")[0], result.method)
+    return [row for row in _results() if (row["dataset"], row["backbone"], row["method"]) == wanted]
 
 
-def published_caption(compared: Sequence[Comparison]) -> str:
+def published_caption(comparisons: Sequence[Comparison]) -> str:
     """Return the sentence that explains the hollow marks, or nothing where there are none."""
-    if not any(published_results(one, series) for one in compared for series in one.series):
+    if not any(published_results(comparison, series) for comparison in comparisons for series in comparison.series):
         return ""
     return "Hollow diamonds: published, one run each, chosen on the test split (preprints.org 202510.2514)."
 

@@ -39,16 +39,19 @@ def over_images(value: float, resampled: np.ndarray) -> Estimate:
     return _estimate(value, resampled, stretch=1.0, bounds=(0.0, np.inf))
 
 
-def mean_over_seeds(sample: Sample, rng: np.random.Generator) -> Estimate:
+def mean_over_seeds(sample: Sample, rng: np.random.Generator, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Return the mean over one model's seeds with its interval over test images and seeds.
 
-    Resampled as in ``difference``; of one seed it is the interval over images alone. The ends lie in 0..1.
+    Resampled as in ``paired_difference``; of one seed it is the interval over images alone. The ends lie in the
+    metric's ``bounds``.
     """
     draws = _draws(sample, rng)
-    return _estimate(sample.values.mean(), draws, stretch=_stretch([sample], draws), bounds=(0.0, 1.0))
+    return _estimate(sample.values.mean(), draws, stretch=_stretch([sample], draws), bounds=bounds)
 
 
-def paired_difference(ours: Sample, theirs: Sample, rng: np.random.Generator) -> Estimate:
+def paired_difference(
+    ours: Sample, theirs: Sample, rng: np.random.Generator, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Estimate:
     """Return the difference of two models' means over their seeds, ours - theirs, with its interval.
 
     Each of the B replicates draws N test images with replacement, the same for both models and all their seeds
@@ -65,7 +68,8 @@ def paired_difference(ours: Sample, theirs: Sample, rng: np.random.Generator) ->
     """
     draws = _draws(ours, rng) - _draws(theirs, rng)
     value = ours.values.mean() - theirs.values.mean()
-    return _estimate(value, draws, stretch=_stretch([ours, theirs], draws), bounds=(-1.0, 1.0))
+    width = bounds[1] - bounds[0]
+    return _estimate(value, draws, stretch=_stretch([ours, theirs], draws), bounds=(-width, width))
 
 
 def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -127,7 +131,7 @@ def _estimate(value: float, draws: np.ndarray, *, stretch: float, bounds: tuple[
 NO_DIFFERENCE, NOT_DEFINED = "no difference seen", "not defined"
 
 
-def verdict(estimate: Estimate) -> str:
+def verdict(estimate: Estimate, *, higher_is_better: bool = True) -> str:
     """Return "better" or "worse" where the interval of a difference excludes zero, else "no difference seen".
 
     "not defined" is the difference of a metric that is null, such as the AUC where a class has no test image.
@@ -136,4 +140,4 @@ def verdict(estimate: Estimate) -> str:
         return NOT_DEFINED
     if not estimate.excludes_zero:
         return NO_DIFFERENCE
-    return "better" if estimate.low > 0 else "worse"
+    return "better" if (estimate.low > 0) == higher_is_better else "worse"

@@ -1,4 +1,4 @@
-"""What the predictions of a data set's runs say, with its uncertainty; computed once and kept beside the runs."""
+"""What predictions say with their uncertainty: computed once, kept beside the runs, passed on as tables."""
 
 import contextlib
 import functools
@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from common.evaluation import calibration, metrics, significance
-from common.evaluation.bootstrap import draw_counts, resampled_metrics
+from common.evaluation.bootstrap import draw_counts
+from common.evaluation.comparison import Comparison, Series
+from common.evaluation.frames import table
+from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
+from common.evaluation.scores import Scores
 from common.evaluation.significance import Estimate, Sample
 from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from common.runs.result import Run, encode_record, is_intact
@@ -20,40 +25,34 @@ from common.runtime.errors import UserError
 from common.runtime.files import sha256, write_atomically
 from common.runtime.parallel import parallel_map
 
-if TYPE_CHECKING:
-    from common.evaluation.comparison import Series
-
-
 ALGORITHM = 1  # raise it whenever a kept number would come out otherwise: what older code kept is then made again
 
 RESAMPLES = 2_000  # of the test images; leaves a 95 % end uncertain by a twentieth of a standard deviation
 
 INTERVALS, DIFFERENCES = "intervals.json", "differences.json"
 
-COMPARED = ("accuracy", "f1_macro", "auc_macro")
-
-BINS = (10, 15, 20)
-
 LARGE = 200_000  # images times classes: about a second's work, for which other processes are worth starting
-
-
-class Difference(NamedTuple):
-    """How two models of one data set differ, ours - theirs, on the same test images."""
-
-    ours: str  # the name of a run, as the next
-    theirs: str
-    estimates: Mapping[str, Estimate]  # by metric, over images and seeds
-    mcnemar: tuple[float, ...]  # p of each pair of seeds, the first of either with the first of the other, and so on
-    holm: float  # the largest of them, adjusted for the number of pairs of models
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of each model, by the name of its run: each seed's record, and the means over seeds; and the pairs of models."""
+    """Four tables, in the order of the comparisons; ``dataset`` and ``run`` are those of ``Frames``.
 
-    seeds: Mapping[str, tuple[dict, ...]]  # "estimates" over images by metric, "calibration" (see ``_calibration``)
-    means: Mapping[str, Mapping[str, Estimate]]  # by metric, over images and seeds
-    differences: tuple[Difference, ...]
+    ``value``, ``low`` and ``high`` are a number and the ends of its 95 % interval, NaN where it is not defined.
+    """
+
+    runs: pd.DataFrame
+    """dataset, run, seed, metric, value, low, high: over the test images, each metric that is resampled."""
+    means: pd.DataFrame
+    """dataset, run, metric, value, low, high: the mean over the seeds, over images and seeds, each headline metric."""
+    pairs: pd.DataFrame
+    """dataset, a, b, metric, difference, low, high, verdict, mcnemar_min, mcnemar_max, p_holm: a - b of two runs'
+    means, each headline metric, with the verdict on a. McNemar's test is on right and wrong: its p stand by accuracy
+    only, over the pairs of seeds, the largest adjusted for the data set's number of pairs. May have no row."""
+    calibration: pd.DataFrame
+    """dataset, run, seed, brier, ece, temperature, ece_scaled, bins, bins_scaled: ``scaled`` is after the temperature,
+    which is NaN (``bins_scaled`` None) without validation images. Bins are a dict of lists, an entry a bin of equal
+    width: ``images``, and the sums of ``confidence`` and of ``correct`` over them."""
 
 
 class _Sampled(NamedTuple):
@@ -65,61 +64,71 @@ class _Sampled(NamedTuple):
     record: dict  # what is kept of it
 
 
-def compute_uncertainty(series: Sequence["Series"]) -> Uncertainty:
-    """Return what is known of the models of one data set, all tested on the same images.
+def compute_uncertainty(comparisons: Sequence[Comparison]) -> Uncertainty:
+    """Return intervals, calibration and pairwise differences of the models of each comparison.
 
-    What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM`` from the same
-    predictions (by SHA-256); the rest is computed and kept. Pairs are models trained on equally many images: among
-    others a difference would be the images' as much as the models'.
+    What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM`` for today's
+    ``METRICS`` from the same predictions (by SHA-256); the rest is computed, about a second a run of 10,000 images,
+    and kept. Pairs are models trained on equally many images: among others a difference would be the images' as much
+    as the models'.
     """
-    folder = series[0].runs[0].folder.parent.parent
-    seeds = {run.folder: _kept_of_run(run) for one in series for run in one.runs}
-    stored = read_cache(folder / DIFFERENCES, algorithm=ALGORITHM)
-    means, pairs = stored.get("means", {}), stored.get("differences", {})
-    wanted = [(ours, theirs) for ours, theirs in combinations(series, 2) if ours.num_train == theirs.num_train]
-    new_means = [one for one in series if _key(one) not in means]
-    new_pairs = [pair for pair in wanted if _key(*pair) not in pairs]
-    for_models = {run.folder for one in (*new_means, *(one for pair in new_pairs for one in pair)) for run in one.runs}
-    runs = [run for one in series for run in one.runs if not seeds[run.folder] or run.folder in for_models]
-    sampled = _sample_all(runs)
+    runs, means, pairs, calibrations = [], [], [], []
+    for comparison in comparisons:
+        records, joint = _records(comparison)
+        for series in comparison.series:
+            model = {"dataset": comparison.dataset, "run": series.name}
+            means += [model | row for row in _rows(joint[_key(series)]["estimates"])]
+            for run in series.runs:
+                seed = model | {"seed": run.seed}
+                runs += [seed | row for row in _rows(records[run.folder]["estimates"])]
+                calibrations.append(seed | records[run.folder]["calibration"])
+        pairs += _pair_rows(comparison, joint)
+    calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
+    return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), calibrations)
+
+
+_PAIR_COLUMNS = (
+    *("dataset", "a", "b", "metric", "difference", "low", "high"),
+    *("verdict", "mcnemar_min", "mcnemar_max", "p_holm"),
+)
+
+
+def _records(comparison: Comparison) -> tuple[dict[Path, dict], dict[str, dict]]:
+    """Return what is kept of each run, by its folder, and of each model and pair of models, by ``_key``."""
+    runs = [run for series in comparison.series for run in series.runs]
+    groups = {_key(*group): group for group in [*((series,) for series in comparison.series), *_pairs(comparison)]}
+    store = runs[0].folder.parent.parent / DIFFERENCES
+    joint = _read(store)
+    records = {run.folder: _read(run.folder / INTERVALS, predictions=_sha256(run)) for run in runs}
+    new_groups = {key: group for key, group in groups.items() if key not in joint}
+    needed = {run.folder for group in new_groups.values() for series in group for run in series.runs}
+    sampled = _sample_all([run for run in runs if run.folder in needed or not records[run.folder]])
     for run in runs:
-        if not seeds[run.folder]:
-            seeds[run.folder] = sampled[run.folder].record
-            write_cache(run.folder / INTERVALS, {"predictions": _sha256(run), **seeds[run.folder]}, algorithm=ALGORITHM)
-    means |= {_key(one): _mean(one, sampled) for one in new_means}
-    pairs |= {_key(*pair): _difference(*pair, sampled) for pair in new_pairs}
-    if new_means or new_pairs:
-        write_cache(folder / DIFFERENCES, {"means": means, "differences": pairs}, algorithm=ALGORITHM)
-    return Uncertainty(
-        {one.name: tuple(seeds[run.folder] for run in one.runs) for one in series},
-        {one.name: _estimates(means[_key(one)]["estimates"]) for one in series},
-        _with_holm([(ours.name, theirs.name, pairs[_key(ours, theirs)]) for ours, theirs in wanted]),
-    )
+        if not records[run.folder]:
+            records[run.folder] = sampled[run.folder].record
+            _write(run.folder / INTERVALS, {"predictions": _sha256(run), **records[run.folder]})
+    joint |= {key: (_mean if len(group) == 1 else _difference)(*group, sampled) for key, group in new_groups.items()}
+    if new_groups:
+        _write(store, joint)
+    return records, joint
 
 
-def estimates(record: dict) -> dict[str, Estimate]:
-    """Return the intervals over test images in the record of one seed, by metric."""
-    return _estimates(record["estimates"])
-
-
-def _kept_of_run(run: Run) -> dict:
-    record = read_cache(run.folder / INTERVALS, algorithm=ALGORITHM)
-    fits = record.get("predictions") == _sha256(run)
-    return {name: record[name] for name in ("estimates", "calibration")} if fits else {}
+def _pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
+    return [pair for pair in combinations(comparison.series, 2) if pair[0].num_train == pair[1].num_train]
 
 
 def _sha256(run: Run) -> str:
-    return run.result["files"][PREDICTIONS_FILE]["sha256"]
+    return run.result.files[PREDICTIONS_FILE].sha256
 
 
-def _key(*series: "Series") -> str:
+def _key(*group: Series) -> str:
     """Return the key under which a model's means or a pair's differences are kept: a hash of all its predictions."""
-    return sha256(" ".join(",".join(_sha256(run) for run in one.runs) for one in series).encode())
+    return sha256(" ".join(",".join(_sha256(run) for run in series.runs) for series in group).encode())
 
 
-def _sample_all(runs: Sequence[Run]) -> dict:
+def _sample_all(runs: Sequence[Run]) -> dict[Path, _Sampled]:
     """Return the sample of each run by its folder; much work is shared out to other processes."""
-    size = sum(run.result["data"]["num_test"] * len(run.result["data"]["classes"]) for run in runs)
+    size = sum(run.result.data.num_test * len(run.result.data.classes) for run in runs)
     samples = parallel_map(_sample, runs) if len(runs) > 1 and size > LARGE else map(_sample, runs)
     return dict(zip((run.folder for run in runs), samples, strict=True))
 
@@ -127,13 +136,13 @@ def _sample_all(runs: Sequence[Run]) -> dict:
 def _sample(run: Run) -> _Sampled:
     """Resample one run's test images and calibrate it on its validation images."""
     predictions = read_predictions(run.folder, run.result)
-    probabilities, labels = metrics.softmax(predictions.logits), predictions.labels
-    whole = resampled_metrics(probabilities, labels, np.ones((len(labels), 1)))
+    scores = Scores(predictions.logits, predictions.labels, run.result.data.classes)
+    whole = resampled_metrics(scores, np.ones((len(scores.labels), 1)))
     values = {name: float(value[0]) for name, value in whole.items()}
-    resampled = resampled_metrics(probabilities, labels, _counts(len(labels), RESAMPLES))
+    resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
     intervals = {name: significance.over_images(values[name], resampled[name]) for name in values}
-    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, probabilities)}
-    return _Sampled(values, resampled, probabilities.argmax(axis=1) == labels, record)
+    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores.probabilities)}
+    return _Sampled(values, resampled, scores.correct, record)
 
 
 @functools.lru_cache(maxsize=1)
@@ -143,63 +152,74 @@ def _counts(num_images: int, resamples: int) -> np.ndarray:
 
 
 def _calibration(predictions: Predictions, probabilities: np.ndarray) -> dict:
-    """Return ``ece`` by number of bins, ``brier`` and ``bins``, and ``after`` the ``temperature`` the same again.
+    """Return a row of ``Uncertainty.calibration``; the temperature is fitted on validation images."""
+    row = {"brier": calibration.brier_score(probabilities, predictions.labels)}
+    row |= _reliability(probabilities, predictions.labels)
+    if not len(predictions.val_labels):
+        return row | {"temperature": None, "ece_scaled": None, "bins_scaled": None}
+    temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
+    scaled = metrics.softmax(predictions.logits.astype(np.float64) / temperature)
+    scaled = {f"{name}_scaled": value for name, value in _reliability(scaled, predictions.labels).items()}
+    return row | {"temperature": temperature} | scaled
 
-    The temperature is fitted on validation images; without any it is None, and so is ``after``.
-    """
-    record = _calibration_of(probabilities, predictions.labels) | {"temperature": None, "after": None}
-    if len(predictions.val_labels):
-        temperature = calibration.fit_temperature(predictions.val_logits, predictions.val_labels)
-        scaled = metrics.softmax(predictions.logits.astype(np.float64) / temperature)
-        record |= {"temperature": temperature, "after": _calibration_of(scaled, predictions.labels)}
-    return record
 
-
-def _calibration_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     bins = calibration.reliability(probabilities, labels)
-    sums = [np.nan_to_num(mean * bins.images).tolist() for mean in (bins.confidence, bins.accuracy)]
+    sums = (np.nan_to_num(mean * bins.images).tolist() for mean in (bins.confidence, bins.accuracy))
     return {
-        "ece": {str(count): calibration.expected_calibration_error(probabilities, labels, count) for count in BINS},
-        "brier": calibration.brier_score(probabilities, labels),
-        "bins": dict(zip(("images", "confidence", "correct"), (bins.images.tolist(), *sums), strict=True)),  # sums
+        "ece": calibration.expected_calibration_error(probabilities, labels),
+        "bins": dict(zip(("images", "confidence", "correct"), (bins.images.tolist(), *sums), strict=True)),
     }
 
 
-def _mean(one: "Series", sampled: Mapping) -> dict:
+def _mean(series: Series, sampled: Mapping[Path, _Sampled]) -> dict:
     """Return a model's means over seeds as they are kept."""
-    estimates = {
-        name: significance.mean_over_seeds(_of_seeds(one, name, sampled), np.random.default_rng(0)) for name in COMPARED
+    means = {
+        name: significance.mean_over_seeds(
+            _of_seeds(series, name, sampled), np.random.default_rng(0), bounds=METRICS[name].bounds
+        )
+        for name in HEADLINE
     }
-    return {"run": one.name, "estimates": _plain(estimates)}
+    return {"run": series.name, "estimates": _plain(means)}
 
 
-def _difference(ours: "Series", theirs: "Series", sampled: Mapping) -> dict:
+def _difference(a: Series, b: Series, sampled: Mapping[Path, _Sampled]) -> dict:
     """Return a pair's differences as they are kept; seeds are drawn alike for all metrics."""
     differences = {
         name: significance.paired_difference(
-            _of_seeds(ours, name, sampled), _of_seeds(theirs, name, sampled), np.random.default_rng(0)
+            *(_of_seeds(series, name, sampled) for series in (a, b)),
+            np.random.default_rng(0),
+            bounds=METRICS[name].bounds,
         )
-        for name in COMPARED
+        for name in HEADLINE
     }
     p_values = [
-        significance.mcnemar(sampled[mine.folder].correct, other.correct)
-        for mine, other in zip(ours.runs, (sampled[run.folder] for run in theirs.runs), strict=False)
+        significance.mcnemar(sampled[mine.folder].correct, sampled[other.folder].correct)
+        for mine, other in zip(a.runs, b.runs, strict=False)
     ]
-    return {"ours": ours.name, "theirs": theirs.name, "estimates": _plain(differences), "mcnemar": p_values}
+    return {"a": a.name, "b": b.name, "estimates": _plain(differences), "mcnemar": p_values}
 
 
-def _of_seeds(one: "Series", metric: str, sampled: Mapping) -> Sample:
-    each = [sampled[run.folder] for run in one.runs]
-    return Sample(np.array([seed.values[metric] for seed in each]), np.stack([seed.resampled[metric] for seed in each]))
-
-
-def _with_holm(pairs: Sequence[tuple[str, str, dict]]) -> tuple[Difference, ...]:
-    """Return the pairs with Holm's correction; the largest p of a pair's seeds stands for it (Berger 1982)."""
-    adjusted = significance.holm([max(record["mcnemar"]) for _, _, record in pairs])
-    return tuple(
-        Difference(ours, theirs, _estimates(record["estimates"]), tuple(record["mcnemar"]), holm)
-        for (ours, theirs, record), holm in zip(pairs, adjusted, strict=True)
+def _of_seeds(series: Series, metric: str, sampled: Mapping[Path, _Sampled]) -> Sample:
+    seeds = [sampled[run.folder] for run in series.runs]
+    return Sample(
+        np.array([seed.values[metric] for seed in seeds]), np.stack([seed.resampled[metric] for seed in seeds])
     )
+
+
+def _pair_rows(comparison: Comparison, joint: Mapping[str, dict]) -> list[dict]:
+    """Return the rows of ``Uncertainty.pairs``; the largest p of a pair's seeds stands for it (Berger 1982)."""
+    pairs = [(a, b, joint[_key(a, b)]) for a, b in _pairs(comparison)]
+    adjusted = significance.holm([max(record["mcnemar"]) for _, _, record in pairs])
+    rows = []
+    for (a, b, record), p_holm in zip(pairs, adjusted, strict=True):
+        tests = {"mcnemar_min": min(record["mcnemar"]), "mcnemar_max": max(record["mcnemar"]), "p_holm": p_holm}
+        for row in _rows(record["estimates"]):
+            name, estimate = row["metric"], Estimate(row.pop("value"), row["low"], row["high"])
+            word = significance.verdict(estimate, higher_is_better=METRICS[name].higher_is_better)
+            row |= {"difference": estimate.value, "verdict": word} | (tests if name == "accuracy" else {})
+            rows.append({"dataset": comparison.dataset, "a": a.name, "b": b.name} | row)
+    return rows
 
 
 def _plain(estimates: Mapping[str, Estimate]) -> dict:
@@ -207,20 +227,31 @@ def _plain(estimates: Mapping[str, Estimate]) -> dict:
     return {name: [None if np.isnan(x) else float(x) for x in estimate] for name, estimate in estimates.items()}
 
 
-def _estimates(plain: Mapping[str, list]) -> dict[str, Estimate]:
-    return {name: Estimate(*(np.nan if x is None else x for x in values)) for name, values in plain.items()}
+def _rows(plain: Mapping[str, list]) -> list[dict]:
+    """Return a row {metric, value, low, high} for each of the ``estimates`` as JSON has them."""
+    numbers = {name: [np.nan if x is None else x for x in values] for name, values in plain.items()}
+    return [{"metric": name, "value": v, "low": low, "high": high} for name, (v, low, high) in numbers.items()]
 
 
-def read_cache(path: Path, *, algorithm: int) -> dict:
-    """Return the record in ``path``, or an empty one where it is missing, damaged, or of another ``algorithm``."""
+def _made_by() -> dict:
+    """Return what a file must say to be of use: how, and of which metrics, its numbers were computed."""
+    resampled = [name for name, metric in METRICS.items() if metric.resampled]
+    return {"algorithm": ALGORITHM, "metrics": list(METRICS), "resampled": resampled, "headline": list(HEADLINE)}
+
+
+def _read(path: Path, **expected: str) -> dict:
+    """Return what was kept in ``path``, or an empty dict where it is missing, damaged, or not made as expected."""
+    expected |= _made_by()
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return record if is_intact(record) and record.get("algorithm") == algorithm else {}
+    if not is_intact(record) or any(record.get(name) != value for name, value in expected.items()):
+        return {}
+    return {name: value for name, value in record.items() if name not in (*expected, "sha256")}
 
 
-def write_cache(path: Path, record: dict, *, algorithm: int) -> None:
+def _write(path: Path, record: dict) -> None:
     """Keep ``record``, strict JSON with its own hash; where the folder cannot be written, it is computed each time."""
     with contextlib.suppress(UserError):
-        write_atomically(path, encode_record({"algorithm": algorithm, **record}))
+        write_atomically(path, encode_record(_made_by() | record))

@@ -1,0 +1,87 @@
+"""The figures: what each shows, when it is drawn, and the drawing of all of them in a few processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from common.evaluation.comparison import Comparison
+from common.evaluation.frames import Frames
+from common.evaluation.uncertainty import Uncertainty
+from common.figures import bars, differences, learning_curves, per_class, reliability, roc, style, trade_offs
+from common.runtime.parallel import parallel_map
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure: how it is drawn, its title in the report, and for what."""
+
+    draw: Callable[..., Figure]
+    """Takes a comparison (all of them, if the figure is ``across`` data sets), the frames and the uncertainty."""
+    title: str
+    across: bool = False
+    wanted: Callable[[Comparison, Uncertainty], bool] = lambda *_: True
+    """Whether there is anything to draw for a data set."""
+
+
+def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+    return comparison.dataset in set(uncertainty.pairs["dataset"])
+
+
+def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
+    return bool(trade_offs.few_shot_curves(comparison))
+
+
+def _trade_off(cost: str, title: str) -> FigureSpec:
+    return FigureSpec(partial(trade_offs.accuracy_vs, cost, title), title, across=True)
+
+
+# By the name of the figure's file, before which that of a data set's own figure has the data set's.
+FIGURES = {
+    "final_benchmark_comparison": FigureSpec(bars.final_benchmark_comparison, "Metrics on test images"),
+    "learning_curves": FigureSpec(learning_curves.learning_curves, "Learning curves"),
+    "confusion_matrices": FigureSpec(per_class.confusion_matrices, "Confusion matrices"),
+    "roc_curves": FigureSpec(roc.roc_curves, "ROC curves"),
+    "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
+    "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
+    "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
+    "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
+    "overview": FigureSpec(bars.overview, "All data sets", across=True),
+    "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
+    "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),
+    "accuracy_vs_flops": _trade_off("forward_flops", "Accuracy and cost of one image"),
+    "accuracy_vs_saved_bytes": _trade_off("saved_bytes", "Accuracy and size of what is saved"),
+}
+
+
+def draw_all(
+    comparisons: Sequence[Comparison], frames: Frames, uncertainty: Uncertainty, folder: Path, columns: str = "two"
+) -> Iterator[tuple[str, list[Path]]]:
+    """Draw every figure of ``FIGURES`` that is wanted into ``folder``, as wide as ``columns`` of a page.
+
+    Yields for each the data set, "" for all together, and the files written.
+    """
+    subjects = [*((comparison.dataset, comparison) for comparison in comparisons), ("", comparisons)]
+    drawings = [
+        (dataset, folder / _stem(dataset, name), columns, spec.draw, (subject, frames, uncertainty))
+        for dataset, subject in subjects
+        for name, spec in FIGURES.items()
+        if spec.across == (not dataset) and spec.wanted(subject, uncertainty)
+    ]
+    yield from zip((dataset for dataset, *_ in drawings), parallel_map(_draw, drawings), strict=True)
+
+
+def _stem(dataset: str, name: str) -> str:
+    """Return a file's name without suffix."""
+    if name == "final_benchmark_comparison" and dataset == "cifar10":
+        dataset = "cifar_10"  # the study's own name for this file
+    return f"{dataset}_{name}" if dataset else name
+
+
+def _draw(drawing: tuple) -> list[Path]:
+    """Draw and save one figure; return the files written."""
+    _, stem, columns, draw, subject = drawing
+    with style.context(columns):
+        return style.save(draw(*subject), stem)

@@ -1,7 +1,6 @@
 """Paired differences between models, with their intervals."""
 
-from collections.abc import Sequence
-
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,71 +8,63 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, joined_notes, signed
-from common.evaluation.significance import NO_DIFFERENCE, NOT_DEFINED, verdict
-from common.evaluation.uncertainty import COMPARED, Difference
-from common.figures import style
-from common.figures.style import GREY
-from common.report.sentences import pair
-
-NAMES = dict(zip(COMPARED, ("Accuracy", "F1 (macro)", "AUC (macro)"), strict=True))
+from common.evaluation.formatting import count_seeds, joined_notes, seed_range, signed
+from common.evaluation.frames import Frames
+from common.evaluation.metrics import HEADLINE, METRICS
+from common.evaluation.significance import NOT_DEFINED
+from common.evaluation.uncertainty import Uncertainty
+from common.figures.layout import facets, label_outside
+from common.figures.palette import VERDICTS
+from common.figures.style import GREY, printable
 
 MOST_PAIRS = 20  # rows in the figure of differences: more do not fit on a page
 
-# Okabe and Ito's blue and vermilion; in grey print the shapes tell a verdict.
-VERDICTS = {
-    "better": ("the upper model is better", {"color": "#0072B2", "marker": ">"}),
-    "worse": ("the lower model is better", {"color": "#D55E00", "marker": "<"}),
-    NO_DIFFERENCE: ("no difference seen", {"color": GREY, "marker": "o", "markerfacecolor": "white"}),
-}
 
-
-def differences(compared: Comparison) -> Figure:
-    """Draw each pair's differences in accuracy, F1 and AUC with their intervals; the colour is the verdict.
+def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
+    """Draw each pair's differences in the headline metrics with their intervals; the colour is the verdict.
 
     Without a pair the panels are empty.
     """
-    pairs = compared.evidence.differences
-    shown = pairs[:MOST_PAIRS]
-    left_out = f"The first {len(shown)} of {len(pairs)} pairs. " if len(shown) < len(pairs) else ""
-    columns, seeds = style.panels_abreast(len(COMPARED)), count_seeds([compared])
-    over = "test images" if seeds == "1 seed" else "test images and seeds"
-    figure = style.new_figure(
-        style.width(),
-        (0.55 + 0.36 * len(shown)) * len(COMPARED) / columns,
-        title=f"{compared.title}: paired differences, {compared.data['num_test']:,} test images",
-        caption=f"{left_out}Upper minus lower model, {seeds}; bars: 95 % interval over {over}, each for itself. "
-        f"A difference is called one where its interval excludes 0. {joined_notes([compared])}",
+    pairs = uncertainty.pairs.query("dataset == @comparison.dataset")
+    names = pairs[["a", "b"]].drop_duplicates()
+    count = min(len(names), MOST_PAIRS)
+    left_out = f"The first {count} of {len(names)} pairs. " if count < len(names) else ""
+    fewest, most = seed_range([comparison])
+    over = "test images and seeds" if most > 1 else "test images"
+    figure, axes = facets(
+        [METRICS[metric].label for metric in HEADLINE],
+        heights=(0.1 + 0.36 * count,),
+        sharex=False,
+        title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
+        caption=f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % interval over {over}, "
+        f"each for itself. A difference is called one where its interval excludes 0. {joined_notes([comparison])}",
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in VERDICTS.values()},
     )
-    axes = figure.subplots(len(COMPARED) // columns, columns, sharey=True, squeeze=False).ravel()
-    for metric, ax in zip(COMPARED, axes, strict=True):
-        _differences_of(ax, shown, metric).set_title(NAMES[metric])
-    pairs = [pair(compared, difference) for difference in shown]
-    texts = [f"{style.printable(ours.label, 50)}\nminus {style.printable(theirs.label, 50)}" for ours, theirs in pairs]
-    axes[0].set_yticks(range(len(texts)), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)
-    axes[0].set_ylim(max(1, len(texts)) - 0.5, -0.5)
+    for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):
+        _differences_of(ax, pairs[pairs["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
+    label_outside(axes[:, 0], "Difference (points)", "")
+    labels = {series.name: printable(series.label, 50) for series in comparison.series}
+    texts = [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in names[:count].itertuples()]
+    axes[0, 0].set_yticks(range(count), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)
+    axes[0, 0].set_ylim(max(1, count) - 0.5, -0.5)
     return figure
 
 
-def _differences_of(ax: Axes, shown: Sequence[Difference], metric: str) -> Axes:
+def _differences_of(ax: Axes, pairs: pd.DataFrame, *, digits: int) -> None:
     """Draw one metric's differences in points, a row a pair, and the zero line."""
-    for row, difference in enumerate(shown):
-        value, low, high = (100 * number for number in difference.estimates[metric])
-        word = verdict(difference.estimates[metric])
-        if word == NOT_DEFINED:
-            ax.text(0, row, word, ha="center", va="center", fontsize=7, color=GREY)
+    for row, pair in enumerate(pairs.itertuples()):
+        if pair.verdict == NOT_DEFINED:
+            ax.text(0, row, NOT_DEFINED, ha="center", va="center", fontsize=7, color=GREY)
             continue
-        look = VERDICTS[word][1]
-        ax.plot([low, high], [row, row], color=look["color"], linewidth=1.6, solid_capstyle="butt")
-        ax.plot(value, row, markersize=5, **look)
-        text = signed(value, scale=1, digits=2 if metric == "auc_macro" else 1)
+        look = VERDICTS[pair.verdict][1]
+        ax.hlines(row, 100 * pair.low, 100 * pair.high, color=look["color"], linewidth=1.6)
+        ax.plot(100 * pair.difference, row, markersize=5, **look)
         rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through it
-        ax.text(value, row - 0.17, text, ha="center", va="bottom", fontsize=6.5, path_effects=rim)
+        text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
+        ax.text(100 * pair.difference, row - 0.17, signed(pair.difference, digits=digits), **text)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("Difference (points)")
     ax.margins(x=0.15)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.spines["left"].set_visible(False)
-    return style.plain(ax, grid="x")
+    ax.grid(axis="x")

@@ -1,60 +1,61 @@
 """Loss and accuracy by epoch."""
 
-import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes
-from common.figures import style
+from common.evaluation.comparison import Comparison
+from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.frames import Frames
+from common.evaluation.metrics import METRICS
+from common.evaluation.uncertainty import Uncertainty
+from common.figures.layout import facets, label_outside, widen
+from common.figures.palette import run_styles
 from common.figures.style import GREY
 
-SPLITS = {"validation": "-", "training": "--"}
+DASHES = {"val": "", "train": (4, 1.7)}  # of the splits' lines, in line widths
 
 
-def learning_curves(compared: Comparison) -> Figure:
+def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
-    count = len(compared.series)
-    width = max(style.width(), 1.75 * count)
-    seeds = count_seeds([compared])
-    lines = "Thin lines: seeds; thick lines: their mean. " if seeds != "1 seed" else ""
-    figure = style.new_figure(
-        width,
-        3.6,
-        title=f"{compared.title}: learning curves, {seeds}",
-        caption=f"{lines}Ring: the epoch kept, best on validation images. {joined_notes([compared])}",
-        legend={name: Line2D([], [], color=GREY, linestyle=line) for name, line in SPLITS.items()},
+    fewest, most = seed_range([comparison])
+    lines = "Thin lines: seeds; thick lines: their mean. " if most > 1 else ""
+    figure, axes = facets(
+        [series.label for series in comparison.series],
+        heights=(1.45, 1.45),
+        wrap=False,
+        sharex="col",
+        sharey="row",
+        title=f"{comparison.title}: learning curves, {count_seeds(fewest, most)}",
+        caption=f"{lines}Ring: the epoch kept, best on validation images. {joined_notes([comparison])}",
+        legend={
+            "validation": Line2D([], [], color=GREY),
+            "training": Line2D([], [], color=GREY, linestyle=(0, DASHES["train"])),
+        },
     )
-    axes = figure.subplots(2, count, sharex="col", sharey="row", squeeze=False)
-    for column, series in enumerate(compared.series):
-        axes[0, column].set_title(style.wrapped(series.label, int(10 * (width - 0.4) / count)))
-        for row, quantity in enumerate(("loss", "accuracy")):
-            _history(axes[row, column], series, quantity)
-        axes[1, column].set_xlabel("Epoch")
-        axes[1, column].xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-    axes[0, 0].set(ylabel="Cross-entropy (nats)", ylim=(0, None))
-    axes[1, 0].set_ylabel("Accuracy")
-    style.widen(axes[1])
+    history, styles = frames.history.query("dataset == @comparison.dataset"), run_styles(comparison)
+    for series, column in zip(comparison.series, axes, strict=True):
+        for ax, quantity in zip(column, ("loss", "accuracy"), strict=True):
+            _curves(ax, history[history["run"] == series.name], quantity, styles[series.name].color)
+    label_outside(axes[:, 0], "", METRICS["loss"].label)
+    label_outside(axes[:, 1], "Epoch", METRICS["accuracy"].label)
+    axes[0, 0].set_ylim(0, None)
+    widen(axes[:, 1])
     return figure
 
 
-def _history(ax: Axes, series: Series, quantity: str) -> Axes:
-    """Draw ``train_<quantity>`` (dashed) and ``val_<quantity>`` by epoch: the seeds thin, their mean thick."""
-    for split, linestyle in (("train", "--"), ("val", "-")):
-        curves = [
-            {point["epoch"]: point[f"{split}_{quantity}"] for point in run.result["history"]} for run in series.runs
-        ]
-        epochs = sorted(set().union(*curves))
-        marker = "." if len(epochs) == 1 else None
-        means = [np.mean([curve[epoch] for curve in curves if epoch in curve]) for epoch in epochs]
-        ax.plot(epochs, means, color=series.look.color, linestyle=linestyle, linewidth=1.4, marker=marker)
-        for curve in curves if len(curves) > 1 else ():
-            ax.plot(list(curve), list(curve.values()), color=series.look.color, linewidth=0.5, alpha=0.4)
-    for run, curve in zip(series.runs, curves, strict=True):
-        kept = run.result["best_epoch"]
-        if kept in curve:
-            ring = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "clip_on": False, "zorder": 3}
-            ax.plot(kept, curve[kept], color=series.look.color, **ring)
-    return style.plain(ax, grid="y")
+def _curves(ax: Axes, history: pd.DataFrame, quantity: str, color: str) -> None:
+    """Draw ``quantity`` of one model by epoch, a line a split: the seeds thin, their mean thick."""
+    lines = {"x": "epoch", "y": quantity, "style": "split", "dashes": DASHES, "color": color, "legend": False, "ax": ax}
+    marker = "." if history["epoch"].nunique() == 1 else None
+    sns.lineplot(history, errorbar=None, linewidth=1.4, marker=marker, **lines)
+    if history["seed"].nunique() > 1:
+        sns.lineplot(history, units="seed", estimator=None, linewidth=0.5, alpha=0.4, **lines)
+    kept = history.query("kept and split == 'val'")
+    ring = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "linestyle": "", "clip_on": False}
+    ax.plot(kept["epoch"], kept[quantity], color=color, zorder=3, **ring)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    ax.grid(axis="y")

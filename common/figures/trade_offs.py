@@ -1,62 +1,70 @@
-"""Accuracy against what it costs. Marks, unlike bars, may stand on a cut axis."""
+"""Accuracy against what it costs, and over the training images. Marks, unlike bars, may stand on a cut axis."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from common.evaluation.comparison import Comparison, training_seconds
-from common.evaluation.formatting import joined_notes
+from common.evaluation.comparison import Comparison, Series
+from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.frames import Frames
+from common.evaluation.labels import friendly_name
+from common.evaluation.metrics import METRICS
+from common.evaluation.quantities import QUANTITIES
+from common.evaluation.uncertainty import Uncertainty
 from common.figures import style
-from common.figures.style import GREY, draw_marks, marks_caption, marks_legend
+from common.figures.layout import facets, label_outside, new_figure, widen
+from common.figures.palette import Style, draw_marks, marks_caption, marks_legend, run_styles
+from common.figures.style import GREY, printable
+from common.runs.naming import run_identity
+
+ACCURACY = METRICS["accuracy"].label
 
 
-def accuracy_vs_parameters(compared: Sequence[Comparison]) -> Figure:
-    """Draw test accuracy over the number of trained parameters, a panel a data set."""
-    return _trade_off(
-        compared,
-        lambda result: result["model"]["trainable_params"],
-        title="Accuracy and trained parameters",
-        xlabel="Trained parameters (log)",
-        formatter=EngFormatter(sep=" "),
+def accuracy_vs(
+    cost: str, title: str, comparisons: Sequence[Comparison], frames: Frames, uncertainty: Uncertainty
+) -> Figure:
+    """Draw test accuracy over ``cost``, a column of ``frames.runs``, on a logarithmic axis, a panel a data set.
+
+    A line joins the means that no other undercuts (see ``pareto_front``). Runs of unknown cost are left out.
+    """
+    quantity = QUANTITIES[cost]
+    seeds = frames.runs.assign(cost=(frames.runs[cost] * quantity.scale).clip(lower=1e-3)).dropna(subset="cost")
+    remark = ""
+    if cost.endswith("seconds"):
+        devices = frames.runs["device"].astype(str).unique()
+        remark = "Times are from different devices." if len(devices) > 1 else f"Device: {devices[0]}."
+    figure, axes = facets(
+        [comparison.title for comparison in comparisons],
+        heights=(1.95,),
+        sharey=False,
+        title=f"{title}, test images",
+        caption=f"{marks_caption(comparisons, cut=True)} Line: the front of the means; no model is as cheap and "
+        f"better. {remark} {joined_notes(comparisons)}",
+        legend=marks_legend(comparisons),
     )
-
-
-def accuracy_vs_time(compared: Sequence[Comparison]) -> Figure:
-    """Draw test accuracy over the seconds of training, the extraction of features included, a panel a data set."""
-    runs = [run for one in compared for series in one.series for run in series.runs]
-    devices = {str(run.result["environment"].get("device")) for run in runs}
-    return _trade_off(
-        compared,
-        training_seconds,
-        title="Accuracy and training time",
-        xlabel="Training and features (s, log)",
-        formatter=FuncFormatter(lambda seconds, _: f"{seconds:,.6g}"),
-        remark="Times are from different devices." if len(devices) > 1 else f"Device: {min(devices)}.",
-    )
-
-
-def accuracy_vs_flops(compared: Sequence[Comparison]) -> Figure:
-    """Draw test accuracy over the floating-point operations of one image's way forward, a panel a data set."""
-    return _trade_off(
-        compared,
-        lambda result: result["model"]["forward_flops"],
-        title="Accuracy and operations an image",
-        xlabel="FLOPs, forward (log)",
-        formatter=EngFormatter(sep=" "),
-    )
-
-
-def accuracy_vs_saved_bytes(compared: Sequence[Comparison]) -> Figure:
-    """Draw test accuracy over the bytes that a trained model adds to its backbone, a panel a data set."""
-    return _trade_off(
-        compared,
-        lambda result: result["efficiency"]["saved_bytes"],
-        title="Accuracy and saved bytes",
-        xlabel="Saved adapter or head (log)",
-        formatter=EngFormatter(unit="B", sep=" "),
-    )
+    for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
+        own = seeds[seeds["dataset"] == comparison.dataset]
+        if own.empty:
+            continue
+        means = own.groupby("run", as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
+        draw_marks(ax, own, means, "cost", "test_accuracy", run_styles(comparison))
+        front = means.iloc[pareto_front(means["cost"].to_numpy(), means["test_accuracy"].to_numpy())]
+        ax.step(front["cost"], front["test_accuracy"], where="post", color=GREY, linewidth=0.8, zorder=1.5)
+        ax.grid()
+        widen([ax])
+    low, high = np.log10([seeds["cost"].min(), seeds["cost"].max()] if len(seeds) else [1, 1])
+    ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
+    whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
+    ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
+    label_outside(axes[:, 0], f"{quantity.label}, log", ACCURACY)
+    return figure
 
 
 def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
@@ -70,44 +78,67 @@ def pareto_front(costs: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
     return np.array(front, dtype=int)
 
 
-def _trade_off(
-    compared: Sequence[Comparison],
-    cost: Callable[[dict], float | None],
-    *,
-    title: str,
-    xlabel: str,
-    formatter: Formatter,
-    remark: str = "",
-) -> Figure:
-    """Draw accuracy over ``cost`` on a logarithmic axis, a panel a data set, with the front of the best models."""
-    columns = style.panels_abreast(len(compared))
-    rows = -(-len(compared) // columns)
-    figure = style.new_figure(
+def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
+    """Draw test accuracy over the number of training images, a line for the runs that differ by nothing else."""
+    curves = few_shot_curves(comparison)
+    members = [replace(comparison, series=tuple(series for curve in curves.values() for series in curve))]
+    fewest, most = seed_range(members)
+    dots = " and seeds; small dots: each seed" if most > 1 else ""
+    own = run_styles(comparison)
+    styles = {label: own[min((series.name for series in curve), key=len)] for label, curve in curves.items()}
+    figure = new_figure(
         style.width(),
-        0.4 + 2.2 * rows,
-        title=f"{title}, test images",
-        caption=f"{marks_caption(compared, cut=True)} Line: the front of the means; no model is as cheap and better. "
-        f"{remark} {joined_notes(compared)}",
-        legend=marks_legend(compared),
+        2.8,
+        title=f"{comparison.title}: accuracy by training images, {comparison.data.num_test:,} test images",
+        caption=f"Marks: mean of {count_seeds(fewest, most)}; bars: 95 % interval over test images{dots}. The axis "
+        "does not start at 0.",
+        legend={
+            printable(label, 90): Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle)
+            for label, look in styles.items()
+        },
     )
-    axes = style.used(figure.subplots(rows, columns, sharex=True, squeeze=False), len(compared))
-    costs = np.hstack([np.maximum(series.values(cost), 1e-3) for one in compared for series in one.series])
-    known = costs[~np.isnan(costs)] if not np.isnan(costs).all() else np.ones(1)
-    low, high = np.log10(known.min()), np.log10(known.max())
-    for index, (one, ax) in enumerate(zip(compared, axes, strict=True)):
-        means = []
-        for series in one.series:
-            accuracy = series.values(lambda result: result["test"]["accuracy"])
-            price = np.maximum(series.values(cost), 1e-3)
-            means.append((price.mean(), accuracy.mean()))
-            if not np.isnan(price).any():
-                draw_marks(ax, series, price[:, None], accuracy[:, None])
-        front = np.array(means)[pareto_front(*np.transpose(means))]
-        ax.step(*front.T, where="post", color=GREY, linewidth=0.8, zorder=1.5)
-        ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
-        ax.xaxis.set(major_locator=LogLocator(), major_formatter=formatter, minor_formatter=NullFormatter())
-        ax.set_title(style.printable(one.title))
-        ax.set_ylabel("Accuracy" if index % columns == 0 else "")
-        ax.set_xlabel(xlabel if index + columns >= len(compared) else "")
-        style.widen([ax])
+    ax = figure.subplots()
+    means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
+    seeds = frames.runs.query("dataset == @comparison.dataset")
+    for place, (label, curve) in enumerate(curves.items()):
+        nudge = 1.02 ** (place - (len(curves) - 1) / 2)  # bars of one size stand beside one another
+        _few_shot_curve(ax, curve, means, seeds, styles[label], nudge)
+    sizes = sorted({series.num_train for series in members[0].series})
+    ax.set(xscale="log", xlabel=f"{QUANTITIES['num_train'].label}, log", ylabel=ACCURACY)
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="y")
+    widen([ax])
     return figure
+
+
+def few_shot_curves(comparison: Comparison) -> dict[str, list[Series]]:
+    """Return by label the models that differ by ``train_limit`` alone, where there are several sizes."""
+    groups = defaultdict(list)
+    for series in comparison.series:
+        result = series.runs[0].result
+        settings = run_identity(result.config, result.method)
+        same = sorted((name, value) for name, value in settings.items() if name not in ("train_limit", "seed"))
+        groups[repr((result.backbone, same))].append(series)
+    curves = {}
+    for group in groups.values():
+        if len({series.num_train for series in group}) < 2:
+            continue
+        label = friendly_name(group[0].runs[0].result)
+        label = f"{label} [{group[0].name}]" if label in curves else label
+        curves[label] = sorted(group, key=lambda series: series.num_train)
+    return curves
+
+
+def _few_shot_curve(
+    ax: Axes, curve: Sequence[Series], means: pd.DataFrame, seeds: pd.DataFrame, look: Style, nudge: float
+) -> None:
+    """Draw one line of means with their intervals, and each seed as a dot."""
+    sizes = {series.name: series.num_train * nudge for series in curve}
+    own = means.loc[list(sizes)]
+    line = {"color": look.color, "marker": look.marker, "linestyle": look.linestyle, "markersize": 5}
+    ax.plot(list(sizes.values()), own["value"], linewidth=1.2, **line)
+    ax.vlines(list(sizes.values()), own["low"], own["high"], color=look.color, linewidth=1.6)
+    dots = seeds[seeds["run"].isin([series.name for series in curve if len(series.runs) > 1])]
+    x = 1.05 * dots["run"].map(sizes)  # beside the interval
+    ax.scatter(x, dots["test_accuracy"], s=7, color=look.color, edgecolors="white", linewidths=0.35, zorder=4)

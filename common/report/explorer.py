@@ -1,6 +1,7 @@
 """What a reader of the report can look into: each run's test predictions, its curves, and suspected label errors."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -8,11 +9,11 @@ import numpy as np
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison
-from common.report.thumbnails import Sheet
+from common.report.thumbnails import ThumbnailSheet
 from common.runs.predictions import read_predictions
 from common.runs.result import Run
 
-FULL = 65_535  # a confidence of 1, in two bytes
+FULL_CONFIDENCE = 65_535  # a confidence of 1, in two bytes
 
 SUSPECT_CONFIDENCE = 0.9  # mean over the runs, from which an agreed contradiction of the label is shown
 
@@ -24,13 +25,13 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class TestPredictions:
     """The N test images of one data set, and what each of the R runs said to each of them."""
 
     labels: np.ndarray  # (N,) int64
     indices: np.ndarray  # (N,) int64, positions in the test split's natural order
     predicted: np.ndarray  # (R, N) int64
-    confidence: np.ndarray  # (R, N) uint16, the largest probability in steps of 1 / FULL
+    confidence: np.ndarray  # (R, N) uint16, the largest probability in steps of 1 / FULL_CONFIDENCE
 
     @property
     def right(self) -> np.ndarray:
@@ -38,86 +39,97 @@ class Tested:
         return self.predicted == self.labels
 
 
-def tested(compared: Comparison) -> Tested:
-    """Read the predictions of every run of ``compared``, series by series; all are of the same images in one order.
+def read_test_predictions(comparison: Comparison) -> TestPredictions:
+    """Read the predictions of every run of ``comparison``, series by series; all are of the same images in one order.
 
     Raises:
         UserError: a file of predictions is missing or was changed.
     """
-    found = [read_predictions(run.folder, run.result) for run in runs(compared)]
-    largest = np.stack([metrics.softmax(one.logits).max(axis=1) for one in found])
-    return Tested(
-        labels=found[0].labels,
-        indices=found[0].indices,
-        predicted=np.stack([one.logits.argmax(axis=1) for one in found]),
-        confidence=np.rint(largest * FULL).astype(np.uint16),
+    by_run = [read_predictions(run.folder, run.result) for run in runs_of(comparison)]
+    largest = np.stack([metrics.softmax(run.logits).max(axis=1) for run in by_run])
+    return TestPredictions(
+        labels=by_run[0].labels,
+        indices=by_run[0].indices,
+        predicted=np.stack([run.logits.argmax(axis=1) for run in by_run]),
+        confidence=np.rint(largest * FULL_CONFIDENCE).astype(np.uint16),
     )
 
 
-def runs(compared: Comparison) -> list[Run]:
-    """Return the runs of ``compared`` in the order of ``Tested``'s rows."""
-    return [run for series in compared.series for run in series.runs]
+def runs_of(comparison: Comparison) -> list[Run]:
+    """Return the runs of ``comparison`` in the order of ``TestPredictions``'s rows."""
+    return [run for series in comparison.series for run in series.runs]
 
 
-def suspects(seen: Tested) -> list[dict]:
+def suspects(predictions: TestPredictions) -> list[dict]:
     """Return the images whose label every run contradicts with the same class, at a mean confidence of 0.9 or more.
 
     The most confident first: {position, predicted, mean, lowest}, confidences in 0..1.
     A suspicion, no proof: networks are confident in their mistakes, too.
     """
-    agreed = (seen.predicted == seen.predicted[0]).all(axis=0) & ~seen.right[0]
-    mean = seen.confidence.mean(axis=0) / FULL
+    agreed = (predictions.predicted == predictions.predicted[0]).all(axis=0) & ~predictions.right[0]
+    mean = predictions.confidence.mean(axis=0) / FULL_CONFIDENCE
     found = np.flatnonzero(agreed & (mean >= SUSPECT_CONFIDENCE))
     return [
         {
             "position": int(position),
-            "predicted": int(seen.predicted[0, position]),
+            "predicted": int(predictions.predicted[0, position]),
             "mean": float(mean[position]),
-            "lowest": float(seen.confidence[:, position].min() / FULL),
+            "lowest": float(predictions.confidence[:, position].min() / FULL_CONFIDENCE),
         }
         for position in found[np.argsort(-mean[found], kind="stable")]
     ]
 
 
-def pictured(seen: Tested, most: int) -> np.ndarray:
+def choose_thumbnails(predictions: TestPredictions, most: int) -> np.ndarray:
     """Return which test images get a thumbnail: ascending positions, at most ``most``.
 
     All of a small test split; else the suspects, then what stands first among a cell's mistakes or where two runs
     disagree, then what stands first among a cell's correct images.
     """
-    count = len(seen.labels)
+    count = len(predictions.labels)
     if count <= most:
         return np.arange(count)
     place = np.full(count, count)  # the earliest at which an image is shown
-    for right, predicted, confidence in zip(seen.right, seen.predicted, seen.confidence, strict=True):
-        ranks = _ranks(seen.labels * (predicted.max() + 1) + predicted, confidence)
+    for right, predicted, confidence in zip(
+        predictions.right, predictions.predicted, predictions.confidence, strict=True
+    ):
+        ranks = _ranks(predictions.labels * (predicted.max() + 1) + predicted, confidence)
         ranks[ranks >= SHOWN_AT_ONCE] = count
         place = np.minimum(place, ranks + SHOWN_AT_ONCE * right)
-    for one, other in permutations(range(len(seen.predicted)), 2):
-        only = np.flatnonzero(seen.right[one] & ~seen.right[other])
-        first = only[np.argsort(-seen.confidence[other, only].astype(int), kind="stable")][:SHOWN_AT_ONCE]
+    for one, other in permutations(range(len(predictions.predicted)), 2):
+        only = np.flatnonzero(predictions.right[one] & ~predictions.right[other])
+        first = only[np.argsort(-predictions.confidence[other, only].astype(int), kind="stable")][:SHOWN_AT_ONCE]
         place[first] = np.minimum(place[first], np.arange(len(first)))
-    place[[suspect["position"] for suspect in suspects(seen)[:MOST_SUSPECTS]]] = -1
+    place[[suspect["position"] for suspect in suspects(predictions)[:MOST_SUSPECTS]]] = -1
     chosen = np.argsort(place, kind="stable")[:most]
     return np.sort(chosen[place[chosen] < count])
 
 
-def record(compared: Comparison, seen: Tested, sheet: Sheet | None, remark: str) -> dict:
-    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
-    found = suspects(seen)
+def explorer_record(
+    comparison: Comparison,
+    predictions: TestPredictions,
+    sheet: ThumbnailSheet | None,
+    *,
+    colors: Mapping[str, str],
+    remark: str,
+) -> dict:
+    """Return what the page's script needs of one data set.
+
+    ``colors`` are the models' by the names of their runs; ``remark`` says why there is no ``sheet``, or is empty.
+    """
+    found = suspects(predictions)
     models = [
-        {"label": series.label, "color": series.look.color, "runs": [_run(run) for run in series.runs]}
-        for series in compared.series
+        {"label": series.label, "color": colors[series.name], "runs": [_run_record(run) for run in series.runs]}
+        for series in comparison.series
     ]
-    for run, predicted, confidence in zip(
-        (run for model in models for run in model["runs"]), seen.predicted, seen.confidence, strict=True
-    ):
-        run |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
+    records = [record for model in models for record in model["runs"]]
+    for record, predicted, confidence in zip(records, predictions.predicted, predictions.confidence, strict=True):
+        record |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
     return {
-        "title": compared.title,
-        "classes": compared.data["classes"],
-        "labels": _packed(seen.labels, "<u2"),
-        "indices": _packed(seen.indices, "<u4"),
+        "title": comparison.title,
+        "classes": comparison.data.classes,
+        "labels": _packed(predictions.labels, "<u2"),
+        "indices": _packed(predictions.indices, "<u4"),
         "models": models,
         "suspects": found[:MOST_SUSPECTS],
         "suspected": len(found),
@@ -126,16 +138,11 @@ def record(compared: Comparison, seen: Tested, sheet: Sheet | None, remark: str)
     }
 
 
-def _run(run: Run) -> dict:
+def _run_record(run: Run) -> dict:
     """Return a run's seed and learning curves."""
-    history = run.result["history"]
-    curves = {name: [point[name] for point in history] for name in CURVES}
-    return {
-        "seed": run.seed,
-        "epochs": [point["epoch"] for point in history],
-        "kept": run.result["best_epoch"],
-        **curves,
-    }
+    history = run.result.history
+    curves = {name: [getattr(row, name) for row in history] for name in CURVES}
+    return {"seed": run.seed, "epochs": [row.epoch for row in history], "kept": run.result.best_epoch, **curves}
 
 
 def _ranks(groups: np.ndarray, confidence: np.ndarray) -> np.ndarray:

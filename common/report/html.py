@@ -4,155 +4,136 @@ import base64
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+import jinja2
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
-from common.evaluation.comparison import Comparison, Series, training_seconds
-from common.evaluation.formatting import count_seeds, mean_and_sd
+from common.evaluation.comparison import Comparison
+from common.evaluation.formatting import count_seeds, seed_range
+from common.evaluation.frames import Frames
+from common.evaluation.uncertainty import Uncertainty
+from common.figures import FIGURES
+from common.figures.palette import run_styles
 from common.report import explorer, provenance, thumbnails
+from common.report.sentences import named_pairs, verdict_sentences
+from common.report.tables import HEADLINE_SCORES, MODEL, SCORES, model_texts, with_statistics
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script, in files of one subject each
 
-FIGURES = {  # the end of a figure's file name, and what it shows
-    "final_benchmark_comparison": "Accuracy, F1 and AUC",
-    "learning_curves": "Learning curves",
-    "confusion_matrices": "Confusion matrices",
-    "roc_curves": "ROC curves",
-    "per_class_f1": "F1 of each class",
-    "reliability": "Reliability of the confidences",
-    "differences": "Differences between the models",
-    "few_shot": "Accuracy and training images",
-    "overview": "All data sets",
-    "accuracy_vs_parameters": "Accuracy and trained parameters",
-    "accuracy_vs_time": "Accuracy and training time",
-    "accuracy_vs_flops": "Accuracy and cost of one image",
-    "accuracy_vs_saved_bytes": "Accuracy and size of what is saved",
-}
-
-
-@dataclass(frozen=True)
-class Statements:
-    """What statistics say of the results, in words; the report shows them and computes none."""
-
-    intervals: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(data set, run): the 95 % interval of the accuracy, such as "0.951 to 0.960"."""
-    verdicts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Data set: sentences on which model is better, and whether that is certain."""
-
-
-def require_jinja2() -> ModuleType:
-    """Return Jinja2, the one library that only the report needs.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError("`report` needs Jinja2: pip install 'jinja2>=3.1', or leave `report` out") from error
-    return jinja2
+SUMMARY = (*HEADLINE_SCORES, "trainable_params", "forward_flops", "total_train_seconds")  # of the first table
 
 
 def write_report(
     path: Path,
-    compared: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
+    frames: Frames,
+    uncertainty: Uncertainty,
     *,
     figures: Mapping[str, Sequence[Path]],
-    statements: Statements,
     data_dir: Path | None,
 ) -> list[str]:
-    """Write the report of ``compared`` to ``path``; the same results and images give the same bytes.
+    """Write the report of ``comparisons`` to ``path``; the same results and images give the same bytes.
 
     ``figures`` are the files of each data set ("" for those of all together), of which PNGs are taken; ``data_dir`` is
     where the named data sets lie, if not where the runs found them. Returns the lines that say which data set is
     without thumbnails, and why.
 
     Raises:
-        UserError: Jinja2 is missing, or ``path`` cannot be written.
+        UserError: ``path`` cannot be written, or the predictions of a run were changed.
     """
-    explored, lines = [], []
-    for one in compared:
-        record, remark = _explored(one, data_dir)
-        explored.append(record)
-        lines += [f"note: {one.dataset!r}: the report has no thumbnails: {remark}"] if remark else []
-    pictures = {
-        subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
+    colors = {
+        comparison.dataset: {name: style.color for name, style in run_styles(comparison).items()}
+        for comparison in comparisons
     }
-    write_atomically(path, _page(compared, explored, pictures, statements))
-    return lines
-
-
-def summary_rows(compared: Sequence[Comparison], statements: Statements) -> list[dict]:
-    """Return a row a model: names, seeds, and cells of a text and the number it is sorted by (None: unknown)."""
+    records = [_explorer_of(comparison, colors[comparison.dataset], data_dir) for comparison in comparisons]
+    runs, pairs = with_statistics(frames, uncertainty), named_pairs(frames, uncertainty)
+    page = _page(
+        comparisons=comparisons,
+        summary=model_rows(comparisons, colors, runs, SUMMARY, uncertainty),
+        metrics=model_rows(comparisons, colors, runs, SCORES),
+        verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
+        seeds=count_seeds(*seed_range(comparisons)),
+        pictures={
+            subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
+        },
+        provenance=provenance.provenance_of,
+        explored={
+            "shown_at_once": explorer.SHOWN_AT_ONCE,
+            "full": explorer.FULL_CONFIDENCE,
+            "datasets": records,
+        },
+        least_suspect=explorer.SUSPECT_CONFIDENCE,
+    )
+    write_atomically(path, page)
     return [
-        {
-            "dataset": one.title,
-            "model": series.label,
-            "color": series.look.color,
-            "seeds": len(series.runs),
-            "interval": statements.intervals.get((one.dataset, series.name), ""),
-            "cells": _cells(series),
-        }
-        for one in compared
-        for series in one.series
+        f"note: {comparison.dataset!r}: the report has no thumbnails: {record['remark']}"
+        for comparison, record in zip(comparisons, records, strict=True)
+        if record["remark"]
     ]
 
 
-def _cells(series: Series) -> dict[str, dict]:
-    """Return heading: {text, value}, each mean ± standard deviation over the seeds."""
+def model_rows(
+    comparisons: Sequence[Comparison],
+    colors: Mapping[str, Mapping[str, str]],
+    runs: pd.DataFrame,
+    columns: Sequence[str],
+    uncertainty: Uncertainty | None = None,
+) -> list[dict]:
+    """Return a row a model: {comparison, series, color, cells}; a cell has a text and the number it is sorted by.
 
-    def cell(values: np.ndarray, digits: int) -> dict:
-        known = not np.isnan(values).any()
-        return {"text": mean_and_sd(values, digits), "value": float(values.mean()) if known else None}
+    The cells are those of ``model_texts``; the number is the mean over the seeds, None where one is unknown.
+    """
+    texts = model_texts(runs, columns, uncertainty)
+    means = runs.groupby(MODEL, sort=False)[list(columns)].agg(lambda values: values.mean(skipna=False))
+    rows = []
+    for comparison in comparisons:
+        for series in comparison.series:
+            model = (comparison.dataset, series.name)
+            numbers = (None if np.isnan(mean) else float(mean) for mean in means.loc[model])
+            cells = {
+                heading: {"text": text, "value": number}
+                for (heading, text), number in zip(texts.loc[model].items(), numbers, strict=True)
+            }
+            color = colors[comparison.dataset][series.name]
+            rows.append({"comparison": comparison, "series": series, "color": color, "cells": cells})
+    return rows
 
-    def of(group: str, name: str) -> np.ndarray:
-        return series.values(lambda result: result[group][name])
 
-    parameters = float(np.mean(of("model", "trainable_params")))
-    return {
-        "Accuracy": cell(of("test", "accuracy"), 3),
-        "F1 (macro)": cell(of("test", "f1_macro"), 3),
-        "AUC (macro)": cell(of("test", "auc_macro"), 4),
-        "Trained parameters": {"text": f"{parameters:,.0f}", "value": parameters},
-        "Forward (GFLOPs)": cell(of("model", "forward_flops")[:1] / 1e9, 2),  # no seed changes it
-        "Training (s)": cell(series.values(training_seconds), 0),
-    }
-
-
-def _explored(compared: Comparison, data_dir: Path | None) -> tuple[dict, str]:
-    """Return the record of the page's script for one data set, and why it has no thumbnails ("" if it has)."""
-    seen = explorer.tested(compared)
-    images, remark = thumbnails.test_images(explorer.runs(compared)[0], data_dir)
-    try:
-        sheet = thumbnails.sheet(images, explorer.pictured(seen, thumbnails.capacity(images))) if images else None
-    except UserError as error:  # a file that was removed since it was checked
-        sheet, remark = None, str(error)
-    return explorer.record(compared, seen, sheet, remark), remark
+def _explorer_of(comparison: Comparison, colors: Mapping[str, str], data_dir: Path | None) -> dict:
+    """Return the record of the page's script for one data set; its remark says why it has no thumbnails, or is ""."""
+    predictions = explorer.read_test_predictions(comparison)
+    images, remark = thumbnails.test_images(explorer.runs_of(comparison)[0], data_dir)
+    sheet = None
+    if images:
+        positions = explorer.choose_thumbnails(predictions, thumbnails.sheet_capacity(images))
+        try:
+            sheet = thumbnails.draw_sheet(images, positions)
+        except UserError as error:  # a file that was removed since it was checked
+            remark = str(error)
+    return explorer.explorer_record(comparison, predictions, sheet, colors=colors, remark=remark)
 
 
 def _picture(file: Path) -> dict:
     """Return a PNG as a data URI with its width and height in pixels."""
     content = file.read_bytes()
     width, height = struct.unpack(">II", content[16:24])
-    title = next((title for end, title in FIGURES.items() if file.stem.endswith(end)), file.stem)
+    title = next((figure.title for name, figure in FIGURES.items() if file.stem.endswith(name)), file.stem)
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     return {"stem": file.stem, "title": title, "uri": uri, "width": width, "height": height}
 
 
-def _page(
-    compared: Sequence[Comparison], explored: list[dict], pictures: dict[str, list[dict]], statements: Statements
-) -> bytes:
+def _page(**content: Any) -> bytes:
     """Fill the template; every value is escaped, only the style and the script of the folder ``page`` are not."""
-    jinja = require_jinja2()
-    environment = jinja.Environment(
-        loader=jinja.FileSystemLoader(PAGE),
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
-        undefined=jinja.StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -160,16 +141,9 @@ def _page(
     script = "\n".join(file.read_text("utf-8") for file in sorted(PAGE.glob("*.js")))
     inline = {"style": (PAGE / "report.css").read_text("utf-8"), "script": script}
     text = environment.get_template("report.html.jinja").render(
-        compared=compared,
-        rows=summary_rows(compared, statements),
-        verdicts=[(one.title, statements.verdicts.get(one.dataset, ())) for one in compared],
-        seeds=count_seeds(compared),
-        pictures=pictures,
-        provenance=provenance.provenance_of,
-        explored={"shown_at_once": explorer.SHOWN_AT_ONCE, "full": explorer.FULL, "datasets": explored},
-        least_suspect=explorer.SUSPECT_CONFIDENCE,
-        hashes={name: _hash(content) for name, content in inline.items()},
-        inline={name: jinja.utils.markupsafe.Markup(content) for name, content in inline.items()},
+        **content,
+        hashes={name: _hash(code) for name, code in inline.items()},
+        inline={name: Markup(code) for name, code in inline.items()},
     )
     return text.encode("utf-8", "replace")  # a file name's undecodable byte becomes a question mark
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from common.runs.record import RunResult
 from common.runs.result import Run
 
 VERSIONS = ("python", "torch", "timm", "peft", "numpy", "scikit-learn")
@@ -16,7 +17,7 @@ def provenance_of(runs: Sequence[Run]) -> dict:
     return {
         "shared": shared,
         "runs": [
-            {"seed": run.seed, "command": run.result.get("command"), "rows": [row for row in own if row not in shared]}
+            {"seed": run.seed, "command": run.result.command, "rows": [row for row in own if row not in shared]}
             for run, own in zip(runs, rows, strict=True)
         ],
     }
@@ -24,31 +25,36 @@ def provenance_of(runs: Sequence[Run]) -> dict:
 
 def _rows(run: Run) -> list[tuple[str, str]]:
     """Return what a run's record says of where its numbers come from; what it does not say is left out."""
-    result = run.result
-    data, weights, environment = result["data"], result["model"]["weights"], result["environment"]
+    result, data, environment = run.result, run.result.data, run.result.environment
     rows = [
-        ("Test accuracy", f"{run.test['accuracy']:.4f} on {data['num_test']:,} images"),
-        ("Trained on", f"{data['num_train']:,} images, selected on {data['num_val']:,} others"),
+        ("Test accuracy", f"{run.test.scores['accuracy']:.4f} on {data.num_test:,} images"),
+        ("Trained on", f"{data.num_train:,} images, selected on {data.num_val:,} others"),
+        (
+            "Method",
+            ", ".join(f"{name} {value}" for name, value in {"": result.method, **result.method_settings}.items()),
+        ),
         ("Kept", _kept(result)),
-        ("Data fingerprint", data["fingerprint"]),
-        ("Weights", weights["source"]),
-        ("Weights' SHA-256", weights.get("sha256")),
+        ("Data fingerprint", data.fingerprint),
+        ("Weights", result.model.weights.source),
+        ("Weights' SHA-256", result.model.weights.sha256),
         ("Code", _commit(environment)),
         ("Versions", ", ".join(f"{name} {environment[name]}" for name in VERSIONS if environment.get(name))),
         ("Machine", ", ".join(str(environment[name]) for name in MACHINE if environment.get(name))),
         ("Made", environment["created"]),
         ("Record", f"{run.dataset}/{run.name}/{run.folder.name}/result.json"),
-        ("Record's SHA-256", result["sha256"]),
-        *(("Note", note) for note in result["notes"]),
+        ("Record's SHA-256", result.sha256),
+        *(("Note", note) for note in result.notes),
     ]
     return [row for row in rows if row[1]]
 
 
-def _kept(result: dict) -> str:
-    """Say which epoch and which of the learning rates tried gave the weights."""
-    rates = [f"{trial['lr']:g}" for trial in result["trials"] if isinstance(trial.get("lr"), (int, float))]
-    epochs = f"epoch {result['best_epoch']} of {result['history'][-1]['epoch']}"
-    kept = result["history"][0].get("lr")  # the history is the winning rate's
+def _kept(result: RunResult) -> str:
+    """Say which epoch and which of the learning rates tried gave the weights; nothing where there are no epochs."""
+    if not result.history:
+        return ""
+    rates = [f"{trial['lr']:g}" for trial in result.trials if isinstance(trial.get("lr"), (int, float))]
+    epochs = f"epoch {result.best_epoch} of {result.history[-1].epoch}"
+    kept = result.history[0].lr  # the history is the winning rate's
     if len(rates) > 1 and kept is not None:
         return f"{epochs}, learning rate {kept:g} of {', '.join(rates)}; best on validation images"
     return f"{epochs}, best on validation images" + (f"; learning rate {rates[0]}" if rates else "")

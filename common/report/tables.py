@@ -1,144 +1,173 @@
-"""The summary of all runs as a table: ``summary.csv`` a row a seed, ``summary.md`` and ``.tex`` a row a model."""
+"""The tables of the results: models and pairs of models, as numbers (CSV) and as texts (Markdown, LaTeX, terminal)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from common.evaluation.comparison import Comparison, Series, training_seconds
-from common.evaluation.formatting import count_seeds, mean_and_sd
-from common.evaluation.significance import Estimate
-from common.evaluation.uncertainty import estimates
-from common.report import markup
-from common.runs.result import Run
+from common.evaluation.comparison import Comparison
+from common.evaluation.formatting import MISSING, count_seeds, seed_range, signed
+from common.evaluation.frames import Frames
+from common.evaluation.metrics import HEADLINE, METRICS
+from common.evaluation.quantities import QUANTITIES, display, mean_text
+from common.evaluation.uncertainty import Uncertainty
+from common.report.sentences import named_pairs, seeds_in_words
+from common.runtime.files import write_atomically
 
-HEADER = (
-    "Data set",
-    "Model",
-    "Seeds",
-    "Accuracy",
-    "F1 (macro)",
-    "AUC (macro)",
-    "ECE",
-    "ECE (scaled)",
-    "Trained parameters",
-    "Trained (%)",
-    "Forward (GFLOPs)",
-    "Training (s)",
-    "Features (s)",
-    "Saved (bytes)",
-    "Weights",
+MODEL = ["dataset", "run"]  # what names a model
+
+SCORES = [f"test_{name}" for name in METRICS]
+
+HEADLINE_SCORES = [f"test_{name}" for name in HEADLINE]
+
+SUMMARY = (
+    *HEADLINE_SCORES,
+    *("test_ece", "test_ece_scaled", "trainable_params", "trainable_percent", "forward_flops"),
+    *("train_seconds", "feature_seconds", "total_train_seconds", "saved_bytes"),
 )
 
-WORDS = ("Data set", "Model", "Weights")
+TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
+
+WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"}  # the other columns are numbers
 
 
-def write_summary(compared: Sequence[Comparison], folder: Path) -> list[Path]:
+def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
     """Write ``summary.csv`` (raw numbers, a row a run and seed), ``summary.md`` and ``.tex``; return their paths.
 
-    The latter two have a row a model: mean ± sd over seeds and, of the scores, [the 95 % interval of the mean].
+    The latter two have a row a model: mean ± sd over seeds and, of the headline metrics, [the 95 % interval of the
+    mean]. In the CSV ``_low`` and ``_high`` are the ends of a seed's 95 % interval over test images, ``scaled`` is
+    after the temperature, and an empty field is unknown.
     """
-    rows = [_row(one, series) for one in compared for series in one.series]
-    records = [
-        _record(series, run, seed)
-        for one in compared
-        for series in one.series
-        for run, seed in zip(series.runs, one.evidence.seeds[series.name], strict=True)
-    ]
-    return markup.write_tables(folder / "summary", list(records[0]), records, HEADER, rows, words=WORDS)
-
-
-def _record(series: Series, run: Run, seed: dict) -> dict:
-    """Return one seed's numbers as they stand in ``result.json``, and its intervals; None, an empty field, is unknown.
-
-    ``_low`` and ``_high`` are the ends of the 95 % interval over test images; ``scaled`` is after the temperature.
-    """
-    result = run.result
-    test, model, efficiency = result["test"], result["model"], result["efficiency"]
-    scores = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "auc_macro", "auc_micro", "ece", "loss")
-    costs = ("train_seconds", "feature_seconds", "saved_bytes")
-    ends = {
-        f"test_{metric}_{end}": markup.known(getattr(estimate, end))
-        for metric, estimate in estimates(seed).items()
-        for end in ("low", "high")
-    }
-    calibration = seed["calibration"]
-    return {
-        "dataset": run.dataset,
-        "run": run.name,
-        "label": series.label,
-        "seed": run.seed,
-        **{f"test_{name}": test[name] for name in scores},
-        **{name: model[name] for name in ("trainable_params", "trainable_percent", "total_params", "forward_flops")},
-        **{name: efficiency[name] for name in costs},
-        "num_train": result["data"]["num_train"],
-        "num_test": result["data"]["num_test"],
-        "weights_source": model["weights"]["source"],
-        **ends,
-        "test_brier": calibration["brier"],
-        "temperature": calibration["temperature"],
-        "test_ece_scaled": calibration["after"] and calibration["after"]["ece"]["15"],
-    }
-
-
-def _row(one: Comparison, series: Series) -> tuple[str, ...]:
-    """Return one model's cells in the order of ``HEADER``."""
-
-    def cell(group: str, name: str, *, digits: int = 3) -> str:
-        return mean_and_sd(series.values(lambda result: result[group][name]), digits)
-
-    def score(name: str, *, digits: int = 3) -> str:
-        return f"{cell('test', name, digits=digits)}{_brackets(one.evidence.means[series.name][name], digits)}"
-
-    params = series.values(lambda result: result["model"]["trainable_params"])
-    saved = series.values(lambda result: result["efficiency"]["saved_bytes"])
-    percent = series.values(lambda result: result["model"]["trainable_percent"])
-    sources = sorted({run.result["model"]["weights"]["source"] for run in series.runs})
-    scaled = [seed["calibration"]["after"] for seed in one.evidence.seeds[series.name]]
-    return (
-        one.dataset,
-        series.label,
-        str(len(series.runs)),
-        score("accuracy"),
-        score("f1_macro"),
-        score("auc_macro", digits=4),
-        cell("test", "ece"),
-        mean_and_sd(np.array([after["ece"]["15"] if after else np.nan for after in scaled])),
-        f"{np.mean(params):,.0f}",
-        f"{np.mean(percent):.3f}",
-        _mean(series.values(lambda result: result["model"]["forward_flops"]) / 1e9, 2),
-        cell("efficiency", "train_seconds", digits=1),
-        cell("efficiency", "feature_seconds", digits=1),
-        f"{np.mean(saved):,.0f}",
-        ", ".join(sources),
+    runs = with_statistics(frames, uncertainty)
+    models = runs.groupby(MODEL, sort=False)
+    texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size")})
+    texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
+    texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
+    return _write(
+        folder / "summary", runs, texts.reset_index().rename(columns={"dataset": "Data set"}).drop(columns="run")
     )
 
 
-def _brackets(estimate: Estimate, digits: int) -> str:
-    return "" if np.isnan(estimate.value) else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
+    """Write ``verdicts.csv`` (a row a pair and metric), ``verdicts.md`` and ``.tex`` (a row a pair); return the paths.
+
+    Differences have their 95 % interval over images and seeds in brackets, each for itself; McNemar's p has its range
+    over the seeds, and the largest of them is adjusted for the number of a data set's pairs.
+    """
+    names = {
+        "num_test_a": "num_test",
+        "mcnemar_min": "mcnemar_p_min",
+        "mcnemar_max": "mcnemar_p_max",
+        "p_holm": "holm_p",
+    }
+    pairs = named_pairs(frames, uncertainty).rename(columns=names)
+    columns = (
+        *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
+        *("difference", "low", "high", "verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p", "remark"),
+    )
+    return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(pairs))
 
 
-def _mean(values: np.ndarray, digits: int) -> str:
-    return "—" if np.isnan(values).any() else f"{values.mean():,.{digits}f}"
+def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
+    """Return a row a model, by ``MODEL``, with the text of each of ``columns`` of ``runs`` under its label.
+
+    With ``uncertainty`` the headline metrics have the 95 % interval of their mean in brackets.
+    """
+    texts = runs.groupby(MODEL, sort=False).agg({column: partial(mean_text, column) for column in columns})
+    for row in uncertainty.means.itertuples() if uncertainty else ():
+        if not np.isnan(row.value):
+            ends = (f"{end:.{METRICS[row.metric].digits}f}" for end in (row.low, row.high))
+            texts.loc[(row.dataset, row.run), f"test_{row.metric}"] += f" [{', '.join(ends)}]"
+    return texts.rename(columns={column: display(column).label for column in columns})
 
 
-def terminal(compared: Sequence[Comparison]) -> str:
+def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
+    """Return the numbers of ``summary.csv``: ``frames.runs``'s, with each seed's intervals and calibration."""
+    seed = [*MODEL, "seed"]
+    calibration = uncertainty.calibration.rename(columns={"ece_scaled": "test_ece_scaled"})
+    runs = frames.runs.merge(calibration[[*seed, "brier", "temperature", "test_ece_scaled"]], on=seed)
+    runs["test_brier"] = runs["test_brier"].fillna(runs["brier"])  # older results have it in their statistics alone
+    ends = uncertainty.runs.assign(metric="test_" + uncertainty.runs.metric)
+    ends = ends.pivot(index=seed, columns="metric", values=["low", "high"])
+    ends.columns = [f"{metric}_{end}" for end, metric in ends.columns]
+    runs = runs.merge(ends, on=seed)
+    with_ends = [score for score in SCORES if f"{score}_low" in runs]
+    for score in with_ends:  # of a metric that is newer than a result, no ends without the value
+        runs.loc[runs[score].isna(), [f"{score}_low", f"{score}_high"]] = np.nan
+    columns = [*MODEL, "label", "seed", *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
+    columns += ["weights_source", *(f"{score}_{end}" for score in with_ends for end in ("low", "high"))]
+    return runs[[*columns, "temperature", "test_ece_scaled"]]
+
+
+def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
     """Return the scores and costs as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
     blocks = []
-    for one in compared:
-        images = one.data["num_test"]
-        lines = [("", "accuracy", "F1 (macro)", "AUC (macro)", "trained", "seconds", "ships (MB)")]
-        for series in one.series:
-            scores = [
-                mean_and_sd(series.values(lambda result, name=name: result["test"][name]), digits)
-                for name, digits in (("accuracy", 4), ("f1_macro", 4), ("auc_macro", 5))
-            ]
-            params = series.values(lambda result: result["model"]["trainable_params"]).mean()
-            seconds = series.values(training_seconds).mean()
-            saved = series.values(lambda result: result["efficiency"]["saved_bytes"]).mean()
-            lines.append((series.label, *scores, f"{params:,.0f}", f"{seconds:,.0f}", f"{saved / 1e6:.2f}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rows = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
-        head = f"{one.title}: {images:,} test images, one is {100 / images:.2g} points; {count_seeds([one])}"
-        blocks.append("\n".join([head, *(f"  {row}".rstrip() for row in rows)]))
+    for comparison in comparisons:
+        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.data.num_test
+        texts = model_texts(runs, TERMINAL)
+        texts.index = [series.label for series in comparison.series]
+        seeds = count_seeds(*seed_range([comparison]))
+        head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
+        blocks.append(f"{head}\n{texts.to_string()}")
     return "\n\n".join(blocks)
+
+
+def _pair_texts(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a pair of ``named_pairs``, with a column a headline metric."""
+    by_accuracy = pairs[pairs.metric == "accuracy"]
+    texts = {
+        "Data set": by_accuracy.dataset,
+        "Model A": by_accuracy.label_a,
+        "Model B": by_accuracy.label_b,
+        "Seeds": map(seeds_in_words, by_accuracy.seeds_a, by_accuracy.seeds_b),
+        "Test images": [f"{count:,}" for count in by_accuracy.num_test],
+    }
+    for name in HEADLINE:
+        rows = pairs[pairs.metric == name].itertuples()
+        texts[f"{METRICS[name].label}, A - B (points)"] = [_points(row, METRICS[name].digits - 2) for row in rows]
+    texts |= {
+        "McNemar p": map(_range_of_p, by_accuracy.mcnemar_p_min, by_accuracy.mcnemar_p_max),
+        "Holm p": map(_p, by_accuracy.holm_p),
+        "By accuracy": by_accuracy.verdict.replace({"better": "A is better", "worse": "B is better"}),
+        "Remark": by_accuracy.remark,
+    }
+    return pd.DataFrame({heading: list(column) for heading, column in texts.items()})
+
+
+def _points(pair, digits: int) -> str:
+    """Return a difference in points with its interval in brackets."""
+    value, low, high = (signed(number, digits=digits) for number in (pair.difference, pair.low, pair.high))
+    return MISSING if np.isnan(pair.difference) else f"{value} [{low}, {high}]"
+
+
+def _range_of_p(lowest: float, highest: float) -> str:
+    return _p(lowest) if _p(lowest) == _p(highest) else f"{_p(lowest)} to {_p(highest)}"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _write(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:
+    """Write ``numbers`` to ``stem``.csv and ``texts`` to ``stem``.md and ``stem``.tex; return the paths."""
+    texts = texts.map(lambda cell: " ".join(str(cell).split()))
+    align = "".join("l" if heading in WORDS else "r" for heading in texts)
+    latex = texts.to_latex(index=False, escape=True, column_format=align)
+    contents = {
+        "csv": numbers.to_csv(index=False, lineterminator="\n"),
+        "md": _markdown(texts),
+        "tex": "% needs \\usepackage{booktabs}\n" + latex.replace("<", r"\textless{}").replace(">", r"\textgreater{}"),
+    }
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
+    for path, text in zip(paths, contents.values(), strict=True):
+        write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return paths
+
+
+def _markdown(texts: pd.DataFrame) -> str:
+    """Return a table of GitHub's Markdown; numbers are aligned to the right."""
+    rule = ["---" if heading in WORDS else "---:" for heading in texts]
+    rows = [list(texts), rule, *texts.map(lambda cell: cell.replace("|", "\\|")).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -26,7 +26,7 @@ SHEET_PIXELS = 5_120_000  # of all tiles: 5,000 of 32 x 32, 2 MB in colour, whic
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class ThumbnailSheet:
     """Square tiles in rows of ``COLUMNS``; tile i shows the test image at ``positions[i]``."""
 
     positions: np.ndarray  # (T,) ascending
@@ -47,12 +47,12 @@ def test_images(run: Run, data_dir: Path | None) -> tuple[LabelledImages | None,
     downloaded, no torch is loaded. Data of another fingerprint are refused: other images would be shown.
     """
     try:
-        dataset = load_dataset_of_run(run.result["config"], data_dir=data_dir, download=False)
+        dataset = load_dataset_of_run(run.result.config, data_dir=data_dir, download=False)
     except UserError as error:
         return None, str(error)
     except KeyError as error:
         return None, f"the run's record does not say how its data were read ({error.args[0]!r} is missing)"
-    if dataset.fingerprint != run.result["data"]["fingerprint"]:
+    if dataset.fingerprint != run.result.data.fingerprint:
         return None, f"the data found for {run.dataset!r} are not those of the runs (another fingerprint)"
     predictions = read_predictions(run.folder, run.result)
     same = (predictions.indices, predictions.labels), (dataset.test.indices, dataset.test.labels)
@@ -61,13 +61,13 @@ def test_images(run: Run, data_dir: Path | None) -> tuple[LabelledImages | None,
     return dataset.test, ""
 
 
-def capacity(images: LabelledImages) -> int:
+def sheet_capacity(images: LabelledImages) -> int:
     """Return how many of ``images`` a sheet has room for."""
     side = MOST_SIDE if images.pixels is None else min(MOST_SIDE, max(images.pixels.shape[1:3]))
     return SHEET_PIXELS // side**2
 
 
-def sheet(images: LabelledImages, positions: np.ndarray) -> Sheet:
+def draw_sheet(images: LabelledImages, positions: np.ndarray) -> ThumbnailSheet:
     """Draw the ``images`` at ``positions`` (T,), at least one, into one WebP: lossless where all are grey.
 
     Raises:
@@ -85,7 +85,7 @@ def sheet(images: LabelledImages, positions: np.ndarray) -> Sheet:
         canvas.paste(tile, (column * side + left, row * side + top))
     buffer = io.BytesIO()
     canvas.save(buffer, "WEBP", lossless=grey, quality=100 if grey else QUALITY, method=4)
-    return Sheet(positions, side, buffer.getvalue())
+    return ThumbnailSheet(positions, side, buffer.getvalue())
 
 
 def _pixels(images: LabelledImages, positions: np.ndarray):

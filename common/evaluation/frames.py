@@ -1,0 +1,88 @@
+"""The results as tidy tables, which figures, tables and the report read: a row a run, an epoch, or a class."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from common.evaluation.comparison import Comparison
+from common.evaluation.metrics import METRICS
+from common.runs.result import Run
+
+RUN = ["dataset", "run", "seed", "label"]
+
+SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
+
+SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
+
+COSTS = ["train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds", "saved_bytes"]
+
+CLASS_SCORES = ["precision", "recall", "f1", "auc"]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Three tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
+
+    ``run`` is the folder's name, shared by the seeds of one model. What is not known is NaN.
+    """
+
+    runs: pd.DataFrame
+    """A row a run and seed: method, family, counts, costs, and ``test_<metric>`` and ``val_<metric>`` of METRICS."""
+    history: pd.DataFrame
+    """A row an epoch and ``split`` ("train" or "val"): loss, accuracy, and whether the epoch was ``kept``."""
+    per_class: pd.DataFrame
+    """A row a ``class`` of the test split, in the data set's order: precision, recall, f1, auc, support."""
+
+
+def frames_of(comparisons: Sequence[Comparison]) -> Frames:
+    """Return the tables of all runs of ``comparisons``."""
+    members = [
+        (dict(zip(RUN, (run.dataset, run.name, run.seed, series.label), strict=True)), series, run)
+        for comparison in comparisons
+        for series in comparison.series
+        for run in series.runs
+    ]
+    runs = [key | {"method": series.method, "family": series.family} | _run_row(run) for key, series, run in members]
+    history = [key | row for key, _, run in members for row in _history_rows(run)]
+    per_class = [key | row for key, _, run in members for row in _class_rows(run)]
+    may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
+    return Frames(
+        runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
+        history=table(history, [*RUN, "epoch", "split", "loss", "accuracy", "kept"]),
+        per_class=table(per_class).astype(dict.fromkeys(CLASS_SCORES, float)),
+    )
+
+
+def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a table of ``rows``; a folder's name may hold half a letter, which only Python's own strings can store."""
+    with pd.option_context("mode.string_storage", "python"):
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _run_row(run: Run) -> dict:
+    result = run.result
+    splits = (("test", result.test), ("val", result.val))
+    return {
+        "backbone": result.backbone,
+        "weights_source": result.model.weights.source,
+        **{name: getattr(result.data, name) for name in ("num_train", "num_val", "num_test")},
+        **{f"{split}_{metric}": block.scores.get(metric) for split, block in splits for metric in METRICS},
+        **{name: getattr(result.model, name) for name in SIZES},
+        **{name: getattr(result.efficiency, name) for name in COSTS},
+        "best_epoch": result.best_epoch,
+        "num_trials": len(result.trials),
+        "device": str(result.environment.get("device")),
+    }
+
+
+def _history_rows(run: Run) -> Iterator[dict]:
+    for row in run.result.history:
+        for split in ("train", "val"):
+            values = {name: getattr(row, f"{split}_{name}") for name in ("loss", "accuracy")}
+            yield {"epoch": row.epoch, "split": split, **values, "kept": row.epoch == run.result.best_epoch}
+
+
+def _class_rows(run: Run) -> Iterator[dict]:
+    for row in run.test.per_class:
+        yield {"class": row.name, **{name: getattr(row, name) for name in (*CLASS_SCORES, "support")}}
