@@ -57,7 +57,7 @@ METHODS = {
         own_settings=(),
         unused_settings=(
             *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
-            *("head_dropout", "alpha", "dropout"),
+            *("extend", "tuned_on", "head_dropout", "alpha", "dropout"),
         ),
         reads_features=True,
         has_steps=False,
