@@ -2,6 +2,7 @@
 
     python train_vit_lora.py                                          # ViT-B/16 on CIFAR-10, the published recipe
     python train_vit_lora.py --rank 0                                 # the frozen ViT with its head alone
+    python train_vit_lora.py --targets all-linear --also-train norms  # more of it is trained
     python train_vit_lora.py --backbone deit_small_patch16_224 --dataset path/to/images --lr 1e-4 3e-4
 
 At rank 16 with ten classes 597,514 parameters are trained, 0.69 % of the model. Expected test accuracy of the defaults:
@@ -32,6 +33,14 @@ class Config(TrainConfig):
     """LoRA's scale: the update is multiplied by alpha / rank. Without effect at rank 0."""
     dropout: float = setting(0.1, short="drop", published=0.1)
     """Dropout before the LoRA matrices. Without effect at rank 0."""
+    targets: Literal["qv", "attention", "all-linear"] = setting("qv", short="", published="qv")
+    """Layers with LoRA in every block: query and value, as in the study; attention: query, key, value and the
+    projection of its output; all-linear: these and both layers of the MLP."""
+    also_train: Literal["nothing", "norms", "norms-and-embeddings"] = setting(
+        "nothing", short="also-", published="nothing"
+    )
+    """Trained beside LoRA and the classifier: weight and bias of every LayerNorm; with the embeddings also the patch
+    projection, the position embedding and the class token."""
     head: Literal["linear", "mlp", "probe"] = setting("linear", published="linear")
     """The frozen ViT's (rank 0): one layer, two, or one fitted as an L2-regularised logistic regression."""
     epochs: int = setting(5, short="ep", published=5)
@@ -58,6 +67,9 @@ class Config(TrainConfig):
         require(
             not self.rank or self.head == "linear", "head", self.head, "left out unless the ViT is frozen (`rank` 0)"
         )
+        for name, usual in (("targets", "qv"), ("also_train", "nothing")):
+            value = getattr(self, name)
+            require(self.rank > 0 or value == usual, name, value, f"{usual} where there is no LoRA (`rank` 0)")
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
@@ -83,13 +95,13 @@ def main(config: Config) -> None:
     with open_run(config) as run:
         # Backbone: first, because missing weights should not be found out after the images were checked
         backbone = backbones.load(run.config.backbone, weights=config.weights, image_size=run.config.image_size)
-        lora.require_plain_vit(backbone)
+        lora.require_plain_vit(backbone, config.targets)
 
         # Data: train, validation and test images, fixed by the split seed
         dataset = load_dataset_of_run(run.settings)
         notes = announce_data(run, dataset)
 
-        # Model: LoRA on query and value of the frozen ViT and a new classifier; at rank 0 the classifier alone
+        # Model: LoRA on the targets in the frozen ViT and a new classifier; at rank 0 the classifier alone
         task = build_task(run, backbone, dataset)
 
         # Train: the epoch that is best on validation is kept

@@ -1,20 +1,66 @@
 """LoRA is where the study says it is, and computes what an independent implementation computes."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from finished import ARMS, FINE, left
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 
-from common.models import backbones, complexity, lora
+from common.models import backbones, complexity, lora, split_attention
 from common.runtime.errors import UserError
 
 SIZE = 32
 
 
-def _model(backbone: str = "test_vit", *, seed: int = 0, rank: int = 4, dropout: float = 0.0) -> lora.LoraViT:
-    base = backbones.load(backbones.resolve_tag(backbone), weights="random", image_size=SIZE)
-    return lora.attach(base, classes=5, rank=rank, alpha=8.0, dropout=dropout, seed=seed, precision="fp32")
+PEFT_NAME = "peft_model.base_model.model"
+PROJECTIONS = {  # what each choice of targets adapts in a block
+    "qv": ("attn.qkv.q_proj", "attn.qkv.v_proj"),
+    "attention": ("attn.qkv.q_proj", "attn.qkv.k_proj", "attn.qkv.v_proj", "attn.proj"),
+    "all-linear": (
+        *("attn.qkv.q_proj", "attn.qkv.k_proj", "attn.qkv.v_proj", "attn.proj"),
+        *("mlp.fc1", "mlp.fc2"),
+    ),
+}
+CHOICES = [{"targets": targets, "also_train": also_train} for targets in PROJECTIONS for also_train in lora.ALSO_TRAIN]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after two steps; ``start`` is its state before them, ``gradients`` those of the last one."""
+
+    choice: dict[str, str]
+    model: lora.LoraViT
+    start: dict[str, torch.Tensor]
+    base_difference: float
+    gradients: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=CHOICES, ids=lambda choice: "-".join(choice.values()))
+def trained(request) -> Trained:
+    """A model of each choice of targets and what else is trained."""
+    base, model = _base(), _model(**request.param)
+    with torch.no_grad():
+        features = (backbones.pooled_features(vit, _images()) for vit in (base.module, model.vit))
+        difference = torch.sub(*features).abs().max().item()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return Trained(request.param, model, start, difference, _two_steps(model))
+
+
+def _model(
+    backbone: str = "test_vit", *, seed: int = 0, rank: int = 4, dropout: float = 0.0, **choice: str
+) -> lora.LoraViT:
+    base = _base(backbone)
+    return lora.attach(base, classes=5, rank=rank, alpha=8.0, dropout=dropout, seed=seed, precision="fp32", **choice)
+
+
+def _base(backbone: str = "test_vit") -> backbones.Backbone:
+    return backbones.load(backbones.resolve_tag(backbone), weights="random", image_size=SIZE)
 
 
 def _unloaded(name: str, classifier: object = "head") -> backbones.Backbone:
@@ -42,38 +88,67 @@ def _two_steps(model: lora.LoraViT) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trainable.items()}
 
 
-def test_before_the_first_step_the_adapted_vit_is_the_base():
-    base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
-    with torch.no_grad():
-        expected = backbones.pooled_features(base.module, _images())
-        actual = backbones.pooled_features(_model().vit, _images())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # one matrix product became three
+def _written(model: lora.LoraViT, folder: Path) -> Path:
+    """Write the adapter's files below ``folder``; returns their own folder."""
+    for name, content in lora.adapter_files(model).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder / "adapter"
 
 
-def test_only_query_and_value_of_every_block_are_adapted_and_all_else_is_bitwise_frozen():
-    model = _model()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    gradients = _two_steps(model)
-    trained = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    head = "peft_model.base_model.model.head.modules_to_save.default"
-    expected = {f"{head}.weight", f"{head}.bias"}
-    for block in range(len(model.vit.blocks)):
-        for projection in ("q_proj", "v_proj"):
-            layer = f"peft_model.base_model.model.blocks.{block}.attn.qkv.{projection}"
-            expected |= {f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight"}
-    assert trained == expected
-    assert set(gradients) == expected
-    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+def _declared(vit: nn.Module, targets: str, also_train: str) -> set[str]:
+    """Return the names of all that is to be trained."""
+    lora_layers = [f"blocks.{block}.{layer}" for block in range(len(vit.blocks)) for layer in PROJECTIONS[targets]]
+    names = {f"{layer}.lora_{matrix}.default.weight" for layer in lora_layers for matrix in "AB"}
+    modules = ["head"]
+    if also_train != "nothing":
+        modules += ["norm", *(f"blocks.{block}.norm{n}" for block in range(len(vit.blocks)) for n in (1, 2))]
+    if also_train == "norms-and-embeddings":
+        modules.append("patch_embed.proj")
+        names |= {"cls_token", "pos_embed"}
+    names |= {f"{module}.modules_to_save.default.{part}" for module in modules for part in ("weight", "bias")}
+    return {f"{PEFT_NAME}.{name}" for name in names}
 
 
-def test_the_study_trains_597514_parameters():
+def test_before_the_first_step_the_adapted_vit_is_the_base(trained):
+    assert trained.base_difference < 1e-6  # one matrix product became three
+
+
+def test_what_is_declared_is_trained_and_all_else_is_bitwise_frozen(trained):
+    state = trained.model.state_dict()
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, trained.start[name])}
+    assert changed == trained.gradients.keys() == _declared(trained.model.vit, **trained.choice)
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in trained.gradients.values())
+
+
+# LoRA on a Linear of (in, out) has rank x (in + out) parameters; a norm has 2 x 768, the embeddings
+# 768 x (16 x 16 x 3 + 1) + 768 x 197 + 768.
+@pytest.mark.parametrize(
+    ("targets", "also_train", "trained"),
+    [
+        ("qv", "nothing", 597_514),
+        ("qv", "norms", 635_914),
+        ("qv", "norms-and-embeddings", 1_378_570),
+        ("attention", "nothing", 1_187_338),
+        ("attention", "norms", 1_225_738),
+        ("attention", "norms-and-embeddings", 1_968_394),
+        ("all-linear", "nothing", 2_661_898),
+        ("all-linear", "norms", 2_700_298),
+        ("all-linear", "norms-and-embeddings", 3_442_954),
+    ],
+)
+def test_how_many_parameters_of_vit_b_16_are_trained(targets, also_train, trained):
     base = _unloaded("vit_base_patch16_224.augreg_in1k")
+    own = sum(parameter.numel() for parameter in base.module.parameters())
+    settings = {"classes": 10, "rank": 16, "alpha": 32.0, "dropout": 0.1, "seed": 0, "precision": "fp32"}
     with torch.device("meta"):
-        model = lora.attach(base, classes=10, rank=16, alpha=32.0, dropout=0.1, seed=0, precision="fp32", device="meta")
+        model = lora.attach(base, **settings, device="meta", targets=targets, also_train=also_train)
     counted = complexity.count_parameters(model)
-    assert counted["trainable_params"] == 597_514
-    assert counted["total_params"] == 86_396_170
-    assert round(counted["trainable_percent"], 2) == 0.69
+    assert counted["trainable_params"] == trained
+    matrices = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert counted["total_params"] == own + matrices + 7_690
+    if (targets, also_train) == ("qv", "nothing"):
+        assert counted["total_params"] == 86_396_170 and round(counted["trainable_percent"], 2) == 0.69
 
 
 def test_dropout_is_on_in_the_adapters_and_off_in_the_backbone():
@@ -87,11 +162,11 @@ def test_dropout_is_on_in_the_adapters_and_off_in_the_backbone():
     assert not any(m.training for m in model.modules() if type(m).__name__ == "DropPath")
 
 
-def test_merged_equals_unmerged():
-    model = _model()
-    _two_steps(model)
+def test_merged_it_is_a_plain_timm_model_that_equals_the_unmerged_one(trained):
+    plain = timm.create_model("test_vit", num_classes=5, img_size=SIZE).eval()
+    plain.load_state_dict(lora.merged(trained.model).state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(lora.merged(model)(_images()), model(_images()), rtol=0, atol=1e-4)
+        torch.testing.assert_close(plain(_images()), trained.model(_images()), rtol=0, atol=1e-4)
 
 
 # Of the second step's gradients; in bfloat16 either kernel's are up to 0.09 away from those in float32.
@@ -128,25 +203,81 @@ def test_in_bfloat16_the_backbone_alone_is_rounded():
     assert {p.dtype for p in rounded.parameters()} == {torch.float32}
 
 
-def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path):
-    model, other = _model(seed=0), _model(seed=1)
-    _two_steps(model)
-    for name, content in lora.adapter_files(model).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    lora.load_adapter(other, tmp_path / "adapter")
+def test_a_saved_adapter_gives_the_same_logits_in_another_model(trained, tmp_path):
+    other = _model(seed=1, **trained.choice)
+    lora.load_adapter(other, _written(trained.model, tmp_path))
     with torch.no_grad():
-        assert torch.equal(other(_images()), model(_images()))
+        assert torch.equal(other(_images()), trained.model(_images()))
 
 
-def test_an_adapter_of_another_base_or_rank_is_refused(tmp_path):
-    for name, content in lora.adapter_files(_model()).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+def test_peft_itself_reads_a_saved_adapter_whole(trained, tmp_path):
+    vit = _base().module
+    for block in vit.blocks:
+        split_attention.split(block.attn)
+    vit.reset_classifier(5)
+    read = PeftModel.from_pretrained(vit, _written(trained.model, tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(read(_images()), trained.model(_images()), rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_another_base_or_rank_or_choice_is_refused(tmp_path):
+    folder = _written(_model(), tmp_path)
     with pytest.raises(UserError, match="adapts 'test_vit"):
-        lora.load_adapter(_model("test_vit2"), tmp_path / "adapter")
-    with pytest.raises(UserError, match="does not fit"):
-        lora.load_adapter(_model(rank=2), tmp_path / "adapter")
+        lora.load_adapter(_model("test_vit2"), folder)
+    for other in ({"rank": 2}, {"targets": "attention"}, {"also_train": "norms"}):
+        with pytest.raises(UserError, match="does not fit"):
+            lora.load_adapter(_model(**other), folder)
+
+
+@pytest.mark.parametrize("also_train", ["norms", "norms-and-embeddings"])
+def test_trained_norms_and_embeddings_are_refused_where_they_were_frozen(also_train, tmp_path):
+    model = _model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match="missing or left over"):
+        lora.load_adapter(model, _written(_model(also_train=also_train), tmp_path))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_norms_are_found_by_what_they_are_and_the_pool_s_mlp_belongs_to_no_block():
+    model = _model("test_vit3", targets="all-linear", also_train="norms")  # pools by attention, LayerScale, registers
+    trained = {name.removeprefix(f"{PEFT_NAME}.") for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0] for name in trained if "lora_" in name} == {
+        f"blocks.{block}.{layer}" for block in range(9) for layer in PROJECTIONS["all-linear"]
+    }
+    others = {name.partition(".modules_to_save")[0] for name in trained if "lora_" not in name}
+    assert others == {
+        "head", "norm", "attn_pool.norm", *(f"blocks.{block}.norm{n}" for block in range(9) for n in (1, 2))
+    }  # fmt: skip
+    rms = _model("test_vit4", also_train="norms-and-embeddings")
+    trained = {name.removeprefix(f"{PEFT_NAME}.") for name, p in rms.named_parameters() if p.requires_grad}
+    assert {"blocks.0.norm1.modules_to_save.default.weight", "pos_embed", "reg_token"} < trained
+    assert not any(".ls1." in name for name in trained)
+
+
+def test_an_mlp_of_other_layers_is_refused_before_its_first_layer_would_be_passed_over():
+    base = _unloaded("aimv2_large_patch14_224")
+    lora.require_plain_vit(base, "attention")
+    with pytest.raises(UserError, match=r"MLP of kind SwiGLU.*all-linear"):
+        lora.require_plain_vit(base, "all-linear")
+
+
+@pytest.mark.parametrize("choice", ["attention-also-norms", "all-linear-also-norms-and-embeddings"])
+def test_a_choice_is_trained_resumed_and_reproduced_by_other_processes(nursery, choice, tmp_path):
+    targets, also_train = choice.split("-also-")
+    script, argv = ARMS["lora"]
+    argv = [*argv, f"--targets={targets}", f"--also-train={also_train}", "--results-dir"]
+    assert nursery.run(script, [*argv, tmp_path / "whole"]).code == 0
+    assert nursery.run(script, [*argv, tmp_path / "killed"], step=3, action="kill", patch=FINE).code is None
+    again = nursery.run(script, [*argv, tmp_path / "killed"])
+    assert again.code == 0 and "resuming after" in again.out
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
+    (run,) = (tmp_path / "whole").glob("*/*/seed0")
+    assert run.parent.name.endswith(choice)
+    record = json.loads((run / "result.json").read_text())["model"]
+    assert record["lora"]["target_modules"] == list(lora.TARGETS[targets])
+    assert record["method_settings"]["also_train"] == also_train
+    scored = nursery.run("evaluate", [run])
+    assert scored.code == 0 and "equals the stored predictions: identical" in scored.out
 
 
 @pytest.mark.parametrize("fault", ["missing", "left over"])
@@ -161,9 +292,8 @@ def test_an_adapter_must_fit_tensor_for_tensor(fault, tmp_path):
         del tensors[first]
     else:
         tensors[first.replace("blocks.0", "blocks.99")] = tensors[first].clone()
-    for path, content in (files | {name: save(tensors)}).items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(content)
+    _written(_model(), tmp_path)
+    (tmp_path / name).write_bytes(save(tensors))
     with pytest.raises(UserError, match=r"does not fit 'test_vit.*lora_B"):
         lora.load_adapter(_model(), tmp_path / "adapter")
 

@@ -55,7 +55,9 @@ def test_what_is_saved_makes_the_same_model_again(name, tmp_path):
 
 
 def test_the_settings_that_only_a_method_has_are_recorded(nursery, tmp_path):
-    expected = {"lora": {"rank": 2, "alpha": 32.0, "dropout": 0.1}, "head_mlp": {"head_dropout": 0.25}}
+    matrices = {"rank": 2, "alpha": 32.0, "dropout": 0.1}
+    own = matrices | {"targets": "qv", "also_train": "nothing"}
+    expected = {"lora": own, "head_mlp": {"head_dropout": 0.25}}
     shared = ["--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1", "--train-limit=60"]
     shared += ["--test-limit=20", "--no-feature-cache", "--results-dir", tmp_path]
     assert nursery.run("train_vit_lora", [*shared, "--backbone=test_vit", "--rank=2"]).code == 0
@@ -63,7 +65,7 @@ def test_the_settings_that_only_a_method_has_are_recorded(nursery, tmp_path):
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert {record["method"]: record["model"]["method_settings"] for record in records} == expected
     loras = {record["method"]: record["model"]["lora"] for record in records}
-    assert loras == {"lora": expected["lora"] | {"target_modules": ["q_proj", "v_proj"]}, "head_mlp": None}
+    assert loras == {"lora": matrices | {"target_modules": ["q_proj", "v_proj"]}, "head_mlp": None}
 
 
 def test_an_unknown_method_is_a_line_that_lists_those_there_are(nursery, tmp_path):

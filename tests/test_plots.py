@@ -180,6 +180,17 @@ def test_friendly_names(backbone, rank, label):
     assert friendly_name(SimpleNamespace(backbone=backbone, method=method, method_settings=settings)) == label
 
 
+def test_a_label_names_what_is_adapted_and_trained_where_it_is_not_the_study_s():
+    usual = {"rank": 8, "targets": "qv", "also_train": "nothing"}
+    for changed, suffix in (
+        ({}, ""),
+        ({"targets": "all-linear"}, ", all-linear"),
+        ({"targets": "attention", "also_train": "norms"}, ", attention, norms"),
+    ):
+        run = SimpleNamespace(backbone="vit_base_patch16_224", method="lora", method_settings=usual | changed)
+        assert friendly_name(run) == f"ViT-B/16 + LoRA (r=8{suffix})"
+
+
 def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
     fake_run(tmp_path, LORA, num_test=20)
     fake_run(tmp_path, LORA, num_test=20, folder_name=f"{LORA}-lr1e-3")

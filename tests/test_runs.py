@@ -40,6 +40,8 @@ def test_each_setting_that_differs_is_named(tmp_path):
     (file := tmp_path / "some file.safetensors").touch()
     changed = {"lr": (1e-3,), "epochs": 20, "train_limit": 1000}
     assert _name(train_vit_lora, VIT, **changed) == f"{VIT}-lora_r16-lr1e-3-ep20-n1000"
+    changed = {"targets": "all-linear", "also_train": "norms-and-embeddings"}
+    assert _name(train_vit_lora, VIT, **changed) == f"{VIT}-lora_r16-all-linear-also-norms-and-embeddings"
     assert _name(train_cnn_head, RESNET, weights="random") == "resnet50.random-head_mlp"
     name = _name(train_cnn_head, LITE, weights=str(file), head="linear")
     assert name == "tf_efficientnet_lite0.some file-head_linear"
@@ -65,7 +67,7 @@ OTHER = {
     "lr": (1.25e-3, 0.5), "epochs": 7, "train_limit": 500, "batch_size": 8, "weight_decay": 0.5, "augment": "light",
     "alpha": 8.0, "dropout": 0.25, "head_dropout": 0.25, "image_size": 96, "resize": "crop", "val_fraction": 0.25,
     "test_limit": 300, "split_seed": 3, "skip_damaged": True, "precision": "fp32", "compile": "off",
-    "deterministic": True, "schedule": "cosine", "warmup": 0.125,
+    "deterministic": True, "schedule": "cosine", "warmup": 0.125, "targets": "all-linear", "also_train": "norms",
 }  # fmt: skip
 NAMED_OTHERWISE = {"dataset", "backbone", "seed"}  # by the folders around the run's
 

@@ -112,6 +112,14 @@ def test_a_wrong_lora_setting_is_one_line(flag, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {flag.split('=')[0]}")
 
 
+@pytest.mark.parametrize("flag", ["--targets=attention", "--also-train=norms"])
+def test_what_lora_adapts_is_refused_where_there_is_no_lora(flag, tmp_path, capsys):
+    argv = [*TINY, "--backbone=test_vit", "--rank=0", flag, "--results-dir", str(tmp_path)]
+    assert cli.run(train_vit_lora.main, train_vit_lora.Config, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {flag.split('=')[0]} ") and "no LoRA (--rank 0)" in error
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "backbone", "said"),
     [

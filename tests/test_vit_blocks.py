@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from common.models import split_attention
 from common.models.backbones import pooled_features
+from common.models.lora import TARGETS
 from common.runtime.device import autocast
 
 SIZE, WIDTH = 32, 48
@@ -52,7 +53,8 @@ def small_vit(*, gated: bool = False, **variant: object) -> VisionTransformer:
 
 
 def _adapted(vit: VisionTransformer, **settings: object) -> nn.Module:
-    config = LoraConfig(r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], **settings)
+    settings = {"target_modules": ["q_proj", "v_proj"]} | settings
+    config = LoraConfig(r=4, lora_alpha=6.0, lora_dropout=0.0, **settings)
     torch.manual_seed(1)
     model = get_peft_model(vit, config)
     for name, parameter in model.named_parameters():
@@ -94,6 +96,40 @@ def test_features_and_gradients_are_those_of_timm_and_peft(variant, fused):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys() and len(gradients) == 3 * 4
     for name, gradient in gradients.items():
+        scale = expected_gradients[name].abs().max()
+        assert scale > 0
+        torch.testing.assert_close(gradient / scale, expected_gradients[name] / scale, rtol=1e-4, atol=1e-4)
+
+
+NORMS, TOKENS = ["norm", "norm1", "norm2", "q_norm", "k_norm"], ["cls_token", "reg_token", "pos_embed"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "modules", "tokens"),
+    [
+        ("plain", [], []),
+        ("normalised queries and keys", NORMS, []),
+        ("registers", ["patch_embed.proj"], TOKENS),
+        ("average pooling", [*NORMS, "patch_embed.proj"], TOKENS),
+    ],
+)
+@pytest.mark.parametrize("targets", TARGETS)
+def test_other_targets_and_trained_norms_and_embeddings_are_computed_as_timm_and_peft_do(
+    targets, variant, modules, tokens
+):
+    settings = {"target_modules": list(TARGETS[targets]), "modules_to_save": modules}
+    reference, ours = _pair(settings, **VARIANTS[variant])
+    for model in (reference, ours):
+        for name, parameter in model.get_base_model().named_parameters(recurse=False):
+            parameter.requires_grad_(name in tokens)
+    expected, expected_gradients = _features_and_gradients(reference, "fp32")
+    actual, gradients = _features_and_gradients(ours, "fp32")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    assert sum("lora_" in name for name in gradients) == 2 * 3 * len(TARGETS[targets])
+    for name, gradient in gradients.items():
+        if "k_norm" in name and name.endswith("bias"):
+            continue  # zero but for rounding: the softmax does not see what is added to all keys
         scale = expected_gradients[name].abs().max()
         assert scale > 0
         torch.testing.assert_close(gradient / scale, expected_gradients[name] / scale, rtol=1e-4, atol=1e-4)

@@ -12,9 +12,7 @@ from common.data.splits import digests_of, stratified_split
 from common.runtime.errors import UserError
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
 _UBYTE = 8  # the idx format's code for bytes
-
 DIGITS_SPLIT_SEED = 0  # fixed for ever: digits come without a test split
 
 

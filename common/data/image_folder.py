@@ -15,13 +15,9 @@ from common.runtime.files import digest
 from common.runtime.progress import progress
 
 NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
-
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-
 SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
-
 MAX_BYTES = 2**30  # ... as long as all together fit into 1 GiB
-
 SMALL_FILE = 10_000  # bytes; below, decoding is mostly Python, and threads that wait for its lock halve the speed
 
 

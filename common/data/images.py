@@ -12,7 +12,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from common.runtime.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow's names; all others are refused unopened
-
 EXTENSIONS = (
     ".png",
     ".jpg",

@@ -39,12 +39,10 @@ class DatasetSpec:
 
 
 DIGITS = tuple("0123456789")
-
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-
 CIFAR100 = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
     castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -54,7 +52,6 @@ CIFAR100 = """
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
     tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
-
 DATASETS = {
     "mnist": DatasetSpec(
         title="MNIST",
@@ -111,7 +108,6 @@ DATASETS = {
     ),
     "digits": DatasetSpec(title="Digits", classes=DIGITS, num_train=1_438, num_test=359, read=formats.read_digits),
 }
-
 DATASET_CHOICES = f"{', '.join(DATASETS)}, or the path of an image folder"  # what a script's ``dataset`` may be
 
 

@@ -12,7 +12,6 @@ from common.runtime.errors import UserError
 from common.runtime.files import digest
 
 Splits = tuple[LabelledImages, LabelledImages, LabelledImages]  # train, validation and test
-
 _VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 ECE_BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
-
 TEMPERATURES = (0.05, 20.0)  # the range searched; a model without an error on validation images has no best one
 
 

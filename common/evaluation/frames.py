@@ -10,13 +10,9 @@ from common.evaluation.metrics import METRICS
 from common.runs.result import Run
 
 RUN = ["dataset", "run", "seed", "label"]
-
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
-
 SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
-
 COSTS = ["train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds", "saved_bytes"]
-
 CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 
 

@@ -9,7 +9,6 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 
 FAMILIES = ("lora", "vit", "resnet", "efficientnet", "other")  # in the order of models in every figure and table
-
 VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
@@ -34,8 +33,11 @@ def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[tuple[str
 
 def friendly_name(result: RunResult) -> str:
     """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (head)": the backbone's name, and the method's."""
-    settings = defaultdict(lambda: "?", result.method_settings)  # an older or foreign record may lack one
-    return f"{_backbone_name(result.backbone)} {METHODS[result.method].label.format_map(settings)}"
+    spec, recorded = METHODS[result.method], result.method_settings
+    unusual = [recorded[name] for name, usual in spec.usual.items() if recorded.get(name, usual) != usual]
+    variant = "".join(f", {value}" for value in unusual)
+    settings = defaultdict(lambda: "?", recorded, variant=variant)  # an older or foreign record may lack one
+    return f"{_backbone_name(result.backbone)} {spec.label.format_map(settings)}"
 
 
 def _backbone_name(backbone: str) -> str:

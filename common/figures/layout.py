@@ -13,9 +13,7 @@ from common.figures import style
 from common.figures.style import GREY, printable, wrapped
 
 PANEL = 2.3  # inches that a panel needs
-
 NARROW = 1.75  # inches that a panel needs where all stand side by side
-
 UNIT_TICKS = [0, 0.5, 1], ["0", "0.5", "1"]
 
 

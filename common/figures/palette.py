@@ -35,9 +35,7 @@ STYLES = {
     "efficientnet": Style("#009E73", "^", ":", "...."),
     "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
 }
-
 SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
-
 # What is said of a pair, and how. Tol's indigo and Okabe and Ito's orange are no model's, and far apart for the
 # colour-blind; in grey print the shapes tell a verdict.
 VERDICTS = {
@@ -45,7 +43,6 @@ VERDICTS = {
     "worse": ("the lower model is better", {"color": "#E69F00", "marker": "<"}),
     NO_DIFFERENCE: ("no difference seen", {"color": GREY, "marker": "o", "markerfacecolor": "white"}),
 }
-
 PUBLISHED = {"marker": "D", "markersize": 4.5, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": ""}
 
 

@@ -21,13 +21,11 @@ from common.runs.predictions import read_predictions
 
 # False-positive rates at which curves are averaged and drawn: even on a logarithmic axis, hence dense in the corner.
 RATES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 400)])
-
 AVERAGES = {
     "one class against the rest": {"linewidth": 0.5},
     "macro average": {"linewidth": 1.6},
     "micro average": {"linewidth": 1.2, "linestyle": "--"},
 }
-
 ZOOMS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 

@@ -16,11 +16,8 @@ from common.runtime.files import write_atomically
 
 # Inches: one and two columns of a journal page; a figure is wider only if its panels would not be readable.
 WIDTHS = {"one": 3.5, "two": 7.2}
-
 GREY = "#595959"
-
 PNG_DPI = 200
-
 _TICKS = {"color": GREY, "labelcolor": "black", "major.size": 2.5, "major.width": 0.6, "minor.size": 1.5}
 _SETTINGS = {
     **sns.axes_style("ticks"),

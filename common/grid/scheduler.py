@@ -21,7 +21,6 @@ from common.runtime.errors import UserError
 from common.runtime.progress import progress
 
 POLL_SECONDS = 0.1
-
 STATES = ("finished", "running", "unfinished", "missing")
 
 

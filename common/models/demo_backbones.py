@@ -23,9 +23,7 @@ from common.data.registry import DATASETS
 from common.runtime.errors import UserError
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
-
 PRETRAINED_ON = "cifar10"
-
 WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 
 

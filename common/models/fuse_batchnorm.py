@@ -11,7 +11,6 @@ from common.models.backbones import Backbone, pooled_features
 
 # Of the pooled features' norm, in float32: folding changes the order of rounding, and nothing else.
 TOLERANCE = 1e-4
-
 TRIAL_SIZE = 128
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class SplitQKV(nn.Module):
-    """timm's fused ``qkv`` Linear (3 D outputs) as three Linears, so that PEFT can adapt two of them."""
+    """timm's fused ``qkv`` Linear (3 D outputs) as three Linears, so that PEFT can adapt each."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class SplitAttention(Attention):
         attended = self.norm(attended.transpose(1, 2).flatten(2))  # (B, queries, D)
         if getattr(self, "gate", None) is not None:
             attended = attended * self.gate(x[:, :queries]).sigmoid()
-        return self.proj(attended)
+        return _project(self.proj, attended)
 
 
 class ClassTokenBlock(Block):

@@ -14,13 +14,9 @@ from common.runs.predictions import read_predictions
 from common.runs.result import Run
 
 FULL_CONFIDENCE = 65_535  # a confidence of 1, in two bytes
-
 SUSPECT_CONFIDENCE = 0.9  # mean over the runs, from which an agreed contradiction of the label is shown
-
 MOST_SUSPECTS = 24
-
 SHOWN_AT_ONCE = 12  # images of one cell or list, before "show more"
-
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 

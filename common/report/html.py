@@ -25,7 +25,6 @@ from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script, in files of one subject each
-
 SUMMARY = (*HEADLINE_SCORES, "trainable_params", "forward_flops", "total_train_seconds")  # of the first table
 
 

@@ -6,7 +6,6 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 
 VERSIONS = ("python", "torch", "timm", "peft", "numpy", "scikit-learn")
-
 MACHINE = ("cpu", "device", "precision", "platform")
 
 

@@ -17,19 +17,14 @@ from common.report.sentences import named_pairs, seeds_in_words
 from common.runtime.files import write_atomically
 
 MODEL = ["dataset", "run"]  # what names a model
-
 SCORES = [f"test_{name}" for name in METRICS]
-
 HEADLINE_SCORES = [f"test_{name}" for name in HEADLINE]
-
 SUMMARY = (
     *HEADLINE_SCORES,
     *("test_ece", "test_ece_scaled", "trainable_params", "trainable_percent", "forward_flops"),
     *("train_seconds", "feature_seconds", "total_train_seconds", "saved_bytes"),
 )
-
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
-
 WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"}  # the other columns are numbers
 
 

@@ -15,13 +15,9 @@ from common.runs.result import Run
 from common.runtime.errors import UserError
 
 MOST_SIDE = 64  # pixels
-
 COLUMNS = 64
-
 BLOCK = 16  # pixels of a WebP macroblock; tiles that are whole blocks do not bleed into one another
-
 QUALITY = 80
-
 SHEET_PIXELS = 5_120_000  # of all tiles: 5,000 of 32 x 32, 2 MB in colour, which a phone can decode, too
 
 

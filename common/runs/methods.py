@@ -12,11 +12,13 @@ class MethodSpec:
     """The facts of a method; ``label`` and ``suffix`` are formatted with the settings of a run."""
 
     label: str
-    """How figures and tables call it, after the backbone."""
+    """How figures and tables call it, after the backbone; ``{variant}`` stands for what is not ``usual``."""
     suffix: str
     """How a run's name calls it, after the backbone."""
     own_settings: tuple[str, ...]
     """The settings that only this method has; recorded as ``model.method_settings``."""
+    usual: Mapping[str, str] = field(default_factory=dict)
+    """Values of own settings that a label leaves out, and that older records mean by their absence."""
     unused_settings: tuple[str, ...] = ()
     """Settings of its script that change nothing here: neither part of a run's name nor of its identity."""
     published: Mapping[str, Any] = field(default_factory=dict)
@@ -31,9 +33,10 @@ class MethodSpec:
 
 METHODS = {
     "lora": MethodSpec(
-        label="+ LoRA (r={rank})",
+        label="+ LoRA (r={rank}{variant})",
         suffix="lora_r{rank}",
-        own_settings=("rank", "alpha", "dropout"),
+        own_settings=("rank", "alpha", "dropout", "targets", "also_train"),
+        usual={"targets": "qv", "also_train": "nothing"},
         published={"lr": (3e-5,)},
     ),
     "head_mlp": MethodSpec(
@@ -47,7 +50,7 @@ METHODS = {
         label="(head)",
         suffix="head_linear",
         own_settings=("head_dropout",),
-        unused_settings=("alpha", "dropout"),  # of the ViT's script
+        unused_settings=("alpha", "dropout", "targets", "also_train"),  # of the ViT's script
         published={"lr": (1e-4,)},
         reads_features=True,
     ),
@@ -57,7 +60,7 @@ METHODS = {
         own_settings=(),
         unused_settings=(
             *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
-            *("extend", "tuned_on", "head_dropout", "alpha", "dropout"),
+            *("extend", "tuned_on", "head_dropout", "alpha", "dropout", "targets", "also_train"),
         ),
         reads_features=True,
         has_steps=False,

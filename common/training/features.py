@@ -27,16 +27,12 @@ from common.runtime.progress import progress
 from common.training.feature_cache import part_file, read_part, write_part
 
 ALGORITHM = 2  # raise it whenever features would come out otherwise: what older code kept is then made again
-
 PART_IMAGES = 2_048
-
 # Of a batch: 8, 256 and 64 images of 224x224, of smaller ones more. On the CPU so few that feature maps stay in its
 # cache: EfficientNet-B0 is 1.2 to 1.6 times as fast as in batches of 32. Fixed, so that ``batch_size``, which is the
 # optimiser's, changes neither the features nor their key in the cache.
 BATCH_PIXELS = {"cpu": 8 * 224**2, "cuda": 256 * 224**2, "mps": 64 * 224**2}
-
 MOST_BATCH_IMAGES = 256
-
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -21,7 +21,6 @@ from common.training.predict import loss_and_accuracy, predict, split_batches
 CHECKPOINT_SECONDS = 600
 LONG_SECONDS = 1_800
 TIMED_STEPS = 10  # after so many the rest of the training is estimated
-
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, Any]
 """One epoch as a JSON-able record: the fields of ``runs.record.EpochRow``."""

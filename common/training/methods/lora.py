@@ -1,7 +1,7 @@
-"""LoRA on a ViT's query and value: the images go through the whole model in every epoch."""
+"""LoRA on a ViT: the images go through the whole model in every epoch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,22 @@ from torch import nn
 from common.config import require
 from common.models import lora
 from common.models.backbones import Backbone
+from common.runs.methods import method_spec
 from common.training.methods.base import Method
 
 
 @dataclass(frozen=True)
 class Lora(Method):
-    """Trains matrices of ``rank`` beside query and value, scaled by alpha / rank, and a new classifier."""
+    """Trains matrices of ``rank`` beside the layers of ``targets``, scaled by alpha / rank, and a new classifier.
+
+    ``also_train`` is fully trained, with them and like them (AdamW's weight decay included).
+    """
 
     rank: int
     alpha: float
     dropout: float
+    targets: str
+    also_train: str
 
     weight_files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
@@ -28,10 +34,14 @@ class Lora(Method):
         require(isinstance(self.rank, int) and 1 <= self.rank <= 4096, "rank", self.rank, "1 to 4096")
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
+        for name, choices in (("targets", lora.TARGETS), ("also_train", lora.ALSO_TRAIN)):
+            value = getattr(self, name)
+            require(value in choices, name, value, f"one of {', '.join(choices)}")
 
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Lora":
-        return cls(rank=settings["rank"], alpha=settings["alpha"], dropout=settings["dropout"])
+        settings = method_spec(name).usual | settings
+        return cls(**{each.name: settings[each.name] for each in fields(cls)})
 
     def build(
         self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
@@ -39,7 +49,8 @@ class Lora(Method):
         return lora.attach(backbone, classes=classes, seed=seed, precision=precision, device=device, **asdict(self))
 
     def describe(self) -> dict[str, Any]:
-        return {"lora": asdict(self) | {"target_modules": list(lora.ADAPTED)}}
+        matrices = {"rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
+        return {"lora": matrices | {"target_modules": list(lora.TARGETS[self.targets])}}
 
     def files(self, model: nn.Module) -> dict[str, bytes]:
         return lora.adapter_files(model)
