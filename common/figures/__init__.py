@@ -30,6 +30,10 @@ def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
     return comparison.dataset in set(uncertainty.pairs["dataset"])
 
 
+def _has_epochs(comparison: Comparison, _: Uncertainty) -> bool:
+    return bool(learning_curves.trained_by_epochs(comparison))
+
+
 def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
     return bool(trade_offs.few_shot_curves(comparison))
 
@@ -41,7 +45,7 @@ def _trade_off(cost: str, title: str) -> FigureSpec:
 # By the name of the figure's file, before which that of a data set's own figure has the data set's.
 FIGURES = {
     "final_benchmark_comparison": FigureSpec(bars.final_benchmark_comparison, "Metrics on test images"),
-    "learning_curves": FigureSpec(learning_curves.learning_curves, "Learning curves"),
+    "learning_curves": FigureSpec(learning_curves.learning_curves, "Learning curves", wanted=_has_epochs),
     "confusion_matrices": FigureSpec(per_class.confusion_matrices, "Confusion matrices"),
     "roc_curves": FigureSpec(roc.roc_curves, "ROC curves"),
     "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common.evaluation.comparison import Comparison
+from common.evaluation.comparison import Comparison, Series
 from common.evaluation.formatting import count_seeds, joined_notes, seed_range
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
@@ -22,9 +22,10 @@ DASHES = {"val": "", "train": (4, 1.7)}  # of the splits' lines, in line widths
 def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
     fewest, most = seed_range([comparison])
+    shown = trained_by_epochs(comparison)
     lines = "Thin lines: seeds; thick lines: their mean. " if most > 1 else ""
     figure, axes = facets(
-        [series.label for series in comparison.series],
+        [series.label for series in shown],
         heights=(1.45, 1.45),
         wrap=False,
         sharex="col",
@@ -37,7 +38,7 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
         },
     )
     history, styles = frames.history.query("dataset == @comparison.dataset"), run_styles(comparison)
-    for series, column in zip(comparison.series, axes, strict=True):
+    for series, column in zip(shown, axes, strict=True):
         for ax, quantity in zip(column, ("loss", "accuracy"), strict=True):
             _curves(ax, history[history["run"] == series.name], quantity, styles[series.name].color)
     label_outside(axes[:, 0], "", METRICS["loss"].label)
@@ -45,6 +46,11 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
     axes[0, 0].set_ylim(0, None)
     widen(axes[:, 1])
     return figure
+
+
+def trained_by_epochs(comparison: Comparison) -> list[Series]:
+    """Return the models that have learning curves: a probe has no epochs."""
+    return [series for series in comparison.series if any(run.result.history for run in series.runs)]
 
 
 def _curves(ax: Axes, history: pd.DataFrame, quantity: str, color: str) -> None:
