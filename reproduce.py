@@ -1,22 +1,26 @@
 """Run a whole grid of the benchmark with one command, and draw its figures, tables and summary.
 
     python reproduce.py                      # demo: scikit-learn's digits, small shipped backbones, three seeds
-    python reproduce.py mini                 # the same backbones on MNIST, Fashion-MNIST and digits
+    python reproduce.py mini                 # the same backbones on MNIST, Fashion-MNIST and digits, five seeds
     python reproduce.py paper                # the study: ViT-B/16 + LoRA, ResNet50, EfficientNet-B0 at 224x224
-    python reproduce.py paper --tune         # three learning rates for each arm, chosen on validation images
+    python reproduce.py paper --tune         # each arm at its best: its learning rate chosen on validation images
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
+    python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
-minutes and mini within an hour on two CPU cores, with the numbers in README.md; paper not yet measured here.
+minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
 """
 
+import contextlib
+import io
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,52 +33,93 @@ from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
-from common.grid.grid import Arm, Grid, grid_configs, job_for, narrow_grid
+from common.grid.grid import Arm, Grid, narrow_grid
 from common.grid.scheduler import Job
+from common.grid.stages import Stage, stages
+from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.result import RESULT_FILE, find_runs, read_result
 from common.runtime.progress import duration
 
 SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
 HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
+FROZEN = {"rank": 0, "head": "linear"} | SHARED  # the ViT, with a head of one layer
+CNN_PROBE, VIT_PROBE = (
+    {"head": "probe"},
+    {"rank": 0, "head": "probe"},
+)  # choose their penalty, and have no other setting
 
-# Of the demo only learning rates and numbers of epochs were chosen, once, by validation accuracy at seed 0 (LoRA among
-# 3e-4, 1e-3 and 3e-3, heads among 1e-3, 3e-3 and 1e-2). The miniature study gives each arm two rates to choose from.
-DEMO = Grid(
-    arms=(
-        Arm(train_vit_lora, "demo_vit.cifar10", LORA | {"epochs": 5, "batch_size": 32, "lr": (3e-3,)}),
-        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | {"epochs": 60, "batch_size": 32, "lr": (3e-3,)}),
-        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | {"epochs": 60, "batch_size": 32, "lr": (3e-3,)}),
-    ),
-    datasets={"digits": {}},
-)
-MINI = Grid(
-    arms=(
-        Arm(train_vit_lora, "demo_vit.cifar10", LORA | {"epochs": 3, "batch_size": 32, "lr": (1e-3, 3e-3)}),
-        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | {"epochs": 30, "batch_size": 32, "lr": (1e-3, 3e-3)}),
-        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | {"epochs": 30, "batch_size": 32, "lr": (1e-3, 3e-3)}),
-    ),
-    datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
-)
+# The published recipe has a constant rate, and its five epochs; the tuned one this schedule, and rates to choose from.
 PUBLISHED = {"epochs": 5, "batch_size": 64}
+TUNED = {"schedule": "cosine", "warmup": 0.1}
+# Up to two further rates follow where the best of three is at an end.
+RATES = {"lora": {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, "head": {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}, "probe": {}}
+SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of LoRA and heads on the small backbones
+
+# The small backbones compute with one thread, and the cores with as many runs: so no number depends on the cores.
+SMALL = {"batch_size": 32, "threads": 1} | TUNED
+SMALL_PROBES = (
+    Arm(train_vit_lora, "demo_vit.cifar10", VIT_PROBE | {"threads": 1}),
+    Arm(train_cnn_head, "demo_resnet.cifar10", CNN_PROBE | {"threads": 1}),
+    Arm(train_cnn_head, "demo_efficientnet.cifar10", CNN_PROBE | {"threads": 1}),
+)
+
+
+def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
+    return (
+        Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | lora),
+        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | SMALL | head),
+        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | SMALL | head),
+    )
+
+
+# Of the demo only learning rates and numbers of epochs were chosen, once, by validation accuracy at seed 0.
+DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (3e-3,)}, head={"epochs": 60, "lr": (3e-3,)}), datasets={"digits": {}})
+MINI = Grid(
+    SMALL_PROBES + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES),
+    datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
+    seeds=(0, 1, 2, 3, 4),
+    tuned=True,
+)
+MINI_DIGITS = Grid(
+    SMALL_PROBES + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES),
+    datasets={"digits": {}},
+    seeds=MINI.seeds,
+    tuned=True,
+)
 PAPER = Grid(
     arms=(
+        Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", VIT_PROBE),
+        Arm(train_cnn_head, "resnet50.tv2_in1k", CNN_PROBE),
+        Arm(train_cnn_head, "efficientnet_b0.ra_in1k", CNN_PROBE),
+        Arm(train_cnn_head, "resnet50.tv_in1k", CNN_PROBE),  # torchvision's first weights, as older studies have them
         Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
+        Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", FROZEN | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "resnet50.tv2_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
 )
-# compare, and paper --tune: as many rates for each arm, the published one among them, chosen on validation images.
-RATES = {train_vit_lora: (3e-5, 3e-4, 1e-3), train_cnn_head: (1e-4, 1e-3, 3e-3)}
-COMPARE = {"batch_size": 32}
+STUDY = ("vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
+COMPARE = {"batch_size": 32} | TUNED
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
+COMPARE_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})  # LoRA chooses between them as among rates
 COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
     "that were not tried, or what they cost on other machines; the seeds share one split of the images"
 )
-STUDY = tuple(arm.backbone for arm in PAPER.arms)
-PROFILES = {"demo": (DEMO,), "mini": (MINI, DEMO), "paper": (PAPER,)}
+PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)}
+RECIPES = {
+    False: "the published recipe: a constant learning rate, the study's own, for every arm",
+    True: "the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; each arm's learning rate is "
+    "chosen on validation images, by the first seed",
+    None: "the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; learning rates were chosen "
+    "beforehand",
+}
+LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
+DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
+
+Method = Literal["probe", "head", "lora"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +131,11 @@ class Config:
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = STUDY
-    """compare: which backbones; of a ViT LoRA and the head alone are trained, of a CNN the head."""
+    """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
+    methods: tuple[Method, ...] = ()
+    """mini, paper, compare: probe, head, lora, or some of them (default: all); probes alone take minutes."""
     tune: bool = False
-    """paper: try three learning rates for each arm and keep the best on validation images."""
+    """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Only show each run as finished, running, unfinished or missing."""
     print_commands: bool = False
@@ -96,7 +143,7 @@ class Config:
     download_only: bool = False
     """Only fetch the data sets and weights: compute nodes often have no network."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run (default: the profile's three)."""
+    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it."""
     datasets: tuple[str, ...] = ()
     """Data sets to run (default: all of the profile)."""
     data_dir: Path = Path("data")
@@ -106,7 +153,8 @@ class Config:
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
     jobs: int | None = None
-    """Runs at a time, each with a GPU of its own where there are several (default: one a GPU, one on a CPU)."""
+    """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
+    small backbones one a core)."""
 
     def __post_init__(self) -> None:
         check_folder("results_dir", self.results_dir)
@@ -115,6 +163,7 @@ class Config:
         require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
         require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
+        require(self.profile != "demo" or not self.methods, "methods", self.methods, "left out for demo")
         require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
         known = [name for grid in PROFILES.get(self.profile, ()) for name in grid.datasets]
         for name in self.datasets:
@@ -125,51 +174,89 @@ class Config:
 
 
 def main(config: Config) -> None:
-    # The grid, as one child process a run
-    folder = config.results_dir / config.profile
-    asked = _grids(config)
-    planned = [
-        job_for(one) for grid in asked for one in grid_configs(grid, data_dir=config.data_dir, results_dir=folder)
-    ]
+    # The grids, as one child process a run
+    grids = _grids(config)
+    devices = _devices(config, grids)
+    grids = [_with_threads(grid, len(devices)) for grid in grids]
     if config.show_list:
-        print(*(f"{scheduler.job_state(job):<10} {job.name}" for job in planned), sep="\n")
+        _show_list(config, grids)
         return
     if config.print_commands:
-        print(*(job.shell_line for job in planned), sep="\n")
+        _print_commands(config, grids)
         return
 
     # What the runs read: fetched here, one after the other, never by runs side by side
-    remote = prefetch.wanted([job.config for job in planned])
-    if config.profile in ("paper", "compare"):
-        _announce_needs(config, asked[0], planned, remote)
+    tuned = any(grid.tuned for grid in grids)
+    print(f"{config.profile}: {RECIPES[tuned or (None if config.profile == 'demo' else False)]}", flush=True)
+    remote = prefetch.wanted([job.config for job in _jobs(config, grids)])
+    if config.profile != "demo":
+        _announce_downloads(config, remote)
+        if not config.download_only:
+            grids = _announce_time(config, grids, at_once=len(devices))
     absent = prefetch.fetch(remote, config.data_dir)
     if config.download_only:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
         return
 
-    # Train, each run in a process of its own
-    failures = _train(config, planned, absent)
-
-    # Figures, tables, summary
-    if any(scheduler.job_state(job) == "finished" for job in planned):
-        _draw_and_summarise(config, planned)
+    # Train, each run in a process of its own; figures, tables and summary after each grid, and after Ctrl-C
+    failures = {}
+    for grid in grids:
+        try:
+            for stage in _stages(config, [grid]):
+                stage.take_over()
+                failures |= _train(config, stage, absent, devices)
+        except KeyboardInterrupt:
+            if config.profile == "compare":
+                print("interrupted: drawing what is finished; once more stops at once", file=sys.stderr, flush=True)
+                _draw(config, quiet=True)
+            raise
+        if grid is not grids[-1]:
+            _draw(config, quiet=True)
+    _draw(config)
+    _conclude(config, grids)
     _exit_with_failures({job.name: reason for job, reason in failures.items()})
 
 
+def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> Iterator[Stage]:
+    """Yield the stages of ``grids``, one grid after the other."""
+    folders = {"data_dir": config.data_dir, "results_dir": config.results_dir / config.profile}
+    for grid in grids:
+        yield from stages(grid, **folders, presume=presume)
+
+
+def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
+    """Return all jobs; those that follow from choices not made yet as they may turn out."""
+    return [job for stage in _stages(config, grids, presume=True) for job in stage.jobs]
+
+
 def _grids(config: Config) -> list[Grid]:
-    """Return the profile's grids, reduced to the seeds and data sets that were asked for."""
+    """Return the profile's grids, reduced to the methods, seeds and data sets that were asked for."""
     if config.profile == "compare":
-        return [narrow_grid(_comparison_grid(config), seeds=config.seeds)]
-    profile = PROFILES[config.profile]
-    if config.tune:
-        tuned = [tuple(arm.with_recipe(lr=RATES[arm.script]) for arm in grid.arms) for grid in profile]
-        profile = [replace(grid, arms=arms) for grid, arms in zip(profile, tuned, strict=True)]
-    return [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in profile]
+        grids = _comparison_grids(config)
+    else:
+        grids = [_tuned(grid) for grid in PROFILES[config.profile]] if config.tune else PROFILES[config.profile]
+    if config.methods:
+        kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
+        grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
+        require(bool(grids), "methods", config.methods, "such as the backbones have")
+    grids = [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in grids]
+    return [grid for grid in grids if grid.datasets]
 
 
-def _comparison_grid(config: Config) -> Grid:
-    """Return a grid on the user's own images: of a ViT LoRA and its head alone, of a CNN its head."""
+def _kind(arm: Arm) -> str:
+    """Return which of ``--methods`` an arm is."""
+    return "probe" if arm.method == "head_probe" else arm.method.split("_")[0]
+
+
+def _tuned(grid: Grid) -> Grid:
+    """Return the published grid by the tuned recipe."""
+    recipes = {"probe": {}, "head": TUNED | RATES["head"], "lora": TUNED | RATES["lora"]}
+    return replace(grid, arms=tuple(arm.with_recipe(**recipes[_kind(arm)]) for arm in grid.arms), tuned=True)
+
+
+def _comparison_grids(config: Config) -> list[Grid]:
+    """Return the grids on the user's own images: probes, which answer first, heads, and LoRA."""
     from common.models import demo_backbones
     from common.models.backbones import is_vit, resolve_tag
 
@@ -177,85 +264,182 @@ def _comparison_grid(config: Config) -> Grid:
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     loaded = load_dataset(config.dataset, data_dir=config.data_dir)
-    steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
-    epochs = min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))
-    arms = []
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
-        if is_vit(tag):
-            lora = Arm(train_vit_lora, tag, LORA | COMPARE | {"epochs": epochs, "lr": RATES[train_vit_lora]})
-            arms += [lora, lora.with_recipe(rank=0, lr=RATES[train_cnn_head])]
-        else:
-            arms.append(Arm(train_cnn_head, tag, HEAD | COMPARE | {"epochs": epochs, "lr": RATES[train_cnn_head]}))
+    steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
+    steps = COMPARE | {"epochs": min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))}
+    vits, cnns = [tag for tag in tags if is_vit(tag)], [tag for tag in tags if not is_vit(tag)]
+    arms = {
+        "probe": [
+            *(Arm(train_vit_lora, tag, VIT_PROBE) for tag in vits),
+            *(Arm(train_cnn_head, tag, CNN_PROBE) for tag in cnns),
+        ],
+        "head": [
+            *(Arm(train_vit_lora, tag, FROZEN | steps | _rates("head", tag)) for tag in vits),
+            *(Arm(train_cnn_head, tag, HEAD | steps | _rates("head", tag)) for tag in cnns),
+        ],
+        "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates("lora", tag), COMPARE_TARGETS) for tag in vits],
+    }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
-    return Grid(tuple(arms), {config.dataset: {}}, images=images)
+    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": MINI.seeds, "tuned": True}
+    return [Grid(tuple(its), **common) for its in arms.values() if its]
 
 
-def _announce_needs(config: Config, grid: Grid, planned: list[Job], remote: list[str]) -> None:
-    """Print what the grid downloads, and what its unfinished runs take of this machine by a measurement of seconds."""
-    from common.grid import estimate
+def _rates(kind: str, tag: str) -> dict[str, Any]:
+    return SMALL_RATES if tag.startswith("demo_") else RATES[kind]
 
+
+def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
+    """Return the GPU of each run at a time; the small backbones, which take one thread, fill the cores instead."""
+    are_small = all(arm.backbone.startswith("demo_") for grid in grids for arm in grid.arms)
+    return scheduler.job_devices(config.jobs, without_gpu=scheduler.cores() if are_small else 1)
+
+
+def _with_threads(grid: Grid, at_once: int) -> Grid:
+    """Return ``grid`` with one thread for small backbones; others divide the cores among the runs at a time."""
+    share = {"threads": max(1, scheduler.cores() // at_once)} if at_once > 1 else {}
+    arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
+    return replace(grid, arms=tuple(arms))
+
+
+def _show_list(config: Config, grids: list[Grid]) -> None:
+    for stage in _stages(config, grids):
+        for job in stage.jobs:
+            print(f"{scheduler.job_state(job):<10} {job.name}")
+        if stage.unknown:
+            print(f"{stage.unknown} more runs follow from choices that are not finished")
+
+
+def _print_commands(config: Config, grids: list[Grid]) -> None:
+    """Print a line a run on standard output; of tuned grids on standard error which lines must wait for others."""
+    printed = 0
+    for stage in _stages(config, grids):
+        stage.take_over()
+        for job in stage.jobs:
+            print(job.shell_line)
+        printed += len(stage.jobs)
+        if any(grid.tuned for grid in grids):
+            lines = f"lines to {printed}" if stage.jobs else "no line yet"
+            follows = stage.unknown or any(job.config.tuned_on is not None for job in stage.jobs)
+            wait = ", once the lines before are run" * bool(follows)
+            more = f"; {stage.unknown} more are known only then: print again" * bool(stage.unknown)
+            print(f"{lines}: {stage.name}{wait}{more}", file=sys.stderr)
+
+
+def _announce_downloads(config: Config, remote: list[str]) -> None:
     size = sum(prefetch.download_bytes(name) for name in remote) / 1e6
     reads = (
         f"reads {', '.join(remote)}: {size:,.0f} MB, downloaded where not here yet" if remote else "downloads nothing"
     )
     print(f"{config.profile} {reads}", flush=True)
-    todo = [job.config for job in planned if scheduler.job_state(job) != "finished"]
-    if config.download_only or not todo:
-        return
+
+
+def _announce_time(config: Config, grids: list[Grid], *, at_once: int) -> list[Grid]:
+    """Print what the unfinished runs of each arm take here, by a measurement of seconds.
+
+    Returns the grids, with three seeds in place of five where these take more than a day and none was begun.
+    """
+    from common.grid import estimate
+
+    jobs = _jobs(config, grids)
+    if all(scheduler.job_state(job) == "finished" for job in jobs):
+        return grids
     print("measuring this machine for an estimate of the time", flush=True)
-    images = {name: (spec.num_train, spec.num_test) for name, spec in DATASETS.items()} | dict(grid.images)
-    seconds, feature_bytes = estimate.grid(todo, images)
-    at_once = len(scheduler.job_devices(config.jobs))
+    images = {name: (spec.num_train, spec.num_test) for name, spec in DATASETS.items()}
+    images = images | grids[0].images
+    seconds, feature_bytes = estimate.job_seconds(jobs, images, at_once=at_once)
+    total = sum(seconds.values())
+    begun = any(job.config.seed not in FEWER_SEEDS and job.folder.exists() for job in jobs)
+    if config.profile in ("mini", "compare") and not config.seeds and not begun and total > DAY:
+        print(f"five seeds take {duration(total)} here: three in their place (--seeds 0 1 2 3 4 makes five)")
+        grids = [narrow_grid(grid, seeds=FEWER_SEEDS) for grid in grids]
+        jobs = _jobs(config, grids)
+    todo = [job for job in jobs if scheduler.job_state(job) != "finished"]
+    of_arm = estimate.arm_seconds(todo, seconds)
+    print(f"time here, {at_once} at a time:")
+    print(*(f"{duration(its):>9}  {backbone} {method}" for (backbone, method), its in of_arm.items()), sep="\n")
     print(
-        f"{len(todo)} runs take about {duration(seconds / at_once)} here, {at_once} at a time, and "
-        f"{feature_bytes / 1e9:.1f} GB of disk for features (.cache/features, to be deleted at will); "
-        "they may be stopped and resumed at any time",
+        f"{duration(sum(of_arm.values())):>9}  all {len(todo)} runs, with {feature_bytes / 1e9:.1f} GB of disk for "
+        "features (.cache/features, to be deleted at will); they may be stopped and resumed at any time",
         flush=True,
     )
+    if config.profile == "compare":
+        _name_shorter_commands(of_arm)
+    return grids
 
 
-def _train(config: Config, planned: list[Job], absent: dict[str, str]) -> dict[Job, str]:
+def _name_shorter_commands(of_arm: Mapping[tuple[str, str], float]) -> None:
+    """Say, where LoRA takes hours, what takes less."""
+    of_method = Counter()
+    for (_, method), seconds in of_arm.items():
+        of_method[method] += seconds
+    if (lora := of_method["lora"]) > LONG_SECONDS:
+        heads = duration(sum(of_method.values()) - lora)
+        print(
+            f"LoRA takes {duration(lora)} of it; shorter: --methods probe ({duration(of_method['head_probe'])}), "
+            f"--methods probe head ({heads}), one seed (--seeds 0), or a smaller ViT, such as "
+            "vit_small_patch16_224.augreg_in1k among --backbones (a quarter of the time)",
+            flush=True,
+        )
+
+
+def _train(config: Config, stage: Stage, absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:
     """Make the runs that are not finished; return why each that is still not is not."""
-    states = {job: scheduler.job_state(job) for job in planned}
+    states = {job: scheduler.job_state(job) for job in stage.jobs}
     counts = Counter(states.values())
     numbers = ", ".join(f"{counts[state]} {state}" for state in scheduler.STATES)
-    print(f"{config.profile}: {len(planned)} runs: {numbers}", flush=True)
-    obstacles = {job: _obstacle(job, state, absent) for job, state in states.items()}
-    to_do = [job for job, obstacle in obstacles.items() if not obstacle and states[job] != "finished"]
-    failures = {job: obstacle for job, obstacle in obstacles.items() if obstacle}
-    return failures | scheduler.run_all(to_do, scheduler.job_devices(config.jobs), _outcome)
-
-
-def _obstacle(job: Job, state: str, absent: dict[str, str]) -> str | None:
-    """Return why a run cannot be made now, or why a finished one is of no use; None where nothing is in the way."""
-    if state == "finished":
-        return scheduler.job_damage(job)
-    if state == "running":
-        return f"in use by {scheduler.job_holder(job)}"
-    return absent.get(job.config.dataset) or absent.get(job.config.backbone)
+    print(f"{config.profile}, {stage.name}: {len(stage.jobs)} runs: {numbers}", flush=True)
+    failures = {job: obstacle for job in stage.jobs if (obstacle := scheduler.job_obstacle(job, absent))}
+    to_do = [job for job in stage.jobs if job not in failures and states[job] != "finished"]
+    return failures | scheduler.run_all(to_do, devices, _outcome)
 
 
 def _outcome(job: Job) -> str:
     result = read_result(job.folder / RESULT_FILE)
     seconds = result.efficiency.total_train_seconds
-    return f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
+    said = f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
+    if len(result.trials) > 1 and result.history:
+        said += f", of it {result.kept_train_seconds:.0f} s at learning rate {result.history[0].lr:g}, which was chosen"
+    return said
 
 
-def _draw_and_summarise(config: Config, planned: list[Job]) -> None:
-    """Draw the profile's figures and tables, and print its scores and the command of one run."""
+def _draw(config: Config, *, quiet: bool = False) -> None:
+    """Draw the profile's figures and tables of what is finished, and print its scores; ``quiet``: the scores alone."""
     from common.evaluation.frames import frames_of
     from common.report import tables  # pandas takes a third of a second, --help does not wait
 
-    folder = config.results_dir / config.profile
-    figures = config.figures_dir / config.profile
-    drawn = f"{result_name(config.dataset)}/*" if config.profile == "compare" else "*"
-    plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=drawn))
-    comparisons, _ = compare(find_runs(folder, drawn)[0], {})
+    folder, figures, pattern = _drawn(config)
+    runs, _ = find_runs(folder, pattern)
+    if not runs:
+        return
+    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+        plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
+    comparisons, _ = compare(runs, {})
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
-    if config.profile == "compare":
-        print(f"\n{COMPARE_LIMITS}")
-    print(f"\none run by itself, to edit and run again:\n  {planned[0].shell_line}", flush=True)
+    print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
+
+
+def _drawn(config: Config) -> tuple[Path, Path, str]:
+    """Return the folders of results and figures, and the pattern of the runs that are shown."""
+    shown = f"{result_name(config.dataset)}/*" if config.profile == "compare" else "*"
+    return config.results_dir / config.profile, config.figures_dir / config.profile, shown
+
+
+def _conclude(config: Config, grids: list[Grid]) -> None:
+    """Print whether training was long enough, which arm to use, and the command of one run of each arm."""
+    from common.report.recommendation import recommendation
+
+    folder, _, pattern = _drawn(config)
+    runs, _ = find_runs(folder, pattern)
+    for (dataset, name), gain in gains(runs, folder).items():
+        word = "not converged" if gain > NOT_CONVERGED else "converged"
+        print(f"{dataset}: {name}: {word}: twice the epochs add {100 * gain:+.1f} points on validation images")
+    if runs and config.profile == "compare":
+        print("", *recommendation(compare(runs, {})[0][0]), COMPARE_LIMITS, sep="\n")
+    firsts = [next(_stages(config, [replace(grid, datasets=dict([*grid.datasets.items()][:1]))])) for grid in grids]
+    lines = {(job.config.backbone, job.config.method): job.shell_line for stage in firsts for job in stage.jobs}
+    print("\none run of each arm by itself, to edit and run again:")
+    print(*(f"  {line}" for line in lines.values()), sep="\n", flush=True)
 
 
 def _exit_with_failures(failures: dict[str, str]) -> None:

@@ -59,6 +59,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How one of several learning rates is chosen, on validation images."""
+
+    extend: int = setting(0, published=0)
+    """Further rates at most, each by a factor of 3, while the best one is the highest or the lowest."""
+    tuned_on: int | None = setting(None, published=None)
+    """Train the learning rate alone that the finished run of this seed chose among the same ones."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.extend <= 10, "extend", self.extend, "0 to 10")
+        require(self.tuned_on is None or 0 <= self.tuned_on < 2**63, "tuned_on", self.tuned_on, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineConfig:
     """Where a run is computed, and where its files go."""
 
@@ -91,7 +105,7 @@ class MachineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig, MachineConfig):
+class TrainConfig(DataConfig, TuningConfig, MachineConfig):
     """What all training scripts have beside their hyper-parameters.
 
     Each script's own Config says which of ``runs.methods.METHODS`` its ``method`` is.
@@ -101,6 +115,7 @@ class TrainConfig(DataConfig, MachineConfig):
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
+        TuningConfig.__post_init__(self)
         MachineConfig.__post_init__(self)
 
 
@@ -111,7 +126,11 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def check_recipe(config: Any) -> None:
-    """Refuse, as ``require``, a wrong dataset, backbone, epochs, batch_size, lr, weight_decay, warmup or seed."""
+    """Refuse hyper-parameters that are out of range, or do not go together.
+
+    Raises:
+        UserError: naming the setting and what is allowed.
+    """
     require(bool(str(config.dataset).strip()), "dataset", config.dataset, "a data set's name or an image folder")
     require(bool(config.backbone.strip()), "backbone", config.backbone, "a timm model name")
     require(1 <= config.epochs <= 100_000, "epochs", config.epochs, "at least 1")
@@ -121,6 +140,8 @@ def check_recipe(config: Any) -> None:
     for lr in config.lr:
         require(math.isfinite(lr) and lr > 0, "lr", lr, "positive and finite")
     require(len(set(config.lr)) == len(config.lr), "lr", config.lr, "free of repeated values")
+    require(not config.extend or len(config.lr) > 1, "extend", config.extend, "0 where `lr` is a single rate")
+    require(config.tuned_on != config.seed, "tuned_on", config.tuned_on, "another seed than the run's own")
     decay = config.weight_decay
     require(math.isfinite(decay) and decay >= 0, "weight_decay", decay, "0 or more, and finite")
     require(0 <= config.warmup < 1, "warmup", config.warmup, "0 or more and below 1")

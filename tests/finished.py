@@ -8,7 +8,10 @@ TINY = [
     *("--train-limit=60", "--test-limit=20", "--workers=0"),
 ]
 ARMS = {
-    "head": ("train_cnn_head", [*TINY, "--backbone=test_resnet", "--no-feature-cache", "--lr", "1e-2", "3e-2"]),
+    "head": (
+        "train_cnn_head",
+        [*TINY, "--backbone=test_resnet", "--no-feature-cache", "--lr", "1e-2", "3e-2", "--extend=1"],
+    ),
     "lora": ("train_vit_lora", [*TINY, "--backbone=test_vit", "--rank=2", "--lr=1e-2"]),
 }
 # Checkpoints after every step, and features in several parts, so that 60 images have all phases of 60,000.
@@ -32,8 +35,8 @@ def _settled(path: Path) -> object:
     record = json.loads(path.read_text())
     if path.name != "result.json":
         return record
-    for row in record["history"]:
-        del row["seconds"]
+    for row in record["history"] + record["trials"]:
+        row.pop("seconds", None)
     cost = record["efficiency"]
     for name in [*_TIMES, "peak_host_bytes", "peak_device_bytes"]:
         del cost[name]

@@ -77,7 +77,7 @@ def test_where_every_rate_diverges_there_is_no_result(lrs, tmp_path):
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_script_that_diverges_stops_with_2_and_writes_no_result(fork_server, arm, tmp_path):
     script, argv = ARMS[arm]
-    argv = [word for word in argv if word not in ("1e-2", "3e-2", "--lr") and not word.startswith("--lr=")]
+    argv = [word for word in argv if word not in ("1e-2", "3e-2", "--lr") and not word.startswith(("--lr=", "--ext"))]
     argv += ["--results-dir", tmp_path, "--run-name=run"]
     ended = fork_server.run(script, [*argv, f"--lr={DIVERGES}"])
     assert ended.code == 2 and ended.err.count("\n") == 1

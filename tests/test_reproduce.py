@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from common.config import as_flags
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for
 from common.grid.scheduler import Job
+from common.runs.convergence import gains
 from common.runs.folder import CHECKPOINT_FILE, lock_file
-from common.runs.result import RESULT_FILE
+from common.runs.result import RESULT_FILE, find_runs
 from common.runtime import locks
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
+from common.training.cost import Cost
 from reproduce import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,16 +43,29 @@ def tiny(monkeypatch):
 
 
 def _jobs(profile: str, **changed) -> list[Job]:
-    folders = {"data_dir": Path("data"), "results_dir": Path("results") / profile}
-    asked = reproduce._grids(Config(profile=profile, **changed))
-    return [job_for(one) for grid in asked for one in grid_configs(grid, **folders)]
+    config = Config(profile=profile, **changed)
+    return reproduce._jobs(config, reproduce._grids(config))
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Make mini a tuned grid of a probe, a head, and LoRA with two variants, on 60 digits with random weights."""
+    rates = FEW | reproduce.TUNED | {"lr": (1e-3, 3e-3), "extend": 1, "weights": "random"}
+    arms = (
+        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"weights": "random"}),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | rates),
+        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | rates, ({"targets": "qv"}, {"rank": 2})),
+    )
+    grid = Grid(arms, {"digits": TINY}, seeds=(0, 1), tuned=True)
+    monkeypatch.setitem(reproduce.PROFILES, "mini", (grid,))
+    return grid
 
 
 def _job(folder: Path, code: str, name: str = "job") -> Job:
     return Job(name, ("python", "-c", code), folder / name, folder / "logs" / f"{name}.log")
 
 
-@pytest.mark.parametrize(("profile", "count"), [("demo", 9), ("mini", 27), ("paper", 27)])
+@pytest.mark.parametrize(("profile", "count"), [("demo", 9), ("mini", 63), ("paper", 48)])
 def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profile, count):
     planned = _jobs(profile)
     assert len({job.folder for job in planned}) == len({job.log for job in planned}) == len(planned) == count
@@ -105,9 +121,10 @@ def test_a_grid_is_run_once_drawn_and_summed_up(tiny, tmp_path, capsys):
     config = Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures")
     reproduce.main(config)
     said = capsys.readouterr().out
-    assert "demo: 4 runs: 0 finished, 0 running, 0 unfinished, 4 missing" in said
+    assert "demo, all runs: 4 runs: 0 finished, 0 running, 0 unfinished, 4 missing" in said
     assert "digits/test_vit.random-lora_r16" in said
-    assert "one run by itself, to edit and run again:\n  python train_vit_lora.py" in said
+    assert "one run of each arm by itself, to edit and run again:\n  python train_vit_lora.py" in said
+    assert len(said.partition("run again:\n")[2].splitlines()) == 2
     assert (tmp_path / "figures" / "demo" / "digits_final_benchmark_comparison.png").exists()
     assert (tmp_path / "results" / "demo" / "summary.csv").exists()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
@@ -143,30 +160,169 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
     assert stopped.value.code == 1
-    assert asked == ["mnist", "fashion_mnist", "cifar10", *reproduce.STUDY]
+    assert asked == ["mnist", "fashion_mnist", "cifar10", *reproduce.STUDY, "resnet50.tv_in1k"]
     printed = capsys.readouterr()
     assert "looking for mnist (12 MB where it must be downloaded)" in printed.out
     assert "looking for resnet50.tv2_in1k (102 MB where" in printed.out
-    assert "failed: resnet50.tv2_in1k: no pretrained weights: bring the file" in printed.err
+    assert "failed: resnet50.tv2_in1k and 1 more: no pretrained weights: bring the file" in printed.err
     reproduce.main(Config(profile="demo", download_only=True, results_dir=tmp_path))
     assert "all data and weights are in place" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tuned_paper_gives_each_arm_as_many_rates_and_the_published_one_among_them():
-    for job, plain in zip(_jobs("paper", tune=True), _jobs("paper"), strict=True):
-        assert len(job.config.lr) == 3
-        assert set(plain.config.lr) <= set(job.config.lr)
+def test_a_tuned_arm_has_three_rates_a_factor_of_about_three_apart_and_one_recipe():
+    for profile, more in (("mini", {}), ("paper", {"tune": True})):
+        for job in _jobs(profile, **more):
+            low, middle, high = job.config.lr if len(job.config.lr) > 1 else (1, 3, 9)  # a probe, or a check
+            assert 2.9 < middle / low < 3.5 and 2.9 < high / middle < 3.5
+            if job.config.method != "head_probe":
+                assert (job.config.schedule, job.config.warmup) == ("cosine", 0.1)
+    assert {job.config.schedule for job in _jobs("paper")} == {"constant"}
+    assert {job.config.schedule for job in _jobs("demo")} == {"cosine"}
 
 
-def test_a_comparison_trains_each_vit_twice_and_gives_small_data_enough_steps():
-    planned = _jobs("compare", dataset="digits", backbones=("demo_vit", "demo_resnet"), seeds=(0,))
-    configs = [job.config for job in planned]
-    assert [config.method for config in configs] == ["lora", "head_linear", "head_mlp"]
-    assert {len(config.lr) for config in configs} == {3}
-    assert {(config.epochs, config.batch_size) for config in configs} == {(25, 32)}  # 41 steps an epoch, 1,000 in all
+@pytest.mark.parametrize(("profile", "seeds"), [("mini", 5), ("paper", 3), ("demo", 3)])
+def test_every_arm_has_as_many_seeds_and_what_draws_nothing_has_one(profile, seeds):
+    made = {}
+    for job in _jobs(profile):
+        if not job.name.startswith("tuning/"):
+            made.setdefault(job.folder.parent, []).append(job)
+    for jobs in made.values():
+        expected = 1 if jobs[0].config.method == "head_probe" else seeds
+        assert [job.config.seed for job in jobs] == list(range(expected))
+        assert all(job.config.tuned_on == (0 if profile == "mini" else None) for job in jobs[1:])
+
+
+def test_the_methods_asked_for_are_run_alone():
+    for methods in (("probe",), ("lora", "head")):
+        kinds = {"head_probe": "probe", "head_mlp": "head", "head_linear": "head", "lora": "lora"}
+        for profile in ("mini", "paper"):
+            assert {kinds[job.config.method] for job in _jobs(profile, methods=methods)} == set(methods)
+    with pytest.raises(UserError, match="such as the backbones have"):
+        _jobs("compare", dataset="digits", backbones=("demo_resnet",), methods=("lora",))
+
+
+def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
+    config = Config(profile="compare", dataset="digits", backbones=("demo_vit", "demo_resnet"))
+    grids = reproduce._grids(config)
+    assert [[arm.method for arm in grid.arms] for grid in grids] == [
+        ["head_probe", "head_probe"],
+        ["head_linear", "head_mlp"],
+        ["lora"],
+    ]
+    configs = [job.config for job in reproduce._jobs(config, grids)]
+    trained = [config for config in configs if config.method != "head_probe"]
+    assert {(config.epochs, config.batch_size) for config in trained} == {(25, 32), (50, 32)}  # 41 steps an epoch
+    assert {config.targets for config in configs if config.method == "lora"} == {"qv", "all-linear"}
     with pytest.raises(UserError, match="was pretrained on the training images"):
         reproduce._grids(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
+
+
+def _folders(tmp_path):
+    return {"results_dir": tmp_path / "results", "figures_dir": tmp_path / "figures"}
+
+
+def _without_announcement(monkeypatch):
+    monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
+
+
+def test_a_tuned_grid_chooses_once_and_the_other_seeds_take_the_choice(tuned, tmp_path, capsys, monkeypatch):
+    _without_announcement(monkeypatch)
+    config = Config(profile="mini", **_folders(tmp_path))
+    reproduce.main(config)
+    said = capsys.readouterr().out
+    assert "mini: the tuned recipe: a cosine schedule" in said
+    assert "mini, choices of seed 0: 4 runs: 0 finished, 0 running, 0 unfinished, 4 missing" in said
+    assert "mini, other seeds, and twice the epochs: 4 runs: 0 finished, 0 running, 0 unfinished, 4 missing" in said
+    assert "converged: twice the epochs add" in said
+    shown = {(run.name, run.seed): run.result for run in find_runs(tmp_path / "results" / "mini")[0]}
+    assert len(shown) == 5  # a probe, two seeds of a head and of the better LoRA
+    for (name, seed), result in shown.items():
+        if seed:
+            first = shown[name, 0]
+            assert [trial["lr"] for trial in result.trials] == [first.history[0].lr]
+            assert len(first.trials) == 3 and result.config["tuned_on"] == 0
+    hidden = find_runs(tmp_path / "results" / "mini" / "tuning")[0]
+    variants = [run.result for run in hidden if len(run.result.trials) > 1]
+    checks = [run.result for run in hidden if len(run.result.trials) == 1]
+    assert {result.config["rank"] for result in variants} == {2, 16} and len(checks) == 2
+    best = max(variants, key=lambda result: result.val.scores["accuracy"])
+    (lora,) = {result.config["rank"] for result in shown.values() if result.method == "lora"}
+    assert lora == best.config["rank"]
+    assert {result.config["epochs"] for result in checks} == {2}
+    assert len(gains(find_runs(tmp_path / "results" / "mini")[0], tmp_path / "results" / "mini")) == 2
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    reproduce.main(config)
+    assert "4 finished, 0 running, 0 unfinished, 0 missing" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+
+
+def test_commands_and_list_of_a_tuned_grid_name_what_is_known_and_count_the_rest(tuned, tmp_path, capsys):
+    config = Config(profile="mini", print_commands=True, **_folders(tmp_path))
+    reproduce.main(config)
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()[:4], printed.out.splitlines()[4:]
+    assert len(second) == 1 and "--tuned-on 0" in second[0] and "--tuned-on" not in "".join(first)
+    assert "lines to 4: choices of seed 0\n" in printed.err
+    assert "lines to 5: other seeds, and twice the epochs, once the lines before are run; 3 more are" in printed.err
+    reproduce.main(Config(profile="mini", show_list=True, **_folders(tmp_path)))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["missing"] * 5 + ["3"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_choice_fails_the_seeds_that_wait_for_it_say_so(tuned, tmp_path, capsys, monkeypatch):
+    _without_announcement(monkeypatch)
+    head = replace(tuned.arms[1], backbone="test_vit.r160_in1k")  # no convolutional network
+    monkeypatch.setitem(reproduce.PROFILES, "mini", (replace(tuned, arms=(tuned.arms[0], head)),))
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(Config(profile="mini", **_folders(tmp_path)))
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "not a convolutional network" in said
+    assert "seed 0, whose learning rate it takes, is not finished" in said and "2 failed" in said
+
+
+@pytest.mark.parametrize(
+    ("day", "seeds", "made"), [(1e9, (), range(5)), (1.0, (), range(3)), (1.0, (0, 1, 2, 3), range(4))]
+)
+def test_the_announcement_names_each_arms_time_and_leaves_two_seeds_out_of_a_long_grid(
+    day, seeds, made, monkeypatch, capsys, tmp_path
+):
+    from common.grid import estimate
+
+    monkeypatch.setattr(reproduce, "DAY", day)
+    monkeypatch.setattr(estimate, "measure", lambda config: Cost(0.01, 0.01, 8))
+    monkeypatch.setattr(estimate, "measure_start", lambda: 2.0)
+    backbones = {"backbones": ("demo_vit", "demo_resnet"), "dataset": "digits"}
+    config = Config(profile="compare", seeds=seeds, **backbones, **_folders(tmp_path))
+    grids = reproduce._announce_time(config, reproduce._grids(config), at_once=2)
+    assert {job.config.seed for job in reproduce._jobs(config, grids)} == set(made)
+    said = capsys.readouterr().out
+    assert ("five seeds take" in said) == (day == 1.0 and not seeds)
+    assert "demo_vit.cifar10 head_probe" in said and "demo_vit.cifar10 lora" in said
+    assert "shorter: --methods probe" not in said
+    monkeypatch.setattr(reproduce, "LONG_SECONDS", 10)
+    reproduce._announce_time(config, grids, at_once=2)
+    assert "shorter: --methods probe" in capsys.readouterr().out
+
+
+def test_small_backbones_take_a_thread_each_and_others_share_the_cores(monkeypatch):
+    monkeypatch.setattr(scheduler, "visible_gpus", lambda: [])
+    monkeypatch.setattr(scheduler, "cores", lambda: 8)
+
+    def threads(config):
+        grids = reproduce._grids(config)
+        devices = reproduce._devices(config, grids)
+        jobs = reproduce._jobs(config, [reproduce._with_threads(grid, len(devices)) for grid in grids])
+        return len(devices), {job.config.threads for job in jobs}
+
+    assert threads(Config(profile="demo")) == (8, {1})
+    assert threads(Config(profile="demo", jobs=2)) == (2, {1})
+    assert threads(Config(profile="mini")) == (8, {1})
+    assert threads(Config(profile="paper")) == (1, {None})
+    assert threads(Config(profile="paper", jobs=3)) == (3, {2})
 
 
 def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
@@ -250,6 +406,7 @@ sys.exit(cli.run(main, Config))
         ({"dataset": "digits"}, "given for compare, and only there"),
         ({"profile": "mini", "backbones": ("demo_vit",)}, "given for compare only"),
         ({"profile": "mini", "tune": True}, "given for paper only"),
+        ({"methods": ("probe",)}, "left out for demo"),
         ({"profile": "compare", "dataset": "digits", "backbones": ()}, "one or more timm model names"),
     ],
 )

@@ -1,34 +1,67 @@
-"""How long a grid of runs will take on this machine, from a few steps of each method on each backbone."""
+"""How long the runs of a grid will take on this machine, from a few steps of each method on each backbone."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from common.grid.scheduler import Job
 from common.runs.methods import method_spec
-from common.training.cost import measure
+from common.training.cost import Cost, measure
+
+START = "import peft, sklearn.linear_model, common.training.save"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def grid(configs: Sequence[Any], images: Mapping[str, tuple[int, int]]) -> tuple[float, int]:
-    """Return (seconds, bytes of features on disk) for training ``configs`` one after the other.
+def job_seconds(
+    jobs: Sequence[Job], images: Mapping[str, tuple[int, int]], *, at_once: int = 1
+) -> tuple[dict[Job, float], int]:
+    """Return the seconds that each job adds to the whole, and the bytes of features that all leave on disk.
 
-    ``images`` has the number of training (with validation) and test images of each data set.
-    Decoding images and the steps of a head, which take a small part of the time, are left out. Runs that share the
-    features of a frozen backbone (all seeds of a data set) are counted as making them once.
+    ``images`` has the number of training (with validation) and test images of each data set. Decoding images is left
+    out. Runs that share the features of a frozen backbone are counted as making them once, the first of them. Of up to
+    two further learning rates one is counted.
     """
-    costs, featured = {}, set()
-    seconds, feature_bytes = 0.0, 0
-    for config in configs:
-        measured = config.backbone, config.method, config.batch_size
+    costs: dict[tuple, Cost] = {}
+    start_seconds = measure_start()
+    featured, seconds, feature_bytes = set(), {}, 0
+    for job in jobs:
+        config = job.config
+        measured = config.backbone, config.method, config.batch_size, config.threads, getattr(config, "targets", None)
         if measured not in costs:
             costs[measured] = measure(config)
-        cost = costs[measured]
-        train, test = images[config.dataset]
+        cost, (train, test) = costs[measured], images[config.dataset]
         val = round(train * config.val_fraction)
-        if not method_spec(config.method).reads_features:
-            epochs = config.epochs * len(config.lr)
-            forward = epochs * val + val + test
-            seconds += epochs * (train - val) * cost.step_seconds + forward * cost.forward_seconds
+        spec, epochs = method_spec(config.method), config.epochs * _trainings(config)
+        spent = start_seconds + (epochs if spec.has_steps else 1) * (train - val) * cost.train_seconds
+        if not spec.reads_features:
+            spent += (epochs * val + val + test) * cost.forward_seconds
         elif (config.backbone, config.dataset) not in featured:
             featured.add((config.backbone, config.dataset))
-            seconds += (train + test) * cost.forward_seconds
+            spent += (train + test) * cost.forward_seconds
             feature_bytes += (train + test) * cost.feature_bytes
+        seconds[job] = spent / at_once
     return seconds, feature_bytes
+
+
+def arm_seconds(jobs: Sequence[Job], seconds: Mapping[Job, float]) -> dict[tuple[str, str], float]:
+    """Return the sum of the ``seconds`` of ``jobs`` for each backbone and method, in their order."""
+    of_arm: dict[tuple[str, str], float] = {}
+    for job in jobs:
+        arm = job.config.backbone, job.config.method
+        of_arm[arm] = of_arm.get(arm, 0.0) + seconds[job]
+    return of_arm
+
+
+def _trainings(config: Any) -> int:
+    """Return how many learning rates a run trains."""
+    return 1 if config.tuned_on is not None else len(config.lr) + bool(config.extend)
+
+
+def measure_start() -> float:
+    """Return the seconds that a training script takes to start: most of a run's time on few and small images."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", START], cwd=REPOSITORY, check=False, capture_output=True)
+    return time.perf_counter() - started

@@ -11,6 +11,7 @@ from typing import Any
 from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
+from common.runs.methods import method_spec
 from common.runs.naming import run_folder
 
 
@@ -21,6 +22,13 @@ class Arm:
     script: ModuleType
     backbone: str
     recipe: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+    """Further settings; of several the arm chooses the best as it does among learning rates."""
+
+    @property
+    def method(self) -> str:
+        """Which of ``runs.methods.METHODS`` it is."""
+        return self.script.Config(backbone=self.backbone, **self.recipe).method
 
     def with_recipe(self, **changed: Any) -> "Arm":
         """Return this arm with other values of some hyper-parameters."""
@@ -29,31 +37,33 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every arm on every data set with every seed; ``datasets`` maps names or folders to settings of their own.
-
-    ``images``: (training, test) images of each data set that has no name, for an estimate of the time.
-    """
+    """Every arm on every data set with every seed; ``datasets`` maps names or folders to settings of their own."""
 
     arms: tuple[Arm, ...]
     datasets: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...] = (0, 1, 2)
+    first_seed: int = 0
+    """The seed on which arms are tuned, and the one run of those that draw nothing at random."""
+    tuned: bool = False
+    """Whether each arm chooses among its rates on the first seed, and the others take its choice (``stages``)."""
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(training, test) images of each data set that has no name, for an estimate of the time."""
 
 
-def grid_configs(grid: Grid, *, data_dir: Path, results_dir: Path) -> Iterator[Any]:
+def grid_configs(grid: Grid, **folders: Path) -> Iterator[Any]:
     """Yield the training script's configuration of each run, seed by seed, so that an early stop leaves whole sets."""
-    for seed in grid.seeds:
-        for dataset, settings in grid.datasets.items():
+    for seed in dict.fromkeys((grid.first_seed, *grid.seeds)):
+        for dataset in grid.datasets:
             for arm in grid.arms:
-                yield arm.script.Config(
-                    dataset=dataset,
-                    backbone=arm.backbone,
-                    seed=seed,
-                    data_dir=data_dir,
-                    results_dir=results_dir,
-                    **arm.recipe,
-                    **settings,
-                )
+                once = method_spec(arm.method).is_deterministic
+                if seed == grid.first_seed if once else seed in grid.seeds:
+                    yield arm_config(grid, arm, dataset, seed=seed, **folders)
+
+
+def arm_config(grid: Grid, arm: Arm, dataset: str, **settings: Any) -> Any:
+    """Return the training script's configuration of ``arm`` on a data set of ``grid``, with further ``settings``."""
+    recipe = {**arm.recipe, **grid.datasets[dataset], **settings}
+    return arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe)
 
 
 def job_for(config: Any) -> Job:

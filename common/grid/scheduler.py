@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,21 @@ def job_damage(job: Job) -> str | None:
     return None
 
 
+def job_obstacle(job: Job, absent: Mapping[str, str]) -> str | None:
+    """Return why a run cannot be made now, or why a finished one is of no use; None where nothing is in the way.
+
+    ``absent`` says of data sets and backbones why they could not be fetched.
+    """
+    if holder := job_holder(job):
+        return f"in use by {holder}"
+    if (job.folder / RESULT_FILE).exists():
+        return job_damage(job)
+    seed = job.config.tuned_on
+    if seed is not None and not (job.folder.with_name(f"seed{seed}") / RESULT_FILE).exists():
+        return f"seed {seed}, whose learning rate it takes, is not finished"
+    return absent.get(job.config.dataset) or absent.get(job.config.backbone)
+
+
 def job_holder(job: Job) -> str | None:
     """Return who works on the run's folder now (process, host, since when), or None."""
     return locks.lock_holder(lock_file(job.folder))
@@ -81,7 +96,7 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
         while waiting or active:
             while waiting and free:
                 job, device = waiting.popleft(), free.pop(0)
-                active[job] = _start(job, device, share=len(devices)), device
+                active[job] = _start(job, device), device
             time.sleep(POLL_SECONDS)
             for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
                 process, device = active.pop(job)
@@ -113,13 +128,11 @@ def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterato
         raise
 
 
-def _start(job: Job, device: str | None, *, share: int) -> subprocess.Popen:
-    """Start a job that writes its output to its log; on a machine shared by several it takes its part of the cores."""
+def _start(job: Job, device: str | None) -> subprocess.Popen:
+    """Start a job that writes its output to its log."""
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    if share > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // share)))
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "wb") as log:
@@ -152,14 +165,19 @@ def _last_line(job: Job) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def job_devices(at_once: int | None) -> list[str | None]:
-    """Return the GPU of each of ``at_once`` runs (default: a run a GPU, one where there is none).
+def job_devices(at_once: int | None, *, without_gpu: int = 1) -> list[str | None]:
+    """Return the GPU of each of ``at_once`` runs (default: a run a GPU, ``without_gpu`` runs where there is none).
 
     None stands for whatever a child finds by itself: there is one GPU at most.
     """
     gpus = visible_gpus()
-    at_once = at_once or max(1, len(gpus))
+    at_once = at_once or len(gpus) or without_gpu
     return [gpus[slot % len(gpus)] if len(gpus) > 1 else None for slot in range(at_once)]
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -55,21 +55,21 @@ def open_run_folder(
         if (path / RESULT_FILE).exists() and not overwrite:
             finished = read_result(path / RESULT_FILE)
             stored = run_identity({**(absent or {}), **finished.config}, finished.method)
-            _require_same_settings(path, stored, identity)
+            if different := different_settings(stored, identity):
+                raise UserError(
+                    f"{str(path)!r} holds a finished run with other settings ({different}); "
+                    "give another `run_name` (or `dataset_name`), or replace it with `overwrite`"
+                )
         yield RunFolder(path, finished)
 
 
-def _require_same_settings(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    different = [
+def different_settings(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return in words which of the settings ``asked`` a finished run does not have, "" where it has them all."""
+    return "; ".join(
         f"{name} {stored.get(name)!r} there, {value!r} asked"
         for name, value in asked.items()
         if stored.get(name) != value and (name, value) != ("precision", "auto")  # auto accepts what was resolved there
-    ]
-    if different:
-        raise UserError(
-            f"{str(path)!r} holds a finished run with other settings ({'; '.join(different)}); "
-            "give another `run_name` (or `dataset_name`), or replace it with `overwrite`"
-        )
+    )
 
 
 def finish_run_folder(run: RunFolder, files: Mapping[str, bytes], result: RunResult) -> None:

@@ -60,7 +60,7 @@ METHODS = {
         own_settings=(),
         unused_settings=(
             *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
-            *("head_dropout", "alpha", "dropout", "targets", "also_train"),
+            *("extend", "tuned_on", "head_dropout", "alpha", "dropout", "targets", "also_train"),
         ),
         reads_features=True,
         has_steps=False,

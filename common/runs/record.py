@@ -144,6 +144,12 @@ class RunResult:
     sha256: str = ""
 
     @property
+    def kept_train_seconds(self) -> float:
+        """Seconds of the training that was kept, without those at other learning rates, and of making its features."""
+        steps = sum(row.seconds or 0.0 for row in self.history) if self.history else self.efficiency.train_seconds
+        return steps + (self.efficiency.feature_seconds or 0.0)
+
+    @property
     def method_settings(self) -> dict[str, Any]:
         """The settings that only its method has; older records have LoRA's alone, and all of them in ``config``."""
         own = {name: self.config[name] for name in METHODS[self.method].own_settings if name in self.config}

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from common.data.dataset import DatasetSplits, check_dataset, result_name
 from common.data.registry import DATASETS
 from common.models import backbones, demo_backbones
 from common.models.backbones import Backbone
-from common.runs.folder import RunFolder, open_run_folder
+from common.runs.folder import RunFolder, different_settings, open_run_folder
 from common.runs.methods import method_spec
 from common.runs.naming import published_settings, require_used_settings, run_folder, run_identity
+from common.runs.result import RESULT_FILE, read_result
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
-from common.runtime.errors import AlreadyFinished
+from common.runtime.errors import AlreadyFinished, UserError
 from common.training.checkpoint import Checkpoint
 from common.training.loop import OptimizerConfig
 
@@ -40,6 +41,8 @@ class RunContext:
     device: torch.device
     precision: str
     folder: RunFolder
+    rates: tuple[float, ...]
+    """The learning rates to train: those of the configuration, or the one of them that another seed chose."""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -51,7 +54,7 @@ class RunContext:
         """The hyper-parameters of each training, one for each learning rate."""
         config = self.config
         names = [each.name for each in fields(OptimizerConfig) if each.name != "lr"]
-        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in config.lr]
+        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in self.rates]
 
     @property
     def feature_folder(self) -> Path:
@@ -65,6 +68,7 @@ class RunContext:
             "weights_sha256": backbone.sha256,
             "precision": self.precision,
             "device": self.device.type,
+            **({"chosen_lr": self.rates} if self.config.tuned_on is not None else {}),
         }
         return Checkpoint(self.folder.checkpoint, owner, published_settings(self.config))
 
@@ -98,7 +102,10 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
             )
         print(f"run: {path}\n{resolved.backbone} on {device}, {precision}, images {size}x{size}", flush=True)
         with memory_errors(config.batch_size):
-            yield RunContext(resolved, device, precision, folder)
+            rates = (
+                config.lr if config.tuned_on is None else (_chosen_rate(path, identity, published_settings(config)),)
+            )
+            yield RunContext(resolved, device, precision, folder, rates)
 
 
 def _resolve(config: TrainConfig) -> TrainConfig:
@@ -115,6 +122,28 @@ def _resolve(config: TrainConfig) -> TrainConfig:
         dataset=config.dataset if is_named else str(Path(config.dataset).resolve()),
         weights=str(Path(config.weights).resolve()) if is_file else config.weights,
     )
+
+
+def _chosen_rate(path: Path, identity: Mapping[str, Any], absent: Mapping[str, Any]) -> float:
+    """Return the learning rate that the seed ``tuned_on`` chose, by its run beside ``path`` with the same settings.
+
+    Raises:
+        UserError: that run is not finished, damaged, or has other settings.
+    """
+    seed = identity["tuned_on"]
+    folder = path.with_name(f"seed{seed}")
+    if not (folder / RESULT_FILE).exists():
+        raise UserError(
+            f"`tuned_on` {seed}: there is no finished run in {str(folder)!r} yet; make it first, by the same command "
+            f"with `seed` {seed} and without `tuned_on`"
+        )
+    result = read_result(folder / RESULT_FILE)
+    asked = {name: value for name, value in identity.items() if name not in ("seed", "tuned_on")}
+    if different := different_settings(run_identity({**absent, **result.config}, result.method), asked):
+        raise UserError(f"`tuned_on` {seed}: the run in {str(folder)!r} has other settings ({different})")
+    rate = result.history[0].lr
+    print(f"learning rate {rate:g}, chosen by seed {seed}", flush=True)
+    return rate
 
 
 def announce_data(run: RunContext, dataset: DatasetSplits) -> list[str]:

@@ -38,9 +38,8 @@ def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[s
     run, dataset = task.run, task.dataset
     val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
     test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
-    diverged = [trial for trial in fitted.trials if "diverged" in trial]
     notes = [*notes, *(f"validation: {note}" for note in val_notes), *(f"test: {note}" for note in test_notes)]
-    notes += [f"learning rate {trial['lr']:g} gave no result: {trial['diverged']}" for trial in diverged]
+    notes += fitted.notes
     if run.device.type != "cuda":
         notes.append(f"peak_device_bytes is null: not measured on {run.device.type}")
     return RunResult(

@@ -75,7 +75,8 @@ def fit(task: Task) -> FitResult:
         UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
     """
     run, checkpoint = task.run, task.run.checkpoint(task.dataset, task.backbone)
-    return task.method.fit(task.model, task.train, task.val, run.optimizer_configs, checkpoint)
+    configs, extend = run.optimizer_configs, run.config.extend
+    return task.method.fit(task.model, task.train, task.val, configs, checkpoint, extend=extend)
 
 
 def evaluate(task: Task) -> Evaluation:

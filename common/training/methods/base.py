@@ -46,10 +46,17 @@ class Method(ABC):
         """
 
     def fit(
-        self, model: nn.Module, train: Loader, val: Loader, configs: Sequence[OptimizerConfig], checkpoint: Checkpoint
+        self,
+        model: nn.Module,
+        train: Loader,
+        val: Loader,
+        configs: Sequence[OptimizerConfig],
+        checkpoint: Checkpoint,
+        *,
+        extend: int = 0,
     ) -> FitResult:
         """Train ``model``, which ends in eval mode with its best weights on validation; see ``sweep``."""
-        return sweep(model, train, val, configs, checkpoint)
+        return sweep(model, train, val, configs, checkpoint, extend=extend)
 
     def describe(self) -> dict[str, Any]:
         """Return further fields of the result's ``model`` record, beside ``method_settings``."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from common.models.heads import Head
 from common.models.logistic_regression import Solution, Standardisation, solve
@@ -34,8 +35,10 @@ class Probe(FrozenHead):
         val: FeatureLoader,
         configs: Sequence[OptimizerConfig],
         checkpoint: Checkpoint,
+        *,
+        extend: int = 0,
     ) -> FitResult:
-        """Fit ``model`` to the training features alone; ``configs`` and ``checkpoint`` are for methods with steps."""
+        """Fit ``model`` to the training features alone; what follows ``val`` is for methods with steps."""
         started = time.perf_counter()
         features = train.features.cpu().numpy()  # (N, D)
         standard = Standardisation.of(features)
@@ -45,13 +48,14 @@ class Probe(FrozenHead):
             found = solve(inputs, train.labels, penalties)
             return [(one, *loss_and_accuracy(one.logits(val_inputs), val.labels)) for one in found]
 
-        path = tried(PENALTIES)
-        for _ in range(MOST_EXTENSIONS):
-            best = min(path, key=lambda trial: trial[1])  # the stronger penalty on a tie
-            if best is path[0]:
-                path = tried([10 * best[0].l2]) + path
-            elif best is path[-1]:
-                path += tried([best[0].l2 / 10])
+        with threadpool_limits(torch.get_num_threads()):  # for NumPy, which does not ask PyTorch
+            path = tried(PENALTIES)
+            for _ in range(MOST_EXTENSIONS):
+                best = min(path, key=lambda trial: trial[1])  # the stronger penalty on a tie
+                if best is path[0]:
+                    path = tried([10 * best[0].l2]) + path
+                elif best is path[-1]:
+                    path += tried([best[0].l2 / 10])
         best, *_ = min(path, key=lambda trial: trial[1])
         weight, bias = best.unstandardised(standard)
         with torch.no_grad():

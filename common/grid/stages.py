@@ -1,0 +1,138 @@
+"""The runs of a grid in stages, where later ones follow from what earlier ones chose."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from common.grid.grid import Arm, Grid, arm_config, grid_configs, job_for
+from common.grid.scheduler import Job
+from common.runs.convergence import TUNING
+from common.runs.methods import method_spec
+from common.runs.record import RunResult
+from common.runs.result import RESULT_FILE, read_result
+from common.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Runs that can be made side by side; ``name`` says what they are for."""
+
+    name: str
+    jobs: list[Job]
+    unknown: int = 0
+    """How many runs belong to it that only a finished stage before it can name."""
+    copies: list[tuple[Path, Path]] = field(default_factory=list)
+    """(from, to): runs of a chosen variant, and their place among the results."""
+
+    def take_over(self) -> None:
+        """Make the copies that are not there yet."""
+        for source, target in self.copies:
+            if not target.exists():
+                new = target.with_name(f".{target.name}.copy")
+                shutil.rmtree(new, ignore_errors=True)
+                shutil.copytree(source, new)
+                new.rename(target)
+
+
+def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = False) -> Iterator[Stage]:
+    """Yield the stages of ``grid``; ask for the next one when the runs of the last one were made.
+
+    A grid that is not tuned has one. In a tuned one each arm first chooses among its learning rates and its variants,
+    on validation images, by the first seed. Then the other seeds take its choice; and where the rate falls to 0, so
+    that the last epochs are always among the best, the choice is trained once more with twice the epochs (``gains``).
+    The runs of several variants and of that check lie below ``results_dir / TUNING``.
+
+    ``presume`` names also runs that are not known yet, as if the last variant and the middle rate were chosen.
+    """
+    folders = {"data_dir": data_dir, "results_dir": results_dir}
+    if not grid.tuned:
+        yield Stage("all runs", [job_for(config) for config in grid_configs(grid, **folders)])
+        return
+    arms = [(dataset, arm) for dataset in grid.datasets for arm in grid.arms]
+    tuning = [_tuning_jobs(grid, arm, dataset, folders) for dataset, arm in arms]
+    yield Stage(f"choices of seed {grid.first_seed}", [job for jobs in tuning for job in jobs])
+    after = _after(grid, [_choose(jobs, results_dir, presume=presume) for jobs in tuning])
+    if after.jobs or after.unknown:
+        yield after
+
+
+def _tuning_jobs(grid: Grid, arm: Arm, dataset: str, folders: dict[str, Path]) -> list[Job]:
+    """Return the run of each variant of an arm; an arm of one has its place among the results at once."""
+    variants = [arm.with_recipe(**variant) for variant in arm.variants]
+    configs = [arm_config(grid, variant, dataset, seed=grid.first_seed, **folders) for variant in variants]
+    return [_hidden_job(config) for config in configs] if len(configs) > 1 else [job_for(configs[0])]
+
+
+def _hidden_job(config: Any) -> Job:
+    """Return a job whose run lies apart from the results."""
+    job = job_for(replace(config, results_dir=config.results_dir / TUNING))
+    return replace(job, name=f"{TUNING}/{job.name}")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What an arm chose on a data set: its first seed's run among the results, and the learning rate in it.
+
+    ``config`` is None while the variant is not known, ``lr`` while the rate is not, or where there is none.
+    """
+
+    tried: Job
+    config: Any = None
+    lr: float | None = None
+
+    @property
+    def has_other_seeds(self) -> bool:
+        """Whether another seed gives another result."""
+        return not method_spec(self.tried.config.method).is_deterministic
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its convergence is: under a constant rate it is told by which epoch is the best."""
+        return method_spec(self.tried.config.method).has_steps and self.tried.config.schedule == "cosine"
+
+
+def _choose(jobs: Sequence[Job], results_dir: Path, *, presume: bool) -> _Choice:
+    """Choose among the ``jobs`` of an arm's variants by validation accuracy, the first of equals."""
+    results = [_result(job) for job in jobs]
+    if all(results):
+        best = max(range(len(jobs)), key=lambda number: results[number].val.scores["accuracy"])
+        lr = results[best].history[0].lr if results[best].history else None
+        return _Choice(jobs[best], replace(jobs[best].config, results_dir=results_dir), lr)
+    config = replace(jobs[-1].config, results_dir=results_dir)
+    if presume:
+        return _Choice(jobs[-1], config, config.lr[len(config.lr) // 2])
+    return _Choice(jobs[-1], config if len(jobs) == 1 else None)
+
+
+def _result(job: Job) -> RunResult | None:
+    try:
+        return read_result(job.folder / RESULT_FILE)
+    except UserError:  # not there yet; a damaged one is said where the job's own turn comes
+        return None
+
+
+def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
+    """Return the stage that follows from ``choices``."""
+    seeds = [seed for seed in grid.seeds if seed != grid.first_seed]
+    checked = [choice for choice in choices if choice.is_checked]
+    seeded = [choice for choice in choices if choice.has_other_seeds]
+    jobs = [
+        _hidden_job(replace(choice.config, lr=(choice.lr,), extend=0, epochs=2 * choice.config.epochs))
+        for choice in checked
+        if choice.lr
+    ]
+    jobs += [
+        job_for(replace(choice.config, seed=seed, tuned_on=grid.first_seed))
+        for seed in seeds
+        for choice in seeded
+        if choice.config
+    ]
+    places = [(choice.tried.folder, job_for(choice.config).folder) for choice in choices if choice.config and choice.lr]
+    return Stage(
+        "other seeds, and twice the epochs",
+        jobs,
+        unknown=len(checked) + len(seeded) * len(seeds) - len(jobs),
+        copies=[(tried, place) for tried, place in places if tried != place],
+    )
