@@ -57,15 +57,16 @@ class Config:
     """Processes that decode images (default: chosen from the data and the machine)."""
 
     def __post_init__(self) -> None:
-        require(len(self.runs) > 0, "runs", self.runs, "at least one run's folder")
+        if not self.runs:
+            raise UserError("name at least one run's folder: results/DATASET/RUN, or results/DATASET/RUN/seedN")
         asked = [name for name in ("dataset", "predict", "export") if getattr(self, name)]
         if len(asked) > 1:
-            raise UserError(f"--{asked[0]} and --{asked[1]} do not go together: one at a time")
+            raise UserError(f"`{asked[0]}` and `{asked[1]}` do not go together: one at a time")
         suffixes = {"predict": (".csv",), "dataset": (".json",)}.get(asked[0] if asked else "", ())
         if self.out:
             require(self.out.suffix in suffixes, "out", str(self.out), _out_rule(suffixes))
         elif self.predict:
-            raise UserError("--predict needs --out FILE.csv")
+            raise UserError("`predict` needs `out` FILE.csv")
         if self.export:
             require(
                 self.export.suffix in (".safetensors", ".pt2"),
@@ -83,7 +84,7 @@ class Config:
 
 
 def _out_rule(suffixes: tuple[str, ...]) -> str:
-    return f"a {suffixes[0]} file" if suffixes else "left out without --predict or --dataset"
+    return f"a {suffixes[0]} file" if suffixes else "left out without `predict` or `dataset`"
 
 
 def main(config: Config) -> None:

@@ -95,7 +95,7 @@ def _load(config: Config) -> list[Comparison]:
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]
     for comparison in comparisons:
         lines.append(f"{comparison.dataset}: {sum(len(series.runs) for series in comparison.series)} runs, intervals")
-    print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+    print(*map(cli.with_flags, lines), sep="\n", end="\n" * bool(lines), flush=True)
     if not comparisons:
         raise UserError(
             f"no finished run matches {config.runs!r} in {str(config.results_dir)!r} (DATASET/RUN/seedN/result.json); "

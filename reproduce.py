@@ -446,7 +446,10 @@ def _exit_with_failures(failures: dict[str, str]) -> None:
     """Say what failed and why, each reason once, and exit with 1; do nothing where nothing failed."""
     for reason in dict.fromkeys(failures.values()):
         names = [name for name, its in failures.items() if its == reason]
-        print(f"failed: {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {reason}", file=sys.stderr)
+        print(
+            f"failed: {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {cli.with_flags(reason)}",
+            file=sys.stderr,
+        )
     if failures:
         print(f"{len(failures)} failed; the same command tries them again", file=sys.stderr)
         sys.exit(1)

@@ -22,10 +22,11 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     signals.raise_on_sigterm()
     _print_any_letter()
     try:
-        main(parse(config_type, argv, description=main.__globals__["__doc__"]))
+        try:
+            main(parse(config_type, argv, description=main.__globals__["__doc__"]))
+        except AlreadyFinished as finished:
+            print(with_flags(str(finished)))
         sys.stdout.flush()
-    except AlreadyFinished as finished:
-        print(with_flags(str(finished)), flush=True)
     except UserError as error:
         return _fail(str(error))
     except MemoryError as error:
@@ -44,6 +45,8 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
 
 def parse(config_type: type, argv: list[str] | None = None, *, description: str | None = None) -> Any:
     """Return the configuration that the command line gives; ``--help`` shows inherited settings in groups of their own.
+
+    Where there are such groups every field has a plain default.
 
     Raises:
         UserError: a value that parses and is wrong; for one that does not parse tyro prints its own message.

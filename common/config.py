@@ -83,7 +83,8 @@ class MachineConfig:
     compile: Literal["auto", "off"] = setting("auto", short="compile", published="auto")
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
     threads: int | None = None
-    """CPU threads that PyTorch computes with (default: all cores). Another number rounds otherwise."""
+    """CPU threads that PyTorch computes with (default: all cores; a resumed run keeps its own). Another number rounds
+    otherwise."""
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
     feature_cache: bool = True

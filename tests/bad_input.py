@@ -287,7 +287,8 @@ CASES = [
              _by_hand),
             ("no classes", "data.classes", _edited(data={"classes": [], "num_train": 1, "num_val": 0, "num_test": 0,
                                                           "fingerprint": ""})),
-            ("files elsewhere", "not inside the run's folder", _edited(files={"../../secret": {}})),
+            ("files elsewhere", "not inside the run's folder",
+             _edited(files={"../../secret": {"sha256": "", "bytes": 0}})),
             ("a nest of lists", "nested", _edited(config={"x": _nested(200)})),
         )
     ),

@@ -1,5 +1,6 @@
 """Each method has its facts and its behaviour under one name, and the rest of the code finds out by asking it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from common.models import backbones
 from common.runs.methods import METHODS
 from common.runs.result import encode_record
 from common.runtime.errors import UserError
+from common.training.loop import OptimizerConfig
 from common.training.methods import IMPLEMENTATIONS, new_method
 
 CPU = torch.device("cpu")
@@ -33,6 +35,12 @@ def _logits(name: str, backbone, model) -> torch.Tensor:
 
 def test_every_method_has_facts_and_behaviour():
     assert METHODS.keys() == IMPLEMENTATIONS.keys()
+
+
+def test_a_method_without_steps_uses_no_setting_of_the_optimizer():
+    of_steps = {each.name for each in dataclasses.fields(OptimizerConfig)} - {"seed"}
+    without = [spec for spec in METHODS.values() if not spec.has_steps]
+    assert without and all(of_steps <= set(spec.unused_settings) for spec in without)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,13 +77,13 @@ def test_the_settings_that_only_a_method_has_are_recorded(fork_server, tmp_path)
 
 
 def test_an_unknown_method_is_a_line_that_lists_those_there_are(fork_server, tmp_path):
-    with pytest.raises(UserError, match="no method 'bitfit'; there are lora, head_mlp, head_linear"):
-        new_method("bitfit", SETTINGS)
-    record = json.loads((RUNS["train_cnn_head"] / "result.json").read_text()) | {"method": "bitfit"}
+    with pytest.raises(UserError, match="no method 'no_such_method'; there are lora, head_mlp, head_linear"):
+        new_method("no_such_method", SETTINGS)
+    record = json.loads((RUNS["train_cnn_head"] / "result.json").read_text()) | {"method": "no_such_method"}
     (tmp_path / "result.json").write_bytes(encode_record(record))
     ended = fork_server.run("evaluate", [tmp_path])
     assert ended.code == 2 and ended.err.count("\n") == 1
-    assert "'bitfit'" in ended.err and all(name in ended.err for name in METHODS)
+    assert "'no_such_method'" in ended.err and all(name in ended.err for name in METHODS)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", "four"), ("alpha", None), ("dropout", 2.0)])

@@ -99,7 +99,9 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
     assert sorted(map(Path, printed[2:-9])) == sorted((tmp_path / "first").iterdir())
     tables = [str(folder / f"{stem}.{suffix}") for stem in ("summary", "verdicts") for suffix in ("csv", "md", "tex")]
     assert printed[-9:-2] == [*tables, ""]
-    assert printed[-2].startswith("cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +")
+    assert printed[-2].startswith(
+        "cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy +"
+    )
     assert printed[-1].startswith("digits: ") and "one seed, 60 test images" in printed[-1]
 
     (several_seeds, _), _ = compare(folder)
@@ -158,7 +160,7 @@ def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings
     fake_run(tmp_path, dataset="digits", folder_name="resnet50.tv2_in1k-head_mlp-lr3e-3")
     fake_run(tmp_path, dataset="mnist", folder_name="resnet50.tv2_in1k-head_mlp-ep30")
     compared, _ = comparison.compare(find_runs(tmp_path)[0], {})
-    assert [one.series[0].label for one in compared] == ["ResNet50 (head)"] * 2
+    assert [one.series[0].label for one in compared] == ["ResNet50 (published head)"] * 2
     looks = [list(run_styles(one).values()) for one in compared]
     assert looks[0] == looks[1]
 
@@ -167,12 +169,12 @@ def test_one_method_has_one_name_and_look_on_all_data_sets_whatever_its_settings
     ("backbone", "rank", "label"),
     [
         ("vit_base_patch16_224.augreg_in1k", 16, "ViT-B/16 + LoRA (r=16)"),
-        ("vit_small_patch14_dinov2.lvd142m", 0, "ViT-S/14 (head)"),
+        ("vit_small_patch14_dinov2.lvd142m", 0, "ViT-S/14 (linear head)"),
         ("deit_tiny_patch16_224.fb_in1k", 4, "DeiT-Ti/16 + LoRA (r=4)"),
-        ("resnet50.tv2_in1k", 0, "ResNet50 (head)"),
-        ("efficientnet_b0.ra_in1k", 0, "EfficientNet-B0 (head)"),
-        ("tf_efficientnet_lite0.demo", 0, "EfficientNet-Lite0 (head)"),
-        ("convnext_tiny.in12k", 0, "convnext_tiny (head)"),
+        ("resnet50.tv2_in1k", 0, "ResNet50 (linear head)"),
+        ("efficientnet_b0.ra_in1k", 0, "EfficientNet-B0 (linear head)"),
+        ("tf_efficientnet_lite0.demo", 0, "EfficientNet-Lite0 (linear head)"),
+        ("convnext_tiny.in12k", 0, "convnext_tiny (linear head)"),
     ],
 )
 def test_friendly_names(backbone, rank, label):
@@ -200,8 +202,8 @@ def test_labels_that_collide_say_how_their_runs_differ(tmp_path):
     assert [series.label for series in compared.series] == [
         "ViT-B/16 + LoRA (r=16)",
         "ViT-B/16 + LoRA (r=16) [lr1e-3]",
-        "ResNet50 (head) [linear]",
-        "ResNet50 (head) [mlp]",
+        "ResNet50 (linear head)",
+        "ResNet50 (published head)",
     ]
 
 
@@ -260,7 +262,7 @@ def test_random_weights_are_labelled_everywhere(tmp_path):
         figures = [figure(name, compared[0]) for name in PER_DATA_SET] + [figure(name, compared) for name in ACROSS]
     for drawn in figures:
         shown = " ".join(texts(drawn).split())
-        assert "ResNet50 (head) [random weights]" in shown and "beside pretrained" in shown
+        assert "ResNet50 (published head) [random weights]" in shown and "beside pretrained" in shown
     write_summary(*tables(compared), tmp_path)
     assert "[random weights]" in (tmp_path / "summary.md").read_text()
 
@@ -271,7 +273,7 @@ def test_other_numbers_of_training_images_are_labelled(tmp_path):
     (compared,), lines = compare(tmp_path)
     assert [series.label for series in compared.series] == [
         "ViT-B/16 + LoRA (r=16) (n=45,000)",
-        "ResNet50 (head) (n=1,000)",
+        "ResNet50 (published head) (n=1,000)",
     ]
     assert any("different numbers" in line for line in lines)
 
@@ -526,20 +528,23 @@ def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tm
     (compared,), _ = compare(tmp_path)
     curves = few_shot_curves(compared)
     assert {label: [one.num_train for one in curve] for label, curve in curves.items()} == {
-        "ResNet50 (head)": [100, 1_000, 45_000]
+        "ResNet50 (published head)": [100, 1_000, 45_000]
     }
     with style.context():
         (ax,) = figure("few_shot", compared).axes
     unsure = compute_uncertainty([compared])
     means = unsure.means.query("metric == 'accuracy'").set_index("run")["value"]
-    assert ax.lines[0].get_ydata().tolist() == [means[one.name] for one in curves["ResNet50 (head)"]]
+    assert ax.lines[0].get_ydata().tolist() == [means[one.name] for one in curves["ResNet50 (published head)"]]
     assert unsure.pairs["a"].iloc[0] == LORA  # and among equally many images the rest is compared
     assert not few_shot_curves(compare(tmp_path, LORA)[0][0])
 
 
 def test_wrapping_keeps_brackets_together_where_they_fit():
-    assert style.wrapped("ResNet50 (head) [mlp] [random weights]", 30) == "ResNet50 (head) [mlp]\n[random weights]"
-    label = "ResNet50 (head) [mlp] [random weights] (n=45,000)"
+    assert (
+        style.wrapped("ResNet50 (published head) [mlp] [random weights]", 30)
+        == "ResNet50 (published head) [mlp]\n[random weights]"
+    )
+    label = "ResNet50 (published head) [mlp] [random weights] (n=45,000)"
     assert " ".join(style.wrapped(label, 16).split()) == label  # a number that is cut is another number
     assert max(map(len, style.wrapped("x [many words in one pair of brackets]", 12).splitlines())) <= 12
 

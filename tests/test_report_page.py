@@ -147,7 +147,7 @@ def test_the_policy_stops_what_would_be_loaded(browser, file, tmp_path):
 
 
 def test_a_cell_shows_its_images(page, folder):
-    choose(page, "matrix-run", "ResNet50 (head)\u2069, seed 1")
+    choose(page, "matrix-run", "ResNet50 (published head)\u2069, seed 1")
     labels, predicted, confidence, indices = predictions(folder, RESNET, 1)
     matrix = np.zeros((10, 10), dtype=int)
     np.add.at(matrix, (labels, predicted), 1)
@@ -186,7 +186,7 @@ def test_a_cards_picture_is_the_image_itself(page):
 
 def test_disagreements_are_both_ways(page, folder):
     choose(page, "run-a", "ViT-B/16 + LoRA (r=16)\u2069, seed 0")
-    choose(page, "run-b", "EfficientNet-B0 (head)\u2069, seed 1")
+    choose(page, "run-b", "EfficientNet-B0 (published head)\u2069, seed 1")
     labels, a, a_confidence, indices = predictions(folder, LORA, 0)
     _, b, b_confidence, _ = predictions(folder, EFFICIENTNET, 1)
     for panel, right, wrong, confidence in (("#only-a", a, b, b_confidence), ("#only-b", b, a, a_confidence)):

@@ -170,7 +170,7 @@ def test_identical_predictions_are_no_difference(tmp_path):
     pair = uncertainty_of(tmp_path).pairs.iloc[0]
     assert (pair.mcnemar_p_min, pair.mcnemar_p_max, pair.holm_p) == (1.0, 1.0, 1.0)
     (sentence,) = verdict_sentences(compare(tmp_path))
-    assert "no difference seen between ResNet50 (head) [a] and" in sentence
+    assert "no difference seen between ResNet50 (published head) [a] and" in sentence
     assert "accuracy 0.0 points (95 % interval 0.0 to 0.0; one seed, 40 test images; one learning rate" in sentence
 
 
@@ -190,7 +190,7 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     pairs = named_pairs(frames_of(comparisons), compute_uncertainty(comparisons))
     value, low, high = (f"{100 * number:+.1f}" for number in pairs.loc[0, ["difference", "low", "high"]])
     assert verdict_sentences(comparisons) == [
-        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy "
+        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy "
         f"{value} points (95 % interval {low} to {high}; 3 seeds, 360 test images; "
         "one learning rate, not tuned, for ViT-B/16 + LoRA (r=16))"
     ]
@@ -198,7 +198,7 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     swapped = swapped.assign(difference=-0.2, low=-0.25, high=-0.1, verdict="worse")
     (sentence,) = sentences.verdict_sentences(comparisons[0], swapped)
     assert sentence.startswith(
-        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (head): accuracy +20.0 points (95 % interval +10.0 to +25.0;"
+        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy +20.0 points (95 % interval +10.0"
     )
 
 

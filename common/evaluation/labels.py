@@ -30,7 +30,7 @@ def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, str]
 
 
 def friendly_name(result: RunResult) -> str:
-    """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (head)": the backbone's name, and the method's."""
+    """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (probe)": the backbone's name, and the method's."""
     spec, recorded = METHODS[result.method], result.method_settings
     unusual = [recorded[name] for name, usual in spec.usual.items() if recorded.get(name, usual) != usual]
     variant = "".join(f", {value}" for value in unusual)
@@ -62,11 +62,10 @@ def _distinction(name: str, alike: Sequence[str]) -> str:
 
 
 def family_of(result: RunResult) -> str:
-    """Return which of ``FAMILIES`` a model belongs to: its method's where that is one, else its backbone's."""
+    """Return which of ``FAMILIES`` a model belongs to: its method's where that has one, else its backbone's."""
     families = {"vit": r"vit_|deit|demo_vit", "resnet": "(demo_)?resnet", "efficientnet": "(tf_|demo_)?efficientnet"}
-    if result.method in FAMILIES:
-        return result.method
-    return next((family for family, pattern in families.items() if re.match(pattern, result.backbone)), "other")
+    of_backbone = next((family for family, pattern in families.items() if re.match(pattern, result.backbone)), "other")
+    return METHODS[result.method].family or of_backbone
 
 
 def has_random_weights(run: Run) -> bool:

@@ -21,7 +21,8 @@ class Metric:
     label: str  # in headings, on axes, in the terminal
     score: Callable[[Scores], float]
     resampled: Callable[[Scores, np.ndarray], np.ndarray] | None = None
-    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32; None: it has no interval."""
+    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32, which may lack classes; None: it has no
+    interval."""
     digits: int = 3  # behind the point
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)  # its lowest and highest value: no interval goes beyond
@@ -29,6 +30,10 @@ class Metric:
     """What guessing gives, from the numbers of test images of each class (C,)."""
     headline: bool = False  # whether bars, differences and the short tables show it; it is then resampled
     null_because: str = ""  # why it may be null in a record
+
+    def __post_init__(self) -> None:
+        if self.headline and not self.resampled:
+            raise ValueError(f"{self.label} is a headline metric and needs ``resampled``: figures show its interval")
 
     @property
     def word(self) -> str:

@@ -29,14 +29,14 @@ class Sample(NamedTuple):
     resampled: np.ndarray  # (K, B) float64, column b of every model and seed on the same resample b
 
 
-def over_images(value: float, resampled: np.ndarray) -> Estimate:
+def over_images(value: float, resampled: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Return the percentile interval (Efron 1979) of one run's metric from its values (B,) on resamples of its images.
 
     It says what other test images could have given, this trained model being as it is. A metric at its bound, such as
     an accuracy of 1, has an interval of no width: n images without an error leave an error rate of up to 3/n.
-    Resamples on which the metric is not defined (NaN) are left out.
+    Resamples on which the metric is not defined (NaN) are left out. The ends lie in the metric's ``bounds``.
     """
-    return _estimate(value, resampled, stretch=1.0, bounds=(0.0, np.inf))
+    return _estimate(value, resampled, stretch=1.0, bounds=bounds)
 
 
 def mean_over_seeds(sample: Sample, rng: np.random.Generator, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:

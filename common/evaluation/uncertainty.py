@@ -137,7 +137,10 @@ def _sample(run: Run) -> _Sampled:
     whole = resampled_metrics(scores, np.ones((len(scores.labels), 1)))
     values = {name: float(value[0]) for name, value in whole.items()}
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
-    intervals = {name: significance.over_images(values[name], resampled[name]) for name in values}
+    intervals = {
+        name: significance.over_images(value, resampled[name], bounds=METRICS[name].bounds)
+        for name, value in values.items()
+    }
     record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores)}
     return _Sampled(values, resampled, scores.correct, record)
 

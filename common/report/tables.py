@@ -65,7 +65,7 @@ def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncerta
     """
     texts = runs.groupby(MODEL, sort=False).agg({column: partial(mean_text, column) for column in columns})
     for row in uncertainty.means.itertuples() if uncertainty else ():
-        if not np.isnan(row.value):
+        if not np.isnan(row.value) and texts.loc[(row.dataset, row.run), f"test_{row.metric}"] != MISSING:
             ends = (f"{end:.{METRICS[row.metric].digits}f}" for end in (row.low, row.high))
             texts.loc[(row.dataset, row.run), f"test_{row.metric}"] += f" [{', '.join(ends)}]"
     return texts.rename(columns={column: display(column).label for column in columns})

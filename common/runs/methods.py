@@ -7,7 +7,7 @@ from typing import Any
 from common.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodSpec:
     """The facts of a method; ``label`` and ``suffix`` are formatted with the settings of a run."""
 
@@ -15,6 +15,8 @@ class MethodSpec:
     """How figures and tables call it, after the backbone; ``{variant}`` stands for what is not ``usual``."""
     suffix: str
     """How a run's name calls it, after the backbone."""
+    family: str | None = None
+    """Which of ``evaluation.labels.FAMILIES`` gives its colour and place in figures; None: its backbone's."""
     own_settings: tuple[str, ...]
     """The settings that only this method has; recorded as ``model.method_settings``."""
     usual: Mapping[str, str] = field(default_factory=dict)
@@ -31,37 +33,31 @@ class MethodSpec:
     """Whether nothing is drawn at random: every seed gives the same result."""
 
 
+_OF_LORA = ("alpha", "dropout", "targets", "also_train")  # settings that the ViT's script has for LoRA alone
+_OF_STEPS = ("epochs", "batch_size", "lr", "extend", "tuned_on", "schedule", "warmup", "weight_decay", "augment")
+_HEAD = {
+    "own_settings": ("head_dropout",),
+    "unused_settings": _OF_LORA,
+    "published": {"lr": (1e-4,)},
+    "reads_features": True,
+}
+
 METHODS = {
     "lora": MethodSpec(
         label="+ LoRA (r={rank}{variant})",
         suffix="lora_r{rank}",
+        family="lora",
         own_settings=("rank", "alpha", "dropout", "targets", "also_train"),
         usual={"targets": "qv", "also_train": "nothing"},
         published={"lr": (3e-5,)},
     ),
-    "head_mlp": MethodSpec(
-        label="(head)",
-        suffix="head_mlp",
-        own_settings=("head_dropout",),
-        published={"lr": (1e-4,)},
-        reads_features=True,
-    ),
-    "head_linear": MethodSpec(
-        label="(head)",
-        suffix="head_linear",
-        own_settings=("head_dropout",),
-        unused_settings=("alpha", "dropout", "targets", "also_train"),  # of the ViT's script
-        published={"lr": (1e-4,)},
-        reads_features=True,
-    ),
+    "head_mlp": MethodSpec(label="(published head)", suffix="head_mlp", **_HEAD),
+    "head_linear": MethodSpec(label="(linear head)", suffix="head_linear", **_HEAD),
     "head_probe": MethodSpec(
         label="(probe)",
         suffix="head_probe",
         own_settings=(),
-        unused_settings=(
-            *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "augment"),
-            *("extend", "tuned_on", "head_dropout", "alpha", "dropout", "targets", "also_train"),
-        ),
+        unused_settings=(*_OF_STEPS, "head_dropout", *_OF_LORA),
         reads_features=True,
         has_steps=False,
         is_deterministic=True,

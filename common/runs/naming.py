@@ -32,12 +32,12 @@ def run_identity(config: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def require_used_settings(config: Any) -> None:
-    """Refuse a setting of optimiser steps that was given to a method without steps (UserError)."""
+    """Refuse a setting that was given to a method without optimiser steps and changes nothing there (UserError)."""
     spec = method_spec(config.method)
     given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     useless = [name for name in given if name in spec.unused_settings and not spec.has_steps]
     if useless:
-        raise UserError(f"`{useless[0]}` has no effect on {config.method}, which has no optimiser steps: leave it out")
+        raise UserError(f"`{useless[0]}` has no effect on {config.method}: leave it out")
 
 
 def run_folder(config: Any, *, dataset: str, backbone: str, image_size: int | None) -> Path:
@@ -60,7 +60,7 @@ def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
     if weights != "pretrained":
         backbone = f"{backbone.split('.')[0]}.{'random' if weights == 'random' else Path(weights).stem}"
     identity = run_identity(vars(config) | {"image_size": image_size}, config.method)
-    published = published_settings(config) | spec.published
+    published = published_settings(config)
     short_names = {f.name: f.metadata["short"] for f in dataclasses.fields(config) if "short" in f.metadata}
     shown = [name for name in short_names if identity.get(name) not in (None, _plain(published[name]))]
     shown.sort(key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
@@ -74,7 +74,8 @@ def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
 
 def published_settings(config: Any) -> dict[str, Any]:
     """Return the settings' values in the published recipe: also what a record means that lacks one of them."""
-    return {f.name: f.metadata["published"] for f in dataclasses.fields(config) if "published" in f.metadata}
+    settings = {f.name: f.metadata["published"] for f in dataclasses.fields(config) if "published" in f.metadata}
+    return settings | method_spec(config.method).published
 
 
 def _plain(value: object) -> object:

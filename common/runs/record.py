@@ -178,8 +178,6 @@ class RestoreSettings:
 
 def problem_with_restoring(result: RunResult) -> str | None:
     """Say what a record lacks for its model to be made again, or return None; its method judges its own settings."""
-    if (result.method == "lora") != bool(result.model.lora):
-        return f"method {result.method!r} and model.lora do not fit together"
     if result.data.image_size is None or result.model.weights.sha256 is None:
         return "data.image_size or model.weights.sha256 is missing"
     try:

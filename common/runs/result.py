@@ -80,10 +80,9 @@ def read_result(path: Path) -> RunResult:
         )
     try:
         result = typed(record, RunResult)
-        problem = disagreement(result)
+        problem = disagreement(result) if is_intact(record) else "its content was changed after it was written"
     except ValueError as error:
         problem = str(error)
-    problem = problem or (None if is_intact(record) else "its content was changed after it was written")
     if problem:
         raise UserError(f"{str(path)!r}: {problem}; restore the file, or remove the folder and train the run again")
     return result

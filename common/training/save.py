@@ -94,7 +94,7 @@ def _model_record(task: Task) -> ModelRecord:
         forward_flops=complexity.forward_flops(task.method.plain(backbone, model), backbone.image_size),
         weights=WeightsRecord(source=backbone.source, sha256=backbone.sha256),
         method_settings={name: settings[name] for name in own if name in settings},
-        **({"lora": None} | task.method.describe()),
+        **({"lora": None} | task.method.describe()),  # readers of older records look for LoRA's settings there
     )
 
 
@@ -115,7 +115,7 @@ def _print_summary(result: RunResult) -> None:
     spent = f"training {cost.train_seconds:.1f} s"
     if cost.feature_seconds is not None:
         spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
-    chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} penalties"
+    chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} tried"
     print(f"test {scores_in_words(result.test.scores)}")
     print(
         f"{spent}, test {cost.eval_seconds:.1f} s; {chosen}, "

@@ -61,10 +61,11 @@ def build_task(run: RunContext, backbone: Backbone, dataset: DatasetSplits) -> T
     extractor = Extractor(
         backbone, config.resize, device, run.precision, config.compile, config.workers, dataset.fingerprint
     )
-    inputs = Inputs(extractor, method_spec(config.method).reads_features, run.feature_folder, config.seed)
+    spec = method_spec(config.method)
+    inputs = Inputs(extractor, spec.reads_features, run.feature_folder, config.seed)
     method = new_method(config.method, run.settings)
     model = method.build(backbone, len(dataset.classes), seed=config.seed, precision=run.precision, device=device)
-    train = inputs.loader(dataset.train, "train", augment=config.augment)
+    train = inputs.loader(dataset.train, "train", augment=config.augment if spec.has_steps else "none")
     return Task(run, dataset, backbone, method, model, inputs, train, val=inputs.loader(dataset.val, "val"))
 
 
