@@ -1,6 +1,7 @@
 """Uncertainty is computed once, kept, and made again where it does not fit; verdicts follow from intervals alone."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from common.evaluation.significance import Estimate, verdict
 from common.evaluation.uncertainty import DIFFERENCES, INTERVALS, Uncertainty, compute_uncertainty
 from common.report import sentences
 from common.report.sentences import named_pairs
-from common.runs.result import RESULT_FILE, find_runs
+from common.runs.result import RESULT_FILE, find_runs, write_result
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
 
@@ -227,3 +228,25 @@ def test_numbers_in_words():
     assert signed(0.0003) == "+0.03"  # an interval that excludes zero must not read as if it began there
     assert signed(0.0) == signed(-0.0) == "0.0"
     assert [count_seeds(1), count_seeds(3, 3), count_seeds(2, 5)] == ["1 seed", "3 seeds", "2 to 5 seeds"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"threads": 2, "torch": "2.13"}, "the seeds of ResNet50 (published head) differ in CPU threads, torch"),
+        ({"git_commit": "b"}, "the seeds of ResNet50 (published head) differ in code"),
+        ({"git_commit": "b", "code_sha256": "1"}, None),  # the commits differ elsewhere
+        ({"code_sha256": "2"}, "the seeds of ResNet50 (published head) differ in code"),
+    ],
+)
+def test_seeds_that_were_computed_otherwise_are_noted(tmp_path, changed, said):
+    own = {"threads": 1, "torch": "2.14", "git_commit": "a", "code_sha256": "1"}
+    if "git_commit" in changed and "code_sha256" not in changed:
+        del own["code_sha256"]  # an older record
+    for seed, environment in enumerate((own, own | changed)):
+        run = fake_run(tmp_path, seed=seed, num_test=20)
+        write_result(run.folder, replace(run.result, environment=run.result.environment | environment))
+    (compared,), lines = comparison.compare(find_runs(tmp_path)[0], {})
+    assert list(compared.notes) == ([said] if said else [])
+    assert any(said in line for line in lines) if said else not lines

@@ -12,6 +12,11 @@ from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
 from common.runtime.files import sha256
 
+COMPUTED_WITH = {  # fields of a record's environment: another value gives other digits
+    **{"threads": "CPU threads", "precision": "precision", "features_compiled": "compilation", "device": "device"},
+    **{name: name for name in ("torch", "timm", "peft", "numpy", "scikit-learn")},
+}
+
 
 @dataclass(frozen=True)
 class Series:
@@ -86,7 +91,17 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
         series = [replace(each, label=f"{each.label} (n={each.num_train:,})") for each in series]
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
+    notes += [note for each in series if (note := _unlike_seeds(each))]
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
+
+
+def _unlike_seeds(series: Series) -> str:
+    """Say in what the seeds of a model differ that rounds otherwise or computes something else, or return ""."""
+    environments = [run.result.environment for run in series.runs]
+    code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
+    names = COMPUTED_WITH | {code: "code"}
+    different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
+    return f"the seeds of {series.label} differ in {', '.join(different)}" if different else ""
 
 
 def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:

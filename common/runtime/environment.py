@@ -9,8 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.runtime.files import sha256, sha256_of_file
+
 if TYPE_CHECKING:
     import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe_environment(device: "torch.device", precision: str) -> dict[str, Any]:
@@ -28,11 +32,21 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "precision": precision,
         **{package: importlib.metadata.version(package) for package in packages},
         "git_commit": _git("rev-parse", "HEAD"),
+        "code_sha256": _code_sha256(),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hostname": socket.gethostname(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _code_sha256() -> str | None:
+    """Return a hash of the scripts and of all of ``common/``: commits that differ elsewhere alone have the same."""
+    files = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "common").rglob("*.py")])
+    try:
+        return sha256("".join(f"{file.relative_to(REPOSITORY)} {sha256_of_file(file)}\n" for file in files).encode())
+    except OSError:  # not readable any more for whoever runs this
+        return None
 
 
 def _cpu_name() -> str:
@@ -44,9 +58,8 @@ def _cpu_name() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    repository = Path(__file__).resolve().parents[2]
     try:
-        done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", REPOSITORY, *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -88,11 +88,15 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features (N, width) float32 on the CPU, what their extraction cost, and whether it was done before."""
+    """Pooled features (N, width) float32 on the CPU, what their extraction cost, and whether it was done before.
+
+    ``compiled``: whether by the compiled backbone, whose sums are rounded otherwise.
+    """
 
     values: torch.Tensor
     seconds: float
     cache_hit: bool
+    compiled: bool
 
 
 def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder: Path | None) -> Features:
@@ -109,7 +113,8 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
     starts, desc = range(0, len(images), PART_IMAGES), f"{split} features"
     if folder is None:
         made = list(_make_parts(extractor, images, starts, desc))
-        return Features(torch.cat([part for part, _ in made]), sum(seconds for _, seconds in made), cache_hit=False)
+        values, seconds = torch.cat([part for part, _ in made]), sum(seconds for _, seconds in made)
+        return Features(values, seconds, cache_hit=False, compiled=extractor.compiles(images))
     key = extractor.key(images, split)
     digest = sha256(json.dumps(key, sort_keys=True).encode())
     entry = folder / digest[:32]
@@ -123,7 +128,8 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
         with contextlib.suppress(OSError):  # there is none, or it is another user's
             os.utime(entry)  # the time of last use, by which the oldest are removed
     values = torch.cat([parts[start][0] for start in starts])
-    return Features(values, sum(parts[start][1] for start in starts), cache_hit=not missing)
+    seconds = sum(parts[start][1] for start in starts)
+    return Features(values, seconds, cache_hit=not missing, compiled=key["compiled"])
 
 
 def batch_images(device: torch.device, image_size: int) -> int:

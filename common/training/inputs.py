@@ -24,6 +24,11 @@ class Inputs:
     seed: int = 0
     made: dict[str, Features] = field(default_factory=dict)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiled backbone made any of the features."""
+        return any(features.compiled for features in self.made.values())
+
     def loader(self, images: LabelledImages, split: str, *, augment: str = "none") -> Loader:
         """Return the loader of a split's ``images``; of features that do not change, once they have all been made.
 

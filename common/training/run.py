@@ -61,16 +61,17 @@ class RunContext:
         """Where the features of a frozen backbone are kept: the shared cache, or the run's own folder."""
         return FEATURE_CACHE if self.config.feature_cache else self.folder.path / "features"
 
-    def checkpoint(self, dataset: DatasetSplits, backbone: Backbone) -> Checkpoint:
-        """The file of this run's state, good only for the same settings, data, weights and precision."""
+    def checkpoint(self, dataset: DatasetSplits, backbone: Backbone, *, features_compiled: bool) -> Checkpoint:
+        """The file of this run's state, good only for the same settings, data, weights, precision and compilation."""
         owner = run_identity(self.settings, self.config.method) | {
             "data": dataset.fingerprint,
             "weights_sha256": backbone.sha256,
             "precision": self.precision,
             "device": self.device.type,
+            "features_compiled": features_compiled,
             **({"chosen_lr": self.rates} if self.config.tuned_on is not None else {}),
         }
-        return Checkpoint(self.folder.checkpoint, owner, published_settings(self.config))
+        return Checkpoint(self.folder.checkpoint, owner, published_settings(self.config) | {"features_compiled": False})
 
 
 @contextlib.contextmanager

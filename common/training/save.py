@@ -65,7 +65,7 @@ def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[s
             **peak_memory(run.device),
             saved_bytes=saved_bytes,
         ),
-        environment=describe_environment(run.device, run.precision),
+        environment=describe_environment(run.device, run.precision) | {"features_compiled": task.inputs.compiled},
         skipped_images=list(dataset.skipped),
         notes=notes,
     )

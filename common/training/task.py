@@ -75,7 +75,8 @@ def fit(task: Task) -> FitResult:
     Raises:
         UserError: an image cannot be read, the loss is not finite, or disk or memory are too small.
     """
-    run, checkpoint = task.run, task.run.checkpoint(task.dataset, task.backbone)
+    run = task.run
+    checkpoint = run.checkpoint(task.dataset, task.backbone, features_compiled=task.inputs.compiled)
     configs, extend = run.optimizer_configs, run.config.extend
     return task.method.fit(task.model, task.train, task.val, configs, checkpoint, extend=extend)
 
