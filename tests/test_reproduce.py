@@ -49,7 +49,24 @@ def _jobs(profile: str, **changed) -> list[Job]:
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """Make mini a tuned grid of a probe, a head, and LoRA with two variants, on 60 digits with random weights."""
+    """Make mini a tuned grid of a probe, a head, and LoRA with two variants, on 60 digits with random weights.
+
+    Its runs are made in this process, no figures are drawn, and nothing is measured.
+    """
+
+    def run_all(jobs, devices, done):
+        failures = {}
+        for job in jobs:
+            try:
+                sys.modules[type(job.config).__module__].main(job.config)
+                done(job)
+            except UserError as error:
+                failures[job] = str(error)
+        return failures
+
+    monkeypatch.setattr(scheduler, "run_all", run_all)
+    monkeypatch.setattr(reproduce.plot_results, "main", lambda config: None)
+    monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
     rates = FEW | reproduce.TUNED | {"lr": (1e-3, 3e-3), "extend": 1, "weights": "random"}
     arms = (
         Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"weights": "random"}),
@@ -222,12 +239,7 @@ def _folders(tmp_path):
     return {"results_dir": tmp_path / "results", "figures_dir": tmp_path / "figures"}
 
 
-def _without_announcement(monkeypatch):
-    monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
-
-
-def test_a_tuned_grid_chooses_once_and_the_other_seeds_take_the_choice(tuned, tmp_path, capsys, monkeypatch):
-    _without_announcement(monkeypatch)
+def test_a_tuned_grid_chooses_once_and_the_other_seeds_take_the_choice(tuned, tmp_path, capsys):
     config = Config(profile="mini", **_folders(tmp_path))
     reproduce.main(config)
     said = capsys.readouterr().out
@@ -273,7 +285,6 @@ def test_commands_and_list_of_a_tuned_grid_name_what_is_known_and_count_the_rest
 
 
 def test_where_the_choice_fails_the_seeds_that_wait_for_it_say_so(tuned, tmp_path, capsys, monkeypatch):
-    _without_announcement(monkeypatch)
     head = replace(tuned.arms[1], backbone="test_vit.r160_in1k")  # no convolutional network
     monkeypatch.setitem(reproduce.PROFILES, "mini", (replace(tuned, arms=(tuned.arms[0], head)),))
     with pytest.raises(SystemExit) as stopped:
