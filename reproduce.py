@@ -70,7 +70,7 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
 
 
 # Of the demo only learning rates and numbers of epochs were chosen, once, by validation accuracy at seed 0.
-DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (3e-3,)}, head={"epochs": 60, "lr": (3e-3,)}), datasets={"digits": {}})
+DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (3e-3,)}, head={"epochs": 60, "lr": (1e-2,)}), datasets={"digits": {}})
 MINI = Grid(
     SMALL_PROBES + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES),
     datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
