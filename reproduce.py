@@ -44,24 +44,20 @@ SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
 HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
 FROZEN = {"rank": 0, "head": "linear"} | SHARED  # the ViT, with a head of one layer
-CNN_PROBE, VIT_PROBE = (
-    {"head": "probe"},
-    {"rank": 0, "head": "probe"},
-)  # choose their penalty, and have no other setting
+CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # without any setting of optimiser steps
 
-# The published recipe has a constant rate, and its five epochs; the tuned one this schedule, and rates to choose from.
+# The published recipe has a constant rate and five epochs, the tuned one a schedule and three rates to choose from,
+# beyond which up to two further ones follow where the best is at an end.
 PUBLISHED = {"epochs": 5, "batch_size": 64}
 TUNED = {"schedule": "cosine", "warmup": 0.1}
-# Up to two further rates follow where the best of three is at an end.
-RATES = {"lora": {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, "head": {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}, "probe": {}}
-SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of LoRA and heads on the small backbones
+LORA_RATES, HEAD_RATES = {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}
+SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of both on the small backbones
 
-# The small backbones compute with one thread, and the cores with as many runs: so no number depends on the cores.
-SMALL = {"batch_size": 32, "threads": 1} | TUNED
+SMALL = {"batch_size": 32} | TUNED
 SMALL_PROBES = (
-    Arm(train_vit_lora, "demo_vit.cifar10", VIT_PROBE | {"threads": 1}),
-    Arm(train_cnn_head, "demo_resnet.cifar10", CNN_PROBE | {"threads": 1}),
-    Arm(train_cnn_head, "demo_efficientnet.cifar10", CNN_PROBE | {"threads": 1}),
+    Arm(train_vit_lora, "demo_vit.cifar10", VIT_PROBE),
+    Arm(train_cnn_head, "demo_resnet.cifar10", CNN_PROBE),
+    Arm(train_cnn_head, "demo_efficientnet.cifar10", CNN_PROBE),
 )
 
 
@@ -74,7 +70,7 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
 
 
 # Of the demo only learning rates and numbers of epochs were chosen, once, by validation accuracy at seed 0.
-DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (3e-3,)}, head={"epochs": 60, "lr": (3e-3,)}), datasets={"digits": {}})
+DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (3e-3,)}, head={"epochs": 60, "lr": (1e-2,)}), datasets={"digits": {}})
 MINI = Grid(
     SMALL_PROBES + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES),
     datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
@@ -109,13 +105,6 @@ COMPARE_LIMITS = (
     "that were not tried, or what they cost on other machines; the seeds share one split of the images"
 )
 PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)}
-RECIPES = {
-    False: "the published recipe: a constant learning rate, the study's own, for every arm",
-    True: "the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; each arm's learning rate is "
-    "chosen on validation images, by the first seed",
-    None: "the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; learning rates were chosen "
-    "beforehand",
-}
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
@@ -186,8 +175,7 @@ def main(config: Config) -> None:
         return
 
     # What the runs read: fetched here, one after the other, never by runs side by side
-    tuned = any(grid.tuned for grid in grids)
-    print(f"{config.profile}: {RECIPES[tuned or (None if config.profile == 'demo' else False)]}", flush=True)
+    print(f"{config.profile}: {_recipe(config)}", flush=True)
     remote = prefetch.wanted([job.config for job in _jobs(config, grids)])
     if config.profile != "demo":
         _announce_downloads(config, remote)
@@ -199,23 +187,24 @@ def main(config: Config) -> None:
         _exit_with_failures(absent)
         return
 
-    # Train, each run in a process of its own; figures, tables and summary after each grid, and after Ctrl-C
+    # Train, each run in a process of its own; a comparison shows what is there after each of its grids
     failures = {}
     for grid in grids:
-        try:
-            for stage in _stages(config, [grid]):
-                stage.take_over()
-                failures |= _train(config, stage, absent, devices)
-        except KeyboardInterrupt:
-            if config.profile == "compare":
-                print("interrupted: drawing what is finished; once more stops at once", file=sys.stderr, flush=True)
-                _draw(config, quiet=True)
-            raise
-        if grid is not grids[-1]:
+        failures |= _run_grid(config, grid, absent, devices)
+        if config.profile == "compare" and grid is not grids[-1]:
             _draw(config, quiet=True)
+
+    # Figures, tables, summary
     _draw(config)
     _conclude(config, grids)
     _exit_with_failures({job.name: reason for job, reason in failures.items()})
+
+
+def _recipe(config: Config) -> str:
+    if config.profile == "paper" and not config.tune:
+        return "the published recipe: a constant learning rate, the study's own, for every arm"
+    rates = "chosen beforehand" if config.profile == "demo" else "of each arm chosen on validation images, by one seed"
+    return f"the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; learning rates {rates}"
 
 
 def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> Iterator[Stage]:
@@ -251,7 +240,7 @@ def _kind(arm: Arm) -> str:
 
 def _tuned(grid: Grid) -> Grid:
     """Return the published grid by the tuned recipe."""
-    recipes = {"probe": {}, "head": TUNED | RATES["head"], "lora": TUNED | RATES["lora"]}
+    recipes = {"probe": {}, "head": TUNED | HEAD_RATES, "lora": TUNED | LORA_RATES}
     return replace(grid, arms=tuple(arm.with_recipe(**recipes[_kind(arm)]) for arm in grid.arms), tuned=True)
 
 
@@ -275,18 +264,18 @@ def _comparison_grids(config: Config) -> list[Grid]:
             *(Arm(train_cnn_head, tag, CNN_PROBE) for tag in cnns),
         ],
         "head": [
-            *(Arm(train_vit_lora, tag, FROZEN | steps | _rates("head", tag)) for tag in vits),
-            *(Arm(train_cnn_head, tag, HEAD | steps | _rates("head", tag)) for tag in cnns),
+            *(Arm(train_vit_lora, tag, FROZEN | steps | _rates(tag, HEAD_RATES)) for tag in vits),
+            *(Arm(train_cnn_head, tag, HEAD | steps | _rates(tag, HEAD_RATES)) for tag in cnns),
         ],
-        "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates("lora", tag), COMPARE_TARGETS) for tag in vits],
+        "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), COMPARE_TARGETS) for tag in vits],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     common = {"datasets": {config.dataset: {}}, "images": images, "seeds": MINI.seeds, "tuned": True}
     return [Grid(tuple(its), **common) for its in arms.values() if its]
 
 
-def _rates(kind: str, tag: str) -> dict[str, Any]:
-    return SMALL_RATES if tag.startswith("demo_") else RATES[kind]
+def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
+    return SMALL_RATES if backbone.startswith("demo_") else usual
 
 
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
@@ -296,7 +285,10 @@ def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
 
 
 def _with_threads(grid: Grid, at_once: int) -> Grid:
-    """Return ``grid`` with one thread for small backbones; others divide the cores among the runs at a time."""
+    """Return ``grid`` with one thread for small backbones; others divide the cores among the runs at a time.
+
+    A run's numbers depend on its threads. So those of the small backbones depend neither on the cores nor on ``jobs``.
+    """
     share = {"threads": max(1, scheduler.cores() // at_once)} if at_once > 1 else {}
     arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
@@ -381,6 +373,21 @@ def _name_shorter_commands(of_arm: Mapping[tuple[str, str], float]) -> None:
             "vit_small_patch16_224.augreg_in1k among --backbones (a quarter of the time)",
             flush=True,
         )
+
+
+def _run_grid(config: Config, grid: Grid, absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:
+    """Make the runs of a grid, stage by stage; return why each that is still not finished is not."""
+    failures = {}
+    try:
+        for stage in _stages(config, [grid]):
+            stage.take_over()
+            failures |= _train(config, stage, absent, devices)
+    except KeyboardInterrupt:
+        if config.profile == "compare":
+            print("interrupted: drawing what is finished; once more stops at once", file=sys.stderr, flush=True)
+            _draw(config, quiet=True)
+        raise
+    return failures
 
 
 def _train(config: Config, stage: Stage, absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:

@@ -519,6 +519,17 @@ def test_the_pareto_front_by_hand(costs, accuracies, front):
     assert pareto_front(pd.DataFrame({"cost": costs, "test_accuracy": accuracies})).index.tolist() == front
 
 
+def test_models_without_epochs_have_no_learning_curves(tmp_path):
+    for name in (RESNET, EFFICIENTNET):
+        run = fake_run(tmp_path, name, num_test=40)
+        if name == RESNET:
+            write_result(run.folder, replace(run.result, history=[], best_epoch=None))
+    (both,) = compare(tmp_path)[0]
+    assert [ax.get_title() for ax in figure("learning_curves", both).axes if ax.get_title()] == [both.series[1].label]
+    probes = replace(both, series=both.series[:1])
+    assert not FIGURES["learning_curves"].wanted(probes, None) and FIGURES["learning_curves"].wanted(both, None)
+
+
 def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tmp_path):
     for limit in (None, 1_000, 100):
         name = RESNET + (f"-n{limit}" if limit else "")

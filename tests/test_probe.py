@@ -7,11 +7,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import evaluate
 import train_cnn_head
 import train_vit_lora
 from common import cli
+from common.models.heads import Head
 from common.models.logistic_regression import Standardisation, solve
 from common.runs.predictions import read_predictions
 from common.runs.result import read_result
@@ -132,3 +134,20 @@ def test_a_record_without_epochs_is_read(tmp_path):
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 0
     (path,) = tmp_path.rglob("result.json")
     assert json.loads(path.read_text())["history"] == []
+
+
+def test_a_fit_keeps_to_the_threads_of_the_run(monkeypatch):
+    """NumPy's threads are not PyTorch's; a probe that took more would round otherwise."""
+    seen = []
+
+    def watched(*problem):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return solve(*problem)
+
+    monkeypatch.setattr(probe, "solve", watched)
+    features, labels = _blobs(3)
+    loader = FeatureLoader(torch.from_numpy(features), labels)
+    model = Head(features.shape[1], 3, hidden=None, dropout=0.0, activation=None)
+    with threadpool_limits(torch.get_num_threads() + 1, user_api="blas"):
+        probe.Probe(kind="linear", dropout=0.0).fit(model, loader, loader, [], None)
+    assert set(seen) == {torch.get_num_threads()}

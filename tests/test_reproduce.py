@@ -18,6 +18,7 @@ from common.config import as_flags
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for
 from common.grid.scheduler import Job
+from common.grid.stages import Stage
 from common.runs.convergence import gains
 from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.result import RESULT_FILE, find_runs
@@ -49,7 +50,24 @@ def _jobs(profile: str, **changed) -> list[Job]:
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """Make mini a tuned grid of a probe, a head, and LoRA with two variants, on 60 digits with random weights."""
+    """Make mini a tuned grid of a probe, a head, and LoRA with two variants, on 60 digits with random weights.
+
+    Its runs are made in this process, no figures are drawn, and nothing is measured.
+    """
+
+    def run_all(jobs, devices, done):
+        failures = {}
+        for job in jobs:
+            try:
+                sys.modules[type(job.config).__module__].main(job.config)
+                done(job)
+            except UserError as error:
+                failures[job] = str(error)
+        return failures
+
+    monkeypatch.setattr(scheduler, "run_all", run_all)
+    monkeypatch.setattr(reproduce.plot_results, "main", lambda config: None)
+    monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
     rates = FEW | reproduce.TUNED | {"lr": (1e-3, 3e-3), "extend": 1, "weights": "random"}
     arms = (
         Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"weights": "random"}),
@@ -222,12 +240,7 @@ def _folders(tmp_path):
     return {"results_dir": tmp_path / "results", "figures_dir": tmp_path / "figures"}
 
 
-def _without_announcement(monkeypatch):
-    monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
-
-
-def test_a_tuned_grid_chooses_once_and_the_other_seeds_take_the_choice(tuned, tmp_path, capsys, monkeypatch):
-    _without_announcement(monkeypatch)
+def test_a_tuned_grid_chooses_once_and_the_other_seeds_take_the_choice(tuned, tmp_path, capsys):
     config = Config(profile="mini", **_folders(tmp_path))
     reproduce.main(config)
     said = capsys.readouterr().out
@@ -273,7 +286,6 @@ def test_commands_and_list_of_a_tuned_grid_name_what_is_known_and_count_the_rest
 
 
 def test_where_the_choice_fails_the_seeds_that_wait_for_it_say_so(tuned, tmp_path, capsys, monkeypatch):
-    _without_announcement(monkeypatch)
     head = replace(tuned.arms[1], backbone="test_vit.r160_in1k")  # no convolutional network
     monkeypatch.setitem(reproduce.PROFILES, "mini", (replace(tuned, arms=(tuned.arms[0], head)),))
     with pytest.raises(SystemExit) as stopped:
@@ -282,6 +294,61 @@ def test_where_the_choice_fails_the_seeds_that_wait_for_it_say_so(tuned, tmp_pat
     said = capsys.readouterr().err
     assert "not a convolutional network" in said
     assert "seed 0, whose learning rate it takes, is not finished" in said and "2 failed" in said
+
+
+@pytest.fixture
+def comparison(tuned, monkeypatch):
+    """Make compare on digits a grid of a probe and one of a head; return the runs shown by each drawing."""
+    grids = [replace(tuned, arms=(arm,)) for arm in tuned.arms[:2]]
+    monkeypatch.setattr(reproduce, "_comparison_grids", lambda config: grids)
+    drawn = []
+    monkeypatch.setattr(
+        reproduce.plot_results, "main", lambda config: drawn.append(len(find_runs(config.results_dir, config.runs)[0]))
+    )
+    return drawn
+
+
+def test_a_comparison_draws_after_each_grid_and_ends_with_the_model_to_use(comparison, tmp_path, capsys):
+    reproduce.main(Config(profile="compare", dataset="digits", **_folders(tmp_path)))
+    assert comparison == [1, 3]
+    first, _, rest = capsys.readouterr().out.partition("so far; figures in")
+    assert "(probe)" in first and "(head)" not in first
+    runs, _ = find_runs(tmp_path / "results" / "compare")
+    probe, head = ([run for run in runs if run.result.method == method] for method in ("head_probe", "head_mlp"))
+    accuracies = [sum(run.result.val.scores["accuracy"] for run in group) / len(group) for group in (probe, head)]
+    best = probe if accuracies[0] >= accuracies[1] else head
+    word = "one run" if best is probe else "the mean of 2 seeds"
+    assert f"the best on validation images, accuracy {max(accuracies):.4f} ({word})" in rest
+    labelling = next(line for line in rest.splitlines() if "--predict" in line)
+    assert any(
+        labelling == f"  python evaluate.py {run.folder} --predict path/to/new/images --out labels.csv" for run in best
+    )
+    assert reproduce.COMPARE_LIMITS in rest and rest.count("  python train_cnn_head.py") == 2
+
+
+def test_a_comparison_that_is_interrupted_draws_what_is_finished(comparison, tmp_path, capsys, monkeypatch):
+    run_all = scheduler.run_all
+
+    def interrupted(jobs, devices, done):
+        if jobs[0].config.method == "head_mlp":
+            raise KeyboardInterrupt
+        return run_all(jobs, devices, done)
+
+    monkeypatch.setattr(scheduler, "run_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.main(Config(profile="compare", dataset="digits", **_folders(tmp_path)))
+    assert comparison == [1, 1]
+    assert "interrupted: drawing what is finished" in capsys.readouterr().err
+
+
+def test_a_chosen_run_is_copied_whole_or_not_at_all(tmp_path):
+    (tmp_path / "tuning" / "seed0").mkdir(parents=True)
+    (tmp_path / "tuning" / "seed0" / "result.json").write_text("{}")
+    (tmp_path / "run" / ".seed0.copy").mkdir(parents=True)  # what a killed one left
+    stage = Stage("", [], copies=[(tmp_path / "tuning" / "seed0", tmp_path / "run" / "seed0")])
+    for _ in range(2):
+        stage.take_over()
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["seed0", "result.json"]
 
 
 @pytest.mark.parametrize(
