@@ -23,6 +23,7 @@ from common.training.restore import restore_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["--dataset=digits", "--weights=random", "--image-size=32", "--precision=fp32", "--epochs=2", "--lr=1e-2"]
+MORE = ("--targets=all-linear", "--also-train=norms-and-embeddings")
 
 
 def _train(script, folder: Path, *flags: str) -> Path:
@@ -38,6 +39,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     off = ("--no-feature-cache",)
     return {
         "lora": _train(train_vit_lora, folder / "a", "--backbone", "test_vit", "--rank", "2"),
+        "lora_more": _train(train_vit_lora, folder / "e", "--backbone=test_vit", "--train-limit=200", *MORE),
         "linear": _train(train_cnn_head, folder / "b", "--backbone", "test_resnet", "--head", "linear", *off),
         "mlp": _train(train_cnn_head, folder / "c", "--backbone", "test_efficientnet", *off),
         "frozen_vit": _train(train_vit_lora, folder / "d", "--backbone", "test_vit", "--rank", "0", *off),
@@ -59,7 +61,7 @@ def _test_images(run: Path) -> tuple[torch.Tensor, np.ndarray]:
     return normalise(pixels, model.inputs.extractor.transform), read_predictions(run, result).logits
 
 
-@pytest.mark.parametrize("kind", ["lora", "linear", "mlp", "frozen_vit"])
+@pytest.mark.parametrize("kind", ["lora", "lora_more", "linear", "mlp", "frozen_vit"])
 def test_a_run_is_reproduced_bitwise_from_its_folder(runs, kind, capsys):
     assert _evaluate(runs[kind]) == 0
     assert "identical, 0 of 359 predictions changed" in capsys.readouterr().out
@@ -73,7 +75,7 @@ def test_a_fresh_process_reproduces_all_seeds_of_a_run(runs):
     assert "equals the stored predictions" in done.stdout
 
 
-@pytest.mark.parametrize("kind", ["lora", "linear", "frozen_vit"])
+@pytest.mark.parametrize("kind", ["lora", "lora_more", "linear", "frozen_vit"])
 def test_the_exported_checkpoint_is_a_plain_timm_model_with_the_same_logits(runs, kind, tmp_path):
     assert _evaluate(runs[kind], "--export", tmp_path / "model.safetensors") == 0
     backbone = read_result(runs[kind] / "result.json").backbone
