@@ -20,7 +20,9 @@ def recommendation(comparison: Comparison) -> list[str]:
     run = max(best.runs, key=lambda run: run.result.val.scores["accuracy"])
     runs = "one run" if len(best.runs) == 1 else f"the mean of {len(best.runs)} seeds"
     flops = run.result.model.forward_flops
-    cost = [f"{duration(_seconds(best))} of training with features for one learning rate and seed here"]
+    cost = [f"{duration(_seconds(best))} of training with features here for one learning rate and seed"]
+    longest = max(run.result.efficiency.total_train_seconds for run in best.runs)
+    cost += [f"{duration(longest)} with the choice of its rate"] if longest > 1.5 * _seconds(best) else []
     cost += [f"{flops / 1e9:.2g} billion operations an image"] if flops else []
     cost += [f"{run.result.efficiency.saved_bytes / 1e6:.2g} MB of weights beside the backbone's"]
     return [
