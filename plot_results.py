@@ -60,10 +60,12 @@ def main(config: Config) -> None:
     from common.figures import draw_all
     from common.report.sentences import named_pairs, verdict_sentences
     from common.report.tables import write_summary, write_verdicts
+    from common.runs.convergence import gains
 
     # Data: the finished runs, those tested on the same images together, as tables
     comparisons = _load(config)
-    frames, uncertainty = frames_of(comparisons), compute_uncertainty(comparisons)
+    runs = [run for comparison in comparisons for series in comparison.series for run in series.runs]
+    frames, uncertainty = frames_of(comparisons, gains(runs, config.results_dir)), compute_uncertainty(comparisons)
 
     # Figures
     _note_missing_letters(comparisons)

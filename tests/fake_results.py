@@ -121,8 +121,8 @@ def fake_run(
         },
         "history": curves,
         "trials": [
-            {"lr": 1e-4 / (trial + 1), "best_epoch": epochs, "val_loss": val["loss"], "val_accuracy": val["accuracy"]}
-            for trial in range(trials)
+            {"lr": lr, "best_epoch": epochs, "val_loss": val["loss"], "val_accuracy": val["accuracy"]}
+            for lr in 1e-4 * 3.0 ** (np.arange(trials) - trials // 2)
         ],
         "best_epoch": epochs,
         "val": val,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from common.evaluation.formatting import QUANTITIES, display, mean_sd
 from common.evaluation.frames import frames_of
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import compute_uncertainty
-from common.report import tables
-from common.runs.result import RESULT_FILE, encode_record, find_runs
+from common.report import sentences, tables
+from common.runs.result import RESULT_FILE, encode_record, find_runs, write_result
 
 LORA, RESNET, *_ = MODELS
 
@@ -125,7 +126,7 @@ def test_the_verdicts_have_the_numbers_of_the_uncertainty(folder, tmp_path):
     assert [float(rows[0][name]) for name in ("difference", "low", "high")] == [pair.difference, pair.low, pair.high]
     assert rows[0]["verdict"] == "better" and (rows[0]["run_a"], rows[0]["run_b"]) == (LORA, RESNET)
     assert float(rows[0]["mcnemar_p_max"]) == pair.mcnemar_p_max == float(rows[0]["holm_p"])  # of one pair
-    assert rows[1]["holm_p"] == "" and rows[0]["remark"] == "one learning rate, not tuned"
+    assert rows[1]["holm_p"] == "" and rows[0]["remark"] == "one learning rate, not tuned; the last epoch is the best"
     markdown = (tmp_path / "verdicts.md").read_text().splitlines()
     assert len(markdown) == 2 + 2 and "| 2 seeds | 60 | +" in markdown[2] and "| one seed | 60 | +" in markdown[3]
     assert "A is better" in markdown[2] and "A is better" in (tmp_path / "verdicts.tex").read_text()
@@ -183,3 +184,27 @@ def test_the_terminal_shows_means_of_each_data_set(folder):
         " ".join(lora.split()).startswith(f"ViT-B/16 + LoRA (r=16) {mean_sd(accuracy)}")
         and columns.split()[0] == "Accuracy"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "trials", "gains", "said"),
+    [
+        ({}, [1e-3], {}, "one learning rate, not tuned"),
+        ({"tuned_on": 0}, [1e-3], {}, ""),
+        ({}, [1e-4, 1e-3], {}, "the best learning rate is at the end of those tried"),
+        ({}, [1e-4, 1e-3, 1e-2], {}, ""),
+        ({}, [1e-4, 1e-3, 1e-2], {"gain": 0.019}, "not converged, twice the epochs add +1.9 points on validation"),
+        ({"schedule": "constant"}, [1e-4, 1e-3, 1e-2], {}, "the last epoch is the best"),
+    ],
+)
+def test_a_remark_says_what_a_verdict_may_owe_to_the_rate_or_to_short_training(tmp_path, config, trials, gains, said):
+    for name in list(MODELS)[1:3]:
+        run = fake_run(tmp_path, name, num_test=40)
+        history = [replace(row, lr=1e-3) for row in run.result.history]
+        rates = [{**run.result.trials[0], "lr": lr} for lr in trials]
+        settings = run.result.config | {"schedule": "cosine"} | config
+        write_result(run.folder, replace(run.result, config=settings, trials=rates, history=history))
+    comparisons, _ = comparison.compare(find_runs(tmp_path)[0], {})
+    found = {("cifar10", series.name): gains["gain"] for series in comparisons[0].series if gains}
+    pairs = sentences.named_pairs(frames_of(comparisons, found), compute_uncertainty(comparisons))
+    assert set(pairs.remark) == {said}

@@ -193,7 +193,7 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     assert verdict_sentences(comparisons) == [
         "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy "
         f"{value} points (95 % interval {low} to {high}; 3 seeds, 360 test images; "
-        "one learning rate, not tuned, for ViT-B/16 + LoRA (r=16))"
+        "one learning rate, not tuned, for ViT-B/16 + LoRA (r=16); the last epoch is the best)"
     ]
     swapped = pairs.rename(columns={"label_a": "label_b", "label_b": "label_a"})
     swapped = swapped.assign(difference=-0.2, low=-0.25, high=-0.1, verdict="worse")

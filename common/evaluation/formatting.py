@@ -33,6 +33,7 @@ QUANTITIES = {
     "train_seconds": Quantity("Training (s)", 1, varies=True),
     "feature_seconds": Quantity("Features (s)", 1, varies=True),
     "total_train_seconds": Quantity("Training with features (s)", 1, varies=True),
+    "kept_train_seconds": Quantity("Of it the kept training (s)", 1, varies=True),
     "saved_bytes": Quantity("Saved (bytes)"),
     "test_ece_scaled": Quantity("ECE (scaled)", 3, varies=True),
 }

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
+from common.runs.record import RunResult
 from common.runs.result import Run
 from common.runs.schema import as_json
 
@@ -32,15 +34,18 @@ class Frames:
     """A row a ``class`` of the test split, in the data set's order: precision, recall, f1, auc, support."""
 
 
-def frames_of(comparisons: Sequence[Comparison]) -> Frames:
-    """Return the tables of all runs of ``comparisons``."""
+def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str], float] | None = None) -> Frames:
+    """Return the tables of all runs of ``comparisons``; ``gains`` by (data set, run) are of ``runs.convergence``."""
+    gains = gains or {}
     members = [
         (dict(zip(RUN, (run.dataset, run.name, run.seed, series.label), strict=True)), series, run)
         for comparison in comparisons
         for series in comparison.series
         for run in series.runs
     ]
-    runs = [key | {"method": series.method, "family": series.family} | _run_row(run) for key, series, run in members]
+    runs = [
+        key | {"method": series.method, "family": series.family} | _run_row(run, gains) for key, series, run in members
+    ]
     history = [key | row for key, _, run in members for row in _history_rows(run)]
     per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
     may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
@@ -57,7 +62,7 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.D
         return pd.DataFrame(rows, columns=columns)
 
 
-def _run_row(run: Run) -> dict:
+def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
     result = run.result
     splits = (("test", result.test), ("val", result.val))
     return {
@@ -68,9 +73,25 @@ def _run_row(run: Run) -> dict:
         **{name: getattr(result.model, name) for name in SIZES},
         **{name: getattr(result.efficiency, name) for name in COSTS},
         "best_epoch": result.best_epoch,
-        "num_trials": len(result.trials),
+        "kept_train_seconds": result.kept_train_seconds,
+        "is_tuned": len(result.trials) > 1 or result.config.get("tuned_on") is not None,
+        "rate_is_at_end": _rate_is_at_end(result),
+        "ends_at_best": _ends_at_best(result),
+        "gain": gains.get((run.dataset, run.name), np.nan),
         "device": str(result.environment.get("device")),
     }
+
+
+def _rate_is_at_end(result: RunResult) -> bool:
+    """Whether the best of several learning rates was the highest or the lowest: one beyond it may be better."""
+    rates = [trial["lr"] for trial in result.trials if "lr" in trial]
+    return len(rates) > 1 and bool(result.history) and result.history[0].lr in (min(rates), max(rates))
+
+
+def _ends_at_best(result: RunResult) -> bool:
+    """Whether training at a constant rate was best in its last epoch; where the rate falls to 0 that says nothing."""
+    is_constant = result.config.get("schedule", "constant") == "constant"
+    return is_constant and bool(result.history) and result.best_epoch == result.history[-1].epoch
 
 
 def _history_rows(run: Run) -> Iterator[dict]:

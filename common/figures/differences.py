@@ -37,7 +37,8 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
         sharex=False,
         title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
         caption=f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % interval over {over}, "
-        f"each for itself. A difference is called one where its interval excludes 0. {joined_notes([comparison])}",
+        f"each for itself, without the choice of the learning rate. A difference is called one where its interval "
+        f"excludes 0. {joined_notes([comparison])}",
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in VERDICTS.values()},
     )
     for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):

@@ -7,15 +7,23 @@ from common.evaluation.formatting import interval, signed
 from common.evaluation.frames import Frames
 from common.evaluation.significance import NO_DIFFERENCE, Estimate
 from common.evaluation.uncertainty import Uncertainty
+from common.runs.convergence import NOT_CONVERGED
 
 
 def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     """Return ``uncertainty.pairs`` with run, label, number of seeds and of test images of a and b, and a ``remark``.
 
-    Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be the learning rate's.
+    Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be that of a learning
+    rate or of too short a training.
     """
     models = frames.runs.groupby(["dataset", "run"], sort=False, as_index=False).agg(
-        label=("label", "first"), seeds=("seed", "size"), trials=("num_trials", "min"), num_test=("num_test", "first")
+        label=("label", "first"),
+        seeds=("seed", "size"),
+        num_test=("num_test", "first"),
+        is_tuned=("is_tuned", "all"),
+        rate_is_at_end=("rate_is_at_end", "any"),
+        ends_at_best=("ends_at_best", "all"),
+        gain=("gain", "max"),
     )
     pairs = uncertainty.pairs.merge(models, how="left", left_on=["dataset", "a"], right_on=["dataset", "run"])
     pairs = pairs.merge(
@@ -41,11 +49,24 @@ def seeds_in_words(seeds_a: int, seeds_b: int) -> str:
 
 
 def _remark(pair) -> str:
-    """Name the models for which one learning rate was tried, published or not, in at least one of their seeds."""
-    untuned = [label for label, trials in ((pair.label_a, pair.trials_a), (pair.label_b, pair.trials_b)) if trials < 2]
-    if not untuned:
-        return ""
-    return "one learning rate, not tuned" + (f", for {untuned[0]}" if len(untuned) == 1 else "")
+    """Say, for either model or both, where the verdict may be that of a learning rate or of too short a training."""
+    a, b = ({name: getattr(pair, f"{name}_{letter}") for name in _DOUBTS} for letter in "ab")
+    remarks = []
+    for name, (holds, words) in _DOUBTS.items():
+        labels = [label for label, value in ((pair.label_a, a[name]), (pair.label_b, b[name])) if holds(value)]
+        if labels:
+            text = words.format(signed(max(value for value in (a[name], b[name]) if holds(value))))
+            remarks.append(text + (f", for {labels[0]}" if len(labels) == 1 else ""))
+    return "; ".join(remarks)
+
+
+# A column of a model's runs: when it casts a doubt, and in which words.
+_DOUBTS = {
+    "is_tuned": (lambda is_tuned: not is_tuned, "one learning rate, not tuned"),
+    "rate_is_at_end": (bool, "the best learning rate is at the end of those tried"),
+    "ends_at_best": (bool, "the last epoch is the best"),
+    "gain": (lambda gain: gain > NOT_CONVERGED, "not converged, twice the epochs add {} points on validation"),
+}
 
 
 def _sentence(pair) -> str:
