@@ -86,8 +86,8 @@ def test_no_model_sees_a_test_image_before_the_selection_has_ended(script, flags
         log.extend("test" for image in images if image.tobytes() in forbidden - allowed_copies)
         return channels_first(images)
 
-    def logged_sweep(*arguments):
-        found = sweep(*arguments)
+    def logged_sweep(*arguments, **options):
+        found = sweep(*arguments, **options)
         log.append("selected")
         return found
 

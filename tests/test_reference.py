@@ -8,7 +8,6 @@ import pytest
 import plot_results
 import reproduce
 from common.data.registry import DATASETS
-from common.grid.grid import grid_configs, job_for
 from common.runs.predictions import read_predictions
 from common.runs.result import find_runs
 
@@ -18,12 +17,16 @@ PROFILES = ("demo", "mini")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_they_are_the_runs_of_todays_grid_finished_and_whole(profile):
+def test_they_are_three_seeds_of_each_model_on_each_data_set_whole_and_from_a_commit(profile):
     runs, problems = find_runs(RESULTS / profile)
     assert not problems
-    folders = {"data_dir": Path("data"), "results_dir": RESULTS / profile}
-    planned = [one for grid in reproduce.PROFILES[profile] for one in grid_configs(grid, **folders)]
-    assert {run.folder for run in runs} == {job_for(one).folder for one in planned}
+    datasets = {name for grid in reproduce.PROFILES[profile] for name in grid.datasets}
+    models = {(run.dataset, run.name) for run in runs}
+    assert {dataset for dataset, _ in models} == datasets and len(models) == 3 * len(datasets)
+    assert len({run.result.environment["git_commit"] for run in runs}) == 1
+    assert {(run.dataset, run.name, run.seed) for run in runs} == {
+        (*model, seed) for model in models for seed in range(3)
+    }
     for run in runs:
         read_predictions(run.folder, run.result)
         assert run.result.environment["git_dirty"] is False

@@ -67,20 +67,23 @@ OTHER = {
     "lr": (1.25e-3, 0.5), "epochs": 7, "train_limit": 500, "batch_size": 8, "weight_decay": 0.5, "augment": "light",
     "alpha": 8.0, "dropout": 0.25, "head_dropout": 0.25, "image_size": 96, "resize": "crop", "val_fraction": 0.25,
     "test_limit": 300, "split_seed": 3, "skip_damaged": True, "precision": "fp32", "compile": "off",
-    "deterministic": True, "schedule": "cosine", "warmup": 0.125, "targets": "all-linear", "also_train": "norms",
+    "deterministic": True, "schedule": "cosine", "warmup": 0.125,
+    "extend": 2, "tuned_on": 7, "targets": "all-linear", "also_train": "norms",
 }  # fmt: skip
-NAMED_OTHERWISE = {"dataset", "backbone", "seed"}  # by the folders around the run's
+# Named by the folders around the run's, or not at all.
+NAMED_OTHERWISE = {"dataset", "backbone", "seed", "extend", "tuned_on"}
 
 
 @pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])
 def test_every_field_is_a_setting_or_on_the_list_of_those_that_change_no_result(script):
-    frozen = {"rank": 0} if script is train_vit_lora else {}  # where the ViT's head may be chosen
+    with_it = {"extend": {"lr": (1e-3, 3e-3)}, "tuned_on": {"lr": (1e-3, 3e-3)}}  # what it needs to be possible
+    with_it |= {"head": {"rank": 0}} if script is train_vit_lora else {}
     for each in dataclasses.fields(script.Config):
         if each.name in NOT_IDENTITY:
             assert "published" not in each.metadata
             continue
         assert each.metadata["published"] == each.default  # what older records mean by its absence
-        default = script.Config(**frozen if each.name == "head" else {})
+        default = script.Config(**with_it.get(each.name, {}))
         changed = dataclasses.replace(default, **{each.name: OTHER[each.name]})
         mine, other = (run_identity(vars(config), config.method) for config in (default, changed))
         assert mine != other
