@@ -38,6 +38,7 @@ from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.result import RESULT_FILE, find_runs, read_result
+from common.runtime.environment import cores
 from common.runtime.progress import duration
 
 SHARED = {"weight_decay": 0.01, "augment": "none"}
@@ -281,7 +282,7 @@ def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
     """Return the GPU of each run at a time; the small backbones, which take one thread, fill the cores instead."""
     are_small = all(arm.backbone.startswith("demo_") for grid in grids for arm in grid.arms)
-    return scheduler.job_devices(config.jobs, without_gpu=scheduler.cores() if are_small else 1)
+    return scheduler.job_devices(config.jobs, without_gpu=cores() if are_small else 1)
 
 
 def _with_threads(grid: Grid, at_once: int) -> Grid:
@@ -289,7 +290,7 @@ def _with_threads(grid: Grid, at_once: int) -> Grid:
 
     A run's numbers depend on its threads. So those of the small backbones depend neither on the cores nor on ``jobs``.
     """
-    share = {"threads": max(1, scheduler.cores() // at_once)} if at_once > 1 else {}
+    share = {"threads": max(1, cores() // at_once)} if at_once > 1 else {}
     arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
 

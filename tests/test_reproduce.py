@@ -377,7 +377,7 @@ def test_the_announcement_names_each_arms_time_and_leaves_two_seeds_out_of_a_lon
 
 def test_small_backbones_take_a_thread_each_and_others_share_the_cores(monkeypatch):
     monkeypatch.setattr(scheduler, "visible_gpus", lambda: [])
-    monkeypatch.setattr(scheduler, "cores", lambda: 8)
+    monkeypatch.setattr(reproduce, "cores", lambda: 8)
 
     def threads(config):
         grids = reproduce._grids(config)

@@ -1,6 +1,5 @@
 """Batches of resized images, prepared in worker processes where that is faster."""
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.data import augmentation
 from common.data.images import LabelledImages, decode
 from common.data.transforms import Transform, channels_first, normalise, resize
+from common.runtime.environment import cores
 from common.runtime.errors import UserError
 
 
@@ -82,10 +82,9 @@ def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
 
 def _count_workers(images: LabelledImages, device: torch.device, asked: int | None) -> int:
     """Return how many processes prepare images: none for arrays on the CPU, where they would only take its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if asked is not None:
-        return min(asked, cores)  # more makes torch warn
-    return 0 if images.pixels is not None and device.type == "cpu" else min(cores, 8)
+        return min(asked, cores())  # more makes torch warn
+    return 0 if images.pixels is not None and device.type == "cpu" else min(cores(), 8)
 
 
 @dataclass(frozen=True, eq=False)

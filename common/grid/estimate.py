@@ -4,15 +4,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from common.grid.scheduler import Job
 from common.runs.methods import method_spec
+from common.runtime.environment import REPOSITORY
 from common.training.cost import Cost, measure
 
 START = "import peft, sklearn.linear_model, common.training.save"
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def job_seconds(

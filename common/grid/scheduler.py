@@ -175,11 +175,6 @@ def job_devices(at_once: int | None, *, without_gpu: int = 1) -> list[str | None
     return [gpus[slot % len(gpus)] if len(gpus) > 1 else None for slot in range(at_once)]
 
 
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def visible_gpus() -> list[str]:
     """Return the NVIDIA GPUs as values for CUDA_VISIBLE_DEVICES, [] where there is none; PyTorch is not loaded."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:

@@ -6,7 +6,6 @@ training step within a factor of 1.5 of one another on a CPU. Their weight tag i
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from timm.models import (
     EfficientNet,
@@ -20,11 +19,12 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from common.data.registry import DATASETS
+from common.runtime.environment import REPOSITORY
 from common.runtime.errors import UserError
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 PRETRAINED_ON = "cifar10"
-WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
+WEIGHTS = REPOSITORY / "demo" / "weights"
 
 
 def _cfg(name: str, *, first_conv: str, classifier: str) -> dict:

@@ -1,4 +1,4 @@
-"""The record of the machine and the versions that a run was made with."""
+"""The machine and the versions that a run is made with: its record, its cores, and where this repository lies."""
 
 import datetime
 import importlib.metadata
@@ -38,6 +38,11 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "hostname": socket.gethostname(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _code_sha256() -> str | None:

@@ -20,11 +20,12 @@ from common.runs.methods import method_spec
 from common.runs.naming import published_settings, require_used_settings, run_folder, run_identity
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
+from common.runtime.environment import REPOSITORY
 from common.runtime.errors import AlreadyFinished, UserError
 from common.training.checkpoint import Checkpoint
 from common.training.loop import OptimizerConfig
 
-FEATURE_CACHE = Path(__file__).resolve().parents[2] / ".cache" / "features"
+FEATURE_CACHE = REPOSITORY / ".cache" / "features"
 PUBLISHED_STEPS = 4_000  # five epochs of 50,000 images in batches of 64
 FEW_STEPS = 1_000
 
@@ -93,9 +94,9 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         backbone=resolved.backbone,
         image_size=None if size == own_size else size,
     )
-    identity = run_identity(as_record(resolved), config.method)
+    identity, published = run_identity(as_record(resolved), config.method), published_settings(config)
     prepare_device(device, deterministic=config.deterministic, threads=config.threads)
-    with open_run_folder(path, identity, absent=published_settings(config), overwrite=config.overwrite) as folder:
+    with open_run_folder(path, identity, absent=published, overwrite=config.overwrite) as folder:
         if folder.finished:
             accuracy = folder.finished.test.scores["accuracy"]
             raise AlreadyFinished(
@@ -103,9 +104,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
             )
         print(f"run: {path}\n{resolved.backbone} on {device}, {precision}, images {size}x{size}", flush=True)
         with memory_errors(config.batch_size):
-            rates = (
-                config.lr if config.tuned_on is None else (_chosen_rate(path, identity, published_settings(config)),)
-            )
+            rates = config.lr if config.tuned_on is None else (_chosen_rate(path, identity, published),)
             yield RunContext(resolved, device, precision, folder, rates)
 
 
