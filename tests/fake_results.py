@@ -146,3 +146,12 @@ def fake_run(
     write_atomically(folder / PREDICTIONS_FILE, predictions)
     write_result(folder, typed(result, RunResult))
     return Run(folder, read_result(folder / RESULT_FILE))
+
+
+def fake_comparison(results_dir: Path) -> Path:
+    """Write two models of two seeds on one data set, of one seed on another; return ``results_dir``."""
+    for name in tuple(MODELS)[:2]:
+        for seed in (0, 1):
+            fake_run(results_dir, name, seed=seed, num_test=60)
+        fake_run(results_dir, name, dataset="digits", num_test=60)
+    return results_dir

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import MODELS, fake_run
+from fake_results import MODELS, fake_comparison, fake_run
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
@@ -79,13 +79,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two models of two seeds on one data set, of one seed on another."""
-    path = tmp_path_factory.mktemp("results")
-    for name in (LORA, RESNET):
-        for seed in (0, 1):
-            fake_run(path, name, seed=seed, num_test=60)
-        fake_run(path, name, dataset="digits", num_test=60)
-    return path
+    return fake_comparison(tmp_path_factory.mktemp("results"))
 
 
 def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_results import MODELS, fake_run
+from fake_results import MODELS, fake_comparison, fake_run
 
 from common.evaluation import comparison
 from common.evaluation.formatting import QUANTITIES, display, mean_sd
@@ -48,13 +48,7 @@ def forget(folder: Path, metric: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two models of two seeds on one data set, of one seed on another."""
-    path = tmp_path_factory.mktemp("results")
-    for name in (LORA, RESNET):
-        for seed in (0, 1):
-            fake_run(path, name, seed=seed, num_test=60)
-        fake_run(path, name, dataset="digits", num_test=60)
-    return path
+    return fake_comparison(tmp_path_factory.mktemp("results"))
 
 
 def test_frames_have_a_row_a_run_an_epoch_and_split_and_a_class(folder):
