@@ -21,6 +21,7 @@ def hash_weights(module: nn.Module) -> str:
 
 
 def build_random(tag: str) -> nn.Module:
+    """Return the backbone without a classifier, with the same random weights each time; no generator moves on."""
     import timm
 
     with torch.random.fork_rng(devices=[]):

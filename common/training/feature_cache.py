@@ -31,10 +31,12 @@ def prune(folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
 
 
 def part_file(entry: Path, start: int) -> Path:
+    """Return where an entry keeps the features of the images from number ``start`` on."""
     return entry / f"features-{start:08d}.safetensors"
 
 
 def write_part(path: Path, digest: str, key: dict[str, Any], values: torch.Tensor, seconds: float) -> None:
+    """Write features (N, D) and the seconds they took, with hashes by which ``read_part`` knows a damaged part."""
     metadata = {"key": json.dumps(key, sort_keys=True), "seconds": repr(seconds)}
     metadata["sha256"] = _part_digest(path, digest, metadata["seconds"], values)
     write_atomically(path, save({"features": values.contiguous()}, metadata=metadata))
