@@ -18,6 +18,7 @@ import tyro
 from common import cli
 from common.config import TrainConfig, check_recipe, require, setting
 from common.data.registry import DATASET_CHOICES
+from common.runs.methods import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Config(TrainConfig):
         require(
             not self.rank or self.head == "linear", "head", self.head, "left out unless the ViT is frozen (`rank` 0)"
         )
-        for name, usual in (("targets", "qv"), ("also_train", "nothing")):
+        for name, usual in METHODS["lora"].usual.items():
             value = getattr(self, name)
             require(self.rank > 0 or value == usual, name, value, f"{usual} where there is no LoRA (`rank` 0)")
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
