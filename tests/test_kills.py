@@ -158,8 +158,7 @@ def test_a_grid_killed_while_it_draws_draws_again(fork_server, share, whole_grid
     assert len(before) == 2
     assert _reproduce(fork_server, tmp_path).code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    found = left(tmp_path)  # a drawing that was killed leaves a hidden file, of no use and no harm
-    assert {name: content for name, content in found.items() if not name.endswith(".tmp")} == expected
+    assert _left_of_a_killed_grid(tmp_path) == expected
 
 
 def test_a_killed_grids_run_goes_on_alone_and_is_found_again(fork_server, whole_grid, tmp_path):
@@ -172,4 +171,9 @@ def test_a_killed_grids_run_goes_on_alone_and_is_found_again(fork_server, whole_
             break
         assert "in use by process" in ended.err, ended.err
         time.sleep(0.5)
-    assert left(tmp_path) == whole_grid[0]
+    assert _left_of_a_killed_grid(tmp_path) == whole_grid[0]
+
+
+def _left_of_a_killed_grid(folder):
+    """Return what ``left`` does, less the hidden file that a killed drawing leaves, of no use and no harm."""
+    return {name: content for name, content in left(folder).items() if not name.endswith(".tmp")}
