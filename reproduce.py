@@ -138,6 +138,8 @@ class Config:
     """Data sets to run (default: all of the profile)."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
+    source: Literal["auto", "local", "hub", "torchvision"] = "auto"
+    """What the data sets that can be downloaded are read from, as in the training scripts."""
     results_dir: Path = Path("results")
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
@@ -182,7 +184,7 @@ def main(config: Config) -> None:
         _announce_downloads(config, remote)
         if not config.download_only:
             grids = _announce_time(config, grids, at_once=len(devices))
-    absent = prefetch.fetch(remote, config.data_dir)
+    absent = prefetch.fetch(remote, config.data_dir, source=config.source)
     if config.download_only:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
@@ -231,7 +233,13 @@ def _grids(config: Config) -> list[Grid]:
         grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
         require(bool(grids), "methods", config.methods, "such as the backbones have")
     grids = [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in grids]
-    return [grid for grid in grids if grid.datasets]
+    return [_with_source(grid, config.source) for grid in grids if grid.datasets]
+
+
+def _with_source(grid: Grid, source: str) -> Grid:
+    """Return ``grid`` with the data sets that can be downloaded read from ``source``."""
+    own = {name: {"source": source} if name in DATASETS and DATASETS[name].download else {} for name in grid.datasets}
+    return replace(grid, datasets={name: {**its, **own[name]} for name, its in grid.datasets.items()})
 
 
 def _kind(arm: Arm) -> str:
@@ -253,7 +261,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
     tags = list(map(resolve_tag, config.backbones))
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
-    loaded = load_dataset(config.dataset, data_dir=config.data_dir)
+    loaded = load_dataset(config.dataset, data_dir=config.data_dir, source=config.source)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])

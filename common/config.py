@@ -30,6 +30,9 @@ class DataConfig:
     """Name under which an image folder's results are kept (default: the folder's own name)."""
     data_dir: Path = Path("data")
     """Where the named data sets lie, or are downloaded to."""
+    source: Literal["auto", "local", "hub", "torchvision"] = "auto"
+    """What a named data set is read from: auto (what lies there, else a download), local (without a download), hub (the
+    Hugging Face Hub's parquet files) or torchvision (its files)."""
     weights: str = setting("pretrained", published="pretrained")
     """Backbone weights: pretrained (timm's download), random (to try the code out), or a .safetensors file."""
     image_size: int | None = setting(None, short="px", published=None)

@@ -17,12 +17,21 @@ _VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator f
 
 @dataclass(frozen=True)
 class RawSplits:
-    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone."""
+    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone.
+
+    ``read_from`` says in a few words what they were read from.
+    """
 
     classes: tuple[str, ...]
     parts: dict[str, LabelledImages]
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    read_from: str = ""
+
+
+# What a folder or a label file may call the parts.
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+NO_TEST_SPLIT = "the folder has no test split: 20 % of each class were set aside by the split seed"
 
 
 def stratified_sample(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -34,6 +34,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ),
         ("Kept", _kept(result)),
         ("Data fingerprint", data.fingerprint),
+        ("Data read from", data.read_from),
         ("Weights", result.model.weights.source),
         ("Weights' SHA-256", result.model.weights.sha256),
         ("Code", _commit(environment)),

@@ -43,7 +43,7 @@ def test_images(run: Run, data_dir: Path | None) -> tuple[LabelledImages | None,
     downloaded, no torch is loaded. Data of another fingerprint are refused: other images would be shown.
     """
     try:
-        dataset = load_dataset_of_run(run.result.config, data_dir=data_dir, download=False)
+        dataset = load_dataset_of_run(run.result.config, data_dir=data_dir, source="local")
     except UserError as error:
         return None, str(error)
     except KeyError as error:

@@ -17,7 +17,7 @@ Count = Annotated[int, Within(0, 2**63)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The images of a run; ``mean`` and ``std`` are of channel values in 0..1."""
+    """The images of a run; ``mean`` and ``std`` are of channel values in 0..1; ``read_from`` says what they lay in."""
 
     classes: list[str]
     num_train: Count
@@ -28,6 +28,7 @@ class DataRecord:
     std: list[Number] = field(default_factory=list)
     interpolation: str | None = None
     fingerprint: str
+    read_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

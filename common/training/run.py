@@ -110,7 +110,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
 
 def _resolve(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with names completed, sizes filled in and paths made absolute."""
-    check_dataset(config.dataset)
+    check_dataset(config.dataset, config.source)
     tag = backbones.resolve_tag(config.backbone)
     if config.weights == "pretrained":
         demo_backbones.require_other_data(tag, config.dataset)
@@ -156,7 +156,7 @@ def announce_data(run: RunContext, dataset: DatasetSplits) -> list[str]:
     if config.weights == "pretrained":
         demo_backbones.require_other_data(config.backbone, dataset.name, dataset.classes)
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
-    print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
+    print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images, from {dataset.read_from}", flush=True)
     notes = list(dataset.notes)
     few = few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs)
     if few and method_spec(config.method).has_steps:

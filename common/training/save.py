@@ -83,6 +83,7 @@ def _data_record(task: Task) -> DataRecord:
         std=list(backbone.std),
         interpolation=backbone.interpolation,
         fingerprint=dataset.fingerprint,
+        read_from=dataset.read_from,
     )
 
 
