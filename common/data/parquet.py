@@ -25,17 +25,17 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")  # a fi
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the parquet files below ``folder`` of each of ``PARTS`` that has some, sorted by path.
+    """Return the parquet files below ``folder`` of each of ``PARTS`` that has some, in this order, sorted by path.
 
     The name of a file, or that of its folder, begins with its part's. Hidden folders are passed over.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[Path]] = {part: [] for part in PARTS}
     for path in sorted(folder.rglob("*.parquet")):
         inside = path.relative_to(folder).parts
         part = next((part for name in inside[:-3:-1] for part in PARTS if name.startswith(part)), None)
         if part and not any(name.startswith(".") for name in inside):
-            found.setdefault(part, []).append(path)
-    return found
+            found[part].append(path)
+    return {part: paths for part, paths in found.items() if paths}
 
 
 def find_commit(folder: Path, files: Mapping[str, Sequence[Path]]) -> str | None:
