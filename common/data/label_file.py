@@ -35,8 +35,9 @@ def find(folder: Path, *, is_needed: bool) -> tuple[Path | None, list[str]]:
 def _header(table: Path) -> list[str]:
     """Return the names of a CSV file's columns; none where it is no text."""
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
+        with open(table, "rb") as file:
+            first = file.readline().decode("utf-8-sig")
+        return [name.strip() for name in next(csv.reader([first]), [])]
     except (OSError, ValueError, csv.Error):
         return []
 
@@ -78,11 +79,18 @@ def read(table: Path, images: Sequence[Path], notes: list[str]) -> dict[str, dic
 
 def _rows(table: Path) -> list[dict[str, str]]:
     """Return the rows of ``table`` by column, without the spaces around a value; what is missing is empty."""
+    rows = []
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", restkey="")
+            reader = csv.DictReader(file, restval="")
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            return [{name: value.strip() for name, value in row.items() if name} for row in reader]
+            for row in reader:
+                if None in row:
+                    raise UserError(
+                        f"line {reader.line_num} of {str(table)!r} has too many values: quote one with a comma"
+                    )
+                rows.append({name: value.strip() for name, value in row.items()})
+            return rows
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{str(table)!r} is no CSV file in UTF-8: {error}") from error
 
