@@ -9,9 +9,10 @@ eight learning rates against one; vit: a LoRA step against transformers + PEFT, 
 images to batches against Pillow; start: --help; plots: the figures of 45 runs; grid: the demo, its runs forked against
 each started anew; busy: a step beside another busy process; memory: peak against the number of images; precision:
 accuracy in bfloat16 against float32; profile: where the time of a step goes. The sides alternate, warm-up is outside
-the clock, and every measured value goes to bench/results.json after each measurement; the next call adds to it. Backbones have random weights (but for precision), so that nothing but data is downloaded. Expected: of
-each pair min, median and max of both sides and of their ratio, which says how many times as long the second side takes;
-what it gave on one machine stands in bench/README.md.
+the clock, and every measured value goes to bench/results.json after each measurement; the next call adds to it.
+Backbones have random weights (but for precision), so that nothing but data is downloaded. Expected: of each pair min,
+median and max of both sides and of their ratio, which says how many times as long the second side takes; what it gave
+on one machine stands in bench/README.md.
 """
 
 import datetime
