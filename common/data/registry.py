@@ -232,7 +232,7 @@ def _require_known_labels(name: str, parts: Mapping[str, LabelledImages], folder
         outside = images.labels[(images.labels < 0) | (images.labels >= count)]
         if len(outside):
             raise UserError(
-                f"{part} of {name} has the label {outside[0]}, but the labels of {count} classes "
+                f"{part} of {name} has the label {outside.max()}, but the labels of {count} classes "
                 f"start at 0: remove the files in {str(folder)!r}"
             )
 
