@@ -301,6 +301,17 @@ def test_what_a_broken_download_leaves_is_no_data_set(cifar, tmp_path, monkeypat
     assert "it left files out" in _refusal("cifar10", tmp_path) and len(calls) == 2
 
 
+def test_an_image_folder_behind_links_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", _never)
+    for part in ("train", "test"):
+        for name in DATASETS["cifar10"].classes:
+            (tmp_path / "elsewhere" / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / part / name / "0.png")
+        (tmp_path / "cifar10").mkdir(exist_ok=True)
+        (tmp_path / "cifar10" / part).symlink_to(tmp_path / "elsewhere" / part, target_is_directory=True)
+    assert registry.read("cifar10", tmp_path).read_from == "class folders"
+
+
 def test_an_archive_that_was_brought_is_left_to_torchvision(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", _never)

@@ -176,7 +176,8 @@ def _kind_on_disk(name: str, data_dir: Path, source: str) -> str | None:
         return "hub"
     if parts or source == "hub":
         return None
-    return "folder" if any(map(image_folder.is_image, folder.rglob("*"))) else None
+    near = (path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern))  # follows links, unlike rglob
+    return "folder" if any(map(image_folder.is_image, near)) else None  # else what a broken download has left
 
 
 def _missing_files(name: str, data_dir: Path) -> list[Path]:
