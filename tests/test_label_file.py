@@ -87,8 +87,8 @@ def test_a_nested_folder_and_what_spreadsheets_write(tmp_path):
     """A byte order mark, further columns, spaces, quotes, backslashes, links and hidden files."""
     names = [f"camera {n % 3}/day{n % 2}/{n}, left.PNG" for n in range(20)]
     _images(tmp_path, names)
-    rows = [f'{n},"{name}", {"Ärger" if n % 2 else "犬"} ,note'.replace("/", "\\") for n, name in enumerate(names)]
-    text = "\r\n".join(["id,file_name,label,remark", *rows, ""])
+    rows = [f'"{name}", {"Ärger" if n % 2 else "犬"} ,note,{n}'.replace("/", "\\") for n, name in enumerate(names)]
+    text = "\r\n".join(["file_name,label,remark,id", *rows, ""])
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig", newline="")
     _images(tmp_path / ".thumbnails", ["1.png"])
     (tmp_path / "camera 0" / "._0.png").touch()
@@ -152,6 +152,7 @@ def test_everything_that_does_not_fit_is_counted_in_one_line(tmp_path):
     rows |= {"018.png": "dog,holdout", "019.png": ",test"}
     _folder(tmp_path, rows, header=SPLIT)
     _images(tmp_path, [f"new/{n}.png" for n in range(7)])
+    _images(tmp_path.parent, ["outside.png"])
     with open(tmp_path / "labels.csv", "a") as file:
         file.write("absent.png,cat,test\n../outside.png,cat,test\nlabels.csv,cat,test\n./001.png,dog,train\n")
     message = _refusal(tmp_path)

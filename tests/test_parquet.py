@@ -164,7 +164,10 @@ GREY = np.zeros((28, 28), np.uint8)
         (pyarrow.table({"picture": [1], "label": [0]}), "has the columns 'picture', 'label'"),
         (pyarrow.table({"image": [1], "label": [0]}), "has the columns 'image', 'label'"),
         (_one_row({"bytes": _png(GREY)}, "0"), "a whole number in every row"),
-        (_one_row({"bytes": _png(GREY)}, None), "a whole number in every row"),
+        (
+            pyarrow.table({"image": [{"bytes": _png(GREY)}] * 2, "label": [0, None]}),
+            "a whole number in every row",
+        ),
         (_one_row({"bytes": _png(GREY)[:50]}), "row 0 of"),
         (_one_row({"bytes": _png(GREY, "JPEG")}), "no whole PNG image"),
         (_one_row({"bytes": _png(np.zeros((28, 28, 4), np.uint8))}), "its mode is RGBA"),
