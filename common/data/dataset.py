@@ -21,7 +21,8 @@ class DatasetSplits:
     """Three disjoint sets of images over the same classes, and what a result has to say about them.
 
     ``fingerprint`` is the SHA-256 (64 hexadecimal digits) of all the data, whatever the limits and the split seed;
-    ``skipped`` names the damaged files that were left out, relative to the image folder.
+    ``skipped`` names the damaged files that were left out, relative to the image folder. ``test`` is one of ``folds``
+    parts of all images where these are more than one, and empty where all images were asked for.
     """
 
     name: str
@@ -32,6 +33,7 @@ class DatasetSplits:
     fingerprint: str
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    folds: int = 1
 
 
 def check_dataset(dataset: str) -> None:
@@ -70,6 +72,9 @@ def load_dataset(
     split_seed: int = 0,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    folds: int | None = 1,
+    fold: int = 0,
+    all_images: bool = False,
     skip_damaged: bool = False,
     workers: int | None = None,
     download: bool = True,
@@ -78,8 +83,9 @@ def load_dataset(
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
-    ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
-    Without ``download``, a named data set that is not on disk is missing.
+    ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
+    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
+    an image folder (default: all cores). Without ``download``, a named data set that is not on disk is missing.
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
@@ -87,11 +93,14 @@ def load_dataset(
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
     source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
-    train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
+    folds = splits.usual_folds(source) if folds is None else folds
+    parts = split(source, val_fraction, split_seed, folds=folds, fold=fold, all_images=all_images)
+    train, val, test = limit(parts, train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
-    notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
+    drawn = _note_test_part(folds, fold, all_images) if "all" in source.parts else []
+    notes = (*source.notes, *drawn, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(
-        result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped
+        result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped, folds
     )
 
 
@@ -105,6 +114,7 @@ def load_dataset_of_run(
         workers: threads that check an image folder (default: as the settings say).
     """
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    later = {name: settings[name] for name in ("folds", "fold", "all_images") if name in settings}
     return load_dataset(
         settings["dataset"],
         name=settings["dataset_name"],
@@ -112,6 +122,7 @@ def load_dataset_of_run(
         workers=settings["workers"] if workers is None else workers,
         download=download,
         **{choice: settings[choice] for choice in choices},
+        **later,  # older records mean by their absence what is the default
     )
 
 
@@ -153,6 +164,15 @@ def _read(
     if dataset in DATASETS:
         return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
     return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+
+
+def _note_test_part(folds: int, fold: int, all_images: bool) -> list[str]:
+    """Note what the test part of data without a test split is."""
+    if all_images:
+        return ["all images are for training and validation: this model has no test score"]
+    if folds > 1:
+        return [f"the folder has no test split: fold {fold} (from 0) of {folds} stratified ones is the test part"]
+    return ["the folder has no test split: 20 % of each class were set aside by the split seed"]
 
 
 def _note_other_bytes(dataset: str, fingerprint: str) -> list[str]:

@@ -76,7 +76,7 @@ def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if part:
             found[part] = folder / name
     if not found:
-        return {"all": folder}, ["the folder has no test split: 20 % of each class were set aside by the split seed"]
+        return {"all": folder}, []
     if "train" not in found or len(found) == 1:
         raise UserError(
             f"{str(folder)!r} has {', '.join(sorted(found))} but needs train with test (or val); "
