@@ -7,6 +7,7 @@
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
+    python reproduce.py compare --dataset path/to/few/images --folds 5         # each image is tested once
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
@@ -29,7 +30,7 @@ import train_cnn_head
 import train_vit_lora
 from common import cli
 from common.config import check_folder, require
-from common.data.dataset import load_dataset, result_name
+from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler
@@ -136,6 +137,9 @@ class Config:
     """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it."""
     datasets: tuple[str, ...] = ()
     """Data sets to run (default: all of the profile)."""
+    folds: int | None = None
+    """compare: test a folder without a test split in so many folds, one seed each (default: 5 below 1,000 images; 1: a
+    single split, five seeds)."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     results_dir: Path = Path("results")
@@ -160,6 +164,11 @@ class Config:
             require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
             require(0 <= seed < 2**63, "seeds", seed, "0 or more")
+        require(self.folds is None or is_comparison, "folds", self.folds, "given for compare only")
+        require(self.folds is None or 1 <= self.folds <= 1_000, "folds", self.folds, "1 to 1000")
+        require(
+            not self.seeds or self.folds in (None, 1), "seeds", self.seeds, "left out with `folds`: one seed a fold"
+        )
         require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
 
 
@@ -253,7 +262,9 @@ def _comparison_grids(config: Config) -> list[Grid]:
     tags = list(map(resolve_tag, config.backbones))
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
-    loaded = load_dataset(config.dataset, data_dir=config.data_dir)
+    folds = 1 if config.seeds else config.folds
+    loaded = load_dataset(config.dataset, data_dir=config.data_dir, folds=folds)
+    _announce_folds(loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
@@ -271,8 +282,21 @@ def _comparison_grids(config: Config) -> list[Grid]:
         "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), COMPARE_TARGETS) for tag in vits],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
-    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": MINI.seeds, "tuned": True}
+    seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds
+    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": seeds, "folds": loaded.folds, "tuned": True}
     return [Grid(tuple(its), **common) for its in arms.values() if its]
+
+
+def _announce_folds(loaded: DatasetSplits) -> None:
+    """Say on standard error (commands may be printed) where the images are tested in folds."""
+    if loaded.folds > 1:
+        images = len(loaded.train) + len(loaded.val) + len(loaded.test)
+        print(
+            f"compare: {images:,} images without a test split: {loaded.folds} stratified folds, one seed each, so that "
+            "every image is tested once (--folds 1: a single split, five seeds)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +367,8 @@ def _announce_time(config: Config, grids: list[Grid], *, at_once: int) -> list[G
     seconds, feature_bytes = estimate.job_seconds(jobs, images, at_once=at_once)
     total = sum(seconds.values())
     begun = any(job.config.seed not in FEWER_SEEDS and job.folder.exists() for job in jobs)
-    if config.profile in ("mini", "compare") and not config.seeds and not begun and total > DAY:
+    has_five_seeds = config.profile in ("mini", "compare") and not config.seeds and grids[0].folds == 1
+    if has_five_seeds and not begun and total > DAY:
         print(f"five seeds take {duration(total)} here: three in their place (--seeds 0 1 2 3 4 makes five)")
         grids = [narrow_grid(grid, seeds=FEWER_SEEDS) for grid in grids]
         jobs = _jobs(config, grids)

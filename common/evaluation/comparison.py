@@ -38,6 +38,11 @@ class Series:
         """Into how many folds the images were cut, of which each run was tested on another; 1: a single split."""
         return self.runs[0].folds
 
+    @property
+    def repeat(self) -> str:
+        """What a person calls one of its runs: "seed" or "fold"."""
+        return "fold" if self.folds > 1 else "seed"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -118,8 +123,7 @@ def _unlike_seeds(series: Series) -> str:
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
     different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
-    runs = "folds" if series.folds > 1 else "seeds"
-    return f"the {runs} of {series.label} differ in {', '.join(different)}" if different else ""
+    return f"the {series.repeat}s of {series.label} differ in {', '.join(different)}" if different else ""
 
 
 def _one_a_fold(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

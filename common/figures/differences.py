@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range, signed
+from common.evaluation.formatting import joined_notes, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.significance import NOT_DEFINED
@@ -29,14 +29,13 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     names = pairs[["a", "b"]].drop_duplicates()
     count = min(len(names), MOST_PAIRS)
     left_out = f"The first {count} of {len(names)} pairs. " if count < len(names) else ""
-    fewest, most = seed_range([comparison])
-    over = "test images and seeds" if most > 1 else "test images"
+    own_repeats = repeats([comparison])
     figure, axes = facets(
         [METRICS[metric].label for metric in HEADLINE],
         heights=(0.1 + 0.36 * count,),
         sharex=False,
-        title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
-        caption=f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % interval over {over}, "
+        title=f"{comparison.title}: paired differences, {comparison.num_test:,} test images",
+        caption=f"{left_out}Upper minus lower model, {own_repeats.text}; bars: 95 % interval over {own_repeats.basis}, "
         f"each for itself, without the choice of the learning rate. A difference is called one where its interval "
         f"excludes 0. {joined_notes([comparison])}",
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in VERDICTS.values()},

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, seed_range
+from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
@@ -53,7 +53,7 @@ def write_report(
         summary=model_rows(comparisons, runs, SUMMARY, uncertainty),
         metrics=model_rows(comparisons, runs, SCORES),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
-        seeds=count_seeds(*seed_range(comparisons)),
+        seeds=repeats(comparisons).text,
         pictures={
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
         },

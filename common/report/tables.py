@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import MISSING, QUANTITIES, count_seeds, display, mean_text, seed_range, signed
+from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_text, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -93,10 +93,10 @@ def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
     """Return the scores and costs as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
     blocks = []
     for comparison in comparisons:
-        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.data.num_test
+        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.num_test
         texts = model_texts(runs, TERMINAL)
         texts.index = [series.label for series in comparison.series]
-        seeds = count_seeds(*seed_range([comparison]))
+        seeds = repeats([comparison]).text
         head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
         blocks.append(f"{head}\n{texts.to_string()}")
     return "\n\n".join(blocks)
