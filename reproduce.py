@@ -32,13 +32,13 @@ from common import cli
 from common.config import check_folder, require
 from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
-from common.evaluation.comparison import compare
+from common.evaluation.comparison import Series, compare
 from common.grid import prefetch, scheduler
-from common.grid.grid import Arm, Grid, narrow_grid
+from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
-from common.runs.result import RESULT_FILE, find_runs, read_result
+from common.runs.result import RESULT_FILE, Run, find_runs, read_result
 from common.runtime.environment import cores
 from common.runtime.progress import duration
 
@@ -104,8 +104,10 @@ COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there ar
 COMPARE_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})  # LoRA chooses between them as among rates
 COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
-    "that were not tried, or what they cost on other machines; the seeds share one split of the images"
+    "that were not tried, or what they cost on other machines; "
 )
+ONE_SPLIT = "the seeds share one split of the images"
+ONE_CHOICE = "the folds share training images, and learning rates chosen on validation images of the first"
 PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)}
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
@@ -175,6 +177,8 @@ class Config:
 def main(config: Config) -> None:
     # The grids, as one child process a run
     grids = _grids(config)
+    if config.profile == "compare":
+        config = replace(config, folds=grids[0].folds)
     devices = _devices(config, grids)
     grids = [_with_threads(grid, len(devices)) for grid in grids]
     if config.show_list:
@@ -442,11 +446,13 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
     from common.report import tables  # pandas takes a third of a second, --help does not wait
 
     folder, figures, pattern = _drawn(config)
-    runs, _ = find_runs(folder, pattern)
+    runs = _finished(config)
     if not runs:
         return
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
-        plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
+        plot_results.main(
+            plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern, folds=config.folds)
+        )
     comparisons, _ = compare(runs, {})
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
@@ -458,22 +464,50 @@ def _drawn(config: Config) -> tuple[Path, Path, str]:
     return config.results_dir / config.profile, config.figures_dir / config.profile, shown
 
 
+def _finished(config: Config) -> list[Run]:
+    """Return the profile's finished runs, of a comparison those on its images and in as many folds."""
+    folder, _, pattern = _drawn(config)
+    return [run for run in find_runs(folder, pattern)[0] if run.test and config.folds in (None, run.folds)]
+
+
 def _conclude(config: Config, grids: list[Grid]) -> None:
     """Print whether training was long enough, which arm to use, and the command of one run of each arm."""
-    from common.report.recommendation import recommendation
+    from common.report.recommendation import best_model, recommendation
 
-    folder, _, pattern = _drawn(config)
-    runs, _ = find_runs(folder, pattern)
-    for (dataset, name), gain in gains(runs, folder).items():
+    runs = _finished(config)
+    for (dataset, name), gain in gains(runs, _drawn(config)[0]).items():
         word = "not converged" if gain > NOT_CONVERGED else "converged"
         print(f"{dataset}: {name}: {word}: twice the epochs add {100 * gain:+.1f} points on validation images")
     if runs and config.profile == "compare":
-        print("", *recommendation(compare(runs, {})[0][0]), COMPARE_LIMITS, sep="\n")
+        comparison = compare(runs, {})[0][0]
+        last, shared = [], ONE_SPLIT
+        if comparison.folds > 1:
+            last, shared = _last_model(config, grids, best_model(comparison)), ONE_CHOICE
+        print("", *recommendation(comparison), *last, COMPARE_LIMITS + shared, sep="\n")
     firsts = [next(_stages(config, [replace(grid, datasets=dict([*grid.datasets.items()][:1]))])) for grid in grids]
     jobs = reversed([job for stage in firsts for job in stage.jobs])  # of several variants the first
     lines = {(job.config.backbone, job.config.method): job.shell_line for job in jobs}
     print("\none run of each arm by itself, to edit and run again:")
     print(*(f"  {line}" for line in reversed(lines.values())), sep="\n", flush=True)
+
+
+def _last_model(config: Config, grids: list[Grid], best: Series) -> list[str]:
+    """Return the commands that train the chosen arm, as it was set and at the rate it chose, on all images, and use it.
+
+    There are none where the run that is best is not of these grids.
+    """
+    from common.report.recommendation import labelling_command
+
+    folders, history = [run.folder for run in best.runs], best.runs[0].result.history
+    configs = [job.config for stage in _stages(config, grids) for job in stage.jobs if job.folder in folders]
+    if not configs:
+        return []
+    job = job_for(on_all_images(configs[0], seed=grids[0].first_seed, lr=history[0].lr if history else None))
+    return [
+        "none of these models has seen all images; train one more that has (it has no test score of its own, the mean "
+        f"over the folds stands for it):\n  {job.shell_line}",
+        labelling_command(job.folder),
+    ]
 
 
 def _exit_with_failures(failures: dict[str, str]) -> None:
