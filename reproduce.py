@@ -33,6 +33,7 @@ from common.config import check_folder, require
 from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import Series, compare
+from common.evaluation.plan import validation_accuracy
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images
 from common.grid.scheduler import Job
@@ -472,7 +473,7 @@ def _finished(config: Config) -> list[Run]:
 
 def _conclude(config: Config, grids: list[Grid]) -> None:
     """Print whether training was long enough, which arm to use, and the command of one run of each arm."""
-    from common.report.recommendation import best_model, recommendation
+    from common.report.recommendation import recommendation
 
     runs = _finished(config)
     for (dataset, name), gain in gains(runs, _drawn(config)[0]).items():
@@ -482,7 +483,8 @@ def _conclude(config: Config, grids: list[Grid]) -> None:
         comparison = compare(runs, {})[0][0]
         last, shared = [], ONE_SPLIT
         if comparison.folds > 1:
-            last, shared = _last_model(config, grids, best_model(comparison)), ONE_CHOICE
+            best = max(comparison.series, key=validation_accuracy)
+            last, shared = _last_model(config, grids, best), ONE_CHOICE
         print("", *recommendation(comparison), *last, COMPARE_LIMITS + shared, sep="\n")
     firsts = [next(_stages(config, [replace(grid, datasets=dict([*grid.datasets.items()][:1]))])) for grid in grids]
     jobs = reversed([job for stage in firsts for job in stage.jobs])  # of several variants the first

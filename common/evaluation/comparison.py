@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
+from common.runs.methods import METHODS
 from common.runs.predictions import read_predictions
 from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
@@ -42,6 +43,16 @@ class Series:
     def repeat(self) -> str:
         """What a person calls one of its runs: "seed" or "fold"."""
         return "fold" if self.folds > 1 else "seed"
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether one run is all there is to know: every seed gives the same result, and there are no other folds."""
+        return METHODS[self.method].is_deterministic and self.folds == 1
+
+    @property
+    def is_one_seed(self) -> bool:
+        """Whether the spread of its seeds (or folds) is unknown: one is there, another would give another result."""
+        return len(self.runs) == 1 and not self.is_deterministic
 
 
 @dataclass(frozen=True)
