@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from common.evaluation.significance import NOT_DEFINED, Estimate
 
@@ -30,22 +31,22 @@ class Spread(NamedTuple):
         counts = [len(values) for values in several]
         variances = [values.var(ddof=1) / len(values) for values in several]
         error = math.sqrt(self.image_error**2 + sum(variances))
-        return Estimate(float(self.value), error, freedom(self.image_error**2, variances, counts))
+        return Estimate(float(self.value), error, float(freedom(self.image_error**2, variances, counts)))
 
 
-def freedom(image_variance: float, variances: Sequence[float], counts: Sequence[int]) -> float:
+def freedom(image_variance: float, variances: Sequence[ArrayLike], counts: Sequence[int]) -> np.ndarray:
     """Return the degrees of freedom of ``image_variance``, taken as known, and means of ``counts`` (K >= 2) seeds.
 
     Satterthwaite's (1946, "An approximate distribution of estimates of variance components") are themselves estimated
     from few numbers, and too many where seeds happen to agree. So each of the seeds' ``variances`` counts three times
     against the images', of two seeds eight times: then false claims stay near 5 %, by simulation
-    (``bench/error_rates.py``). Never fewer than those of the model with the fewest seeds.
+    (``bench/error_rates.py``). Never fewer than those of the model with the fewest seeds; of arrays one by one.
     """
     counted = [variance * (8 if count == 2 else 3) for variance, count in zip(variances, counts, strict=True)]
     uncertainty = sum(variance**2 / (count - 1) for variance, count in zip(counted, counts, strict=True))
-    if not uncertainty > 0:
-        return math.inf
-    return max(min(counts) - 1, (image_variance + sum(counted)) ** 2 / uncertainty)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where no seeds differ
+        estimated = np.float64(image_variance + sum(counted)) ** 2 / uncertainty
+    return np.where(uncertainty > 0, np.maximum(min(counts, default=2) - 1, estimated), np.inf)[()]
 
 
 def image_error(draws: np.ndarray, num_images: int, *, is_count: bool) -> float:

@@ -1,5 +1,6 @@
 """Which of the models compared to use: the best on validation images, how sure that is, and what it costs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,29 +49,32 @@ def labelling_command(folder: Path) -> str:
 
 def _doubts(comparison: Comparison, best: Series, pairs: pd.DataFrame) -> list[str]:
     """Return what the test images say of the choice, by the declared pairs: what is better, worse or neither."""
-    labels = {series.name: series for series in comparison.series}
+    others = {series.name: series for series in comparison.series if series is not best}
     better, worse, equivalent, undecided = [], [], [], []
-    for pair in pairs.itertuples():
-        if best.name not in (pair.a, pair.b) or not pair.declared:
+    for pair in pairs[pairs.declared.astype(bool)].itertuples():
+        if best.name not in (pair.a, pair.b):
             continue
-        other = labels[pair.b if pair.a == best.name else pair.a]
+        other = others[pair.b if pair.a == best.name else pair.a]
         if pair.winner:
             (worse if getattr(pair, pair.winner) == best.name else better).append(other)
         else:
             (equivalent if pair.verdict == EQUIVALENT else undecided).append(other)
     lines = [f"but on the test images {series.label} is better" for series in better]
-    for word, others in (
-        ("do not decide between it and", undecided),
-        ("show it to be equivalent to", equivalent),
-        ("too, show it to be better than", worse),
-    ):
-        if others:
-            lines.append(f"the test images {word} {', '.join(series.label for series in others)}")
-    if equal := undecided + equivalent:
-        cheapest = min([best, *equal], key=_seconds)
-        if cheapest is not best:
-            lines.append(f"of these {cheapest.label} trains fastest ({duration(_seconds(cheapest))})")
+    if undecided:
+        lines.append(f"the test images do not decide between it and {_labels(undecided)}")
+    if equivalent:
+        lines.append(f"on the test images it is equivalent to {_labels(equivalent)}")
+    cheapest = min([best, *undecided, *equivalent], key=_seconds)
+    if cheapest is not best:
+        lines[-1] += f"; of these {cheapest.label} trains fastest ({duration(_seconds(cheapest))})"
+    if worse:
+        losers = "every other" if len(worse) == len(others) else _labels(worse)
+        lines.append(f"on the test images, too, it is better than {losers}")
     return lines
+
+
+def _labels(models: Sequence[Series]) -> str:
+    return ", ".join(series.label for series in models)
 
 
 def _seconds(series: Series) -> float:
