@@ -52,13 +52,14 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     Returns the paths. The CSV's columns are those of ``Uncertainty.pairs``; the texts have the differences with their
     simultaneous 95 % intervals in brackets, and Holm's p by accuracy.
     """
-    pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test", "folds_a": "folds"})
+    pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
         *("folds", "declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
         *("verdict", "winner", "detectable", "detectable_by_images", "seeds_needed", "images_needed"),
         *("mcnemar_p_by_seed", "remark"),
     )
+    pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
     return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
 
