@@ -48,7 +48,7 @@ class DataConfig:
     """Of a folder without a test split: test on one of so many stratified parts, and train on the others."""
     fold: int = setting(0, published=0)
     """Which of the folds is the test part, from 0."""
-    all_images: bool = setting(False, short="all", published=False)
+    all_images: bool = setting(False, short="all-images", published=False)
     """Of a folder without a test split: keep no test part, for a last model on all images. It has no test score."""
     skip_damaged: bool = setting(False, short="skip", published=False)
     """Leave unreadable images out and record them, instead of stopping with their list."""
