@@ -12,6 +12,7 @@ from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import joined_notes, points, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
+from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside
 from common.figures.palette import VERDICTS
@@ -56,12 +57,17 @@ def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: 
     """Return what the marks, bars and the band are, and which of all ``pairs`` are ``shown``."""
     own = repeats([comparison])
     left_out = f"{shown} of {pairs} pairs, the others are in verdicts.csv. " if shown < pairs else ""
-    together = ", which hold together (Holm)" if declared.family.max() > 1 else ""
+    kind = "simultaneous 95 % intervals (Holm)" if declared.family.max() > 1 else "95 % intervals"
+    alone = (
+        f" One {own.word} decides nothing: its bar is over the images alone."
+        if ONE_SEED in set(declared.verdict)
+        else ""
+    )
     margins = declared.margin.dropna()
     band = f" Band: the margin of {points(margins.iloc[0])}." if len(margins) else ""
     return (
-        f"{left_out}Upper minus lower model, {own.text}; bars: 95 % intervals over {own.basis}{together}, "
-        f"without the choice of the learning rate. A model is called better where the bar excludes 0.{band} "
+        f"{left_out}Upper minus lower model, {own.text}; bars: {kind} over {own.basis}, "
+        f"without the choice of the learning rate. A model is called better where the bar excludes 0.{alone}{band} "
         f"{joined_notes([comparison])}"
     )
 
