@@ -22,7 +22,8 @@ class DatasetSplits:
 
     ``fingerprint`` is the SHA-256 (64 hexadecimal digits) of all the data, whatever the limits and the split seed;
     ``skipped`` names the damaged files that were left out, relative to the image folder. ``read_from``: what the data
-    were read from, in a few words.
+    were read from, in a few words. ``test`` is one of ``folds`` parts of all images where these are more than one, and
+    empty where all images were asked for.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DatasetSplits:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     read_from: str = ""
+    folds: int = 1
 
 
 def check_dataset(dataset: str, source: str = "auto") -> None:
@@ -76,6 +78,9 @@ def load_dataset(
     split_seed: int = 0,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    folds: int | None = 1,
+    fold: int = 0,
+    all_images: bool = False,
     skip_damaged: bool = False,
     workers: int | None = None,
     source: str = "auto",
@@ -84,8 +89,9 @@ def load_dataset(
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
-    ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
-    ``source`` says what a named data set is read from (``registry.read``).
+    ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
+    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
+    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``).
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
@@ -93,11 +99,14 @@ def load_dataset(
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
     raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
-    train, val, test = limit(split(raw, val_fraction, split_seed), train_limit, test_limit, split_seed)
+    folds = splits.usual_folds(raw) if folds is None else folds
+    parts = split(raw, val_fraction, split_seed, folds=folds, fold=fold, all_images=all_images)
+    train, val, test = limit(parts, train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(raw.classes, raw.parts)
-    notes = (*raw.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
+    drawn = _note_test_part(folds, fold, all_images) if "all" in raw.parts else []
+    notes = (*raw.notes, *drawn, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(
-        result_name(dataset, name), raw.classes, train, val, test, fingerprint, notes, raw.skipped, raw.read_from
+        result_name(dataset, name), raw.classes, train, val, test, fingerprint, notes, raw.skipped, raw.read_from, folds
     )
 
 
@@ -116,6 +125,7 @@ def load_dataset_of_run(
         source: what a named data set is read from (default: as the settings say; older records do not).
     """
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    later = {name: settings[name] for name in ("folds", "fold", "all_images") if name in settings}
     return load_dataset(
         settings["dataset"],
         name=settings["dataset_name"],
@@ -123,6 +133,7 @@ def load_dataset_of_run(
         workers=settings["workers"] if workers is None else workers,
         source=source or settings.get("source", "auto"),
         **{choice: settings[choice] for choice in choices},
+        **later,  # older records mean by their absence what is the default
     )
 
 
@@ -164,6 +175,15 @@ def _read(
     if dataset in DATASETS:
         return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, source=source)
     return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+
+
+def _note_test_part(folds: int, fold: int, all_images: bool) -> list[str]:
+    """Note what the test part of data without a test split is."""
+    if all_images:
+        return ["all images are for training and validation: this model has no test score"]
+    if folds > 1:
+        return [f"the folder has no test split: fold {fold} (from 0) of {folds} stratified ones is the test part"]
+    return ["the folder has no test split: 20 % of each class were set aside by the split seed"]
 
 
 def _note_other_bytes(dataset: str, fingerprint: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.data import label_file
 from common.data.images import EXTENSIONS, LabelledImages, decode_bytes
-from common.data.splits import NO_TEST_SPLIT, SPLIT_NAMES, RawSplits
+from common.data.splits import SPLIT_NAMES, RawSplits
 from common.runtime.errors import UserError
 from common.runtime.files import digest
 from common.runtime.progress import progress
@@ -97,7 +97,6 @@ def _layout(folder: Path, notes: list[str]) -> dict[str, Path]:
         if part:
             found[part] = folder / name
     if not found:
-        notes.append(NO_TEST_SPLIT)
         return {"all": folder}
     if "train" not in found or len(found) == 1:
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.data.images import EXTENSIONS
-from common.data.splits import NO_TEST_SPLIT, SPLIT_NAMES
+from common.data.splits import SPLIT_NAMES
 from common.runtime.errors import UserError
 
 NAMES = ("metadata.csv", "labels.csv")
@@ -65,16 +65,16 @@ def read(table: Path, images: Sequence[Path], notes: list[str]) -> dict[str, dic
     if len(set(labels)) < 2:
         raise UserError(f"{str(table)!r} has {len(set(labels))} labels: at least two are needed")
     if "all" in found:
-        notes.append(NO_TEST_SPLIT)
-    elif "train" not in found or len(found) == 1:
+        return found
+    if "train" not in found or len(found) == 1:
         raise UserError(
             f"{str(table)!r} has the split {', '.join(sorted(found))} but needs train with test (or val); without the "
             "column split, and without folders of these names, it is split 80/20"
         )
-    elif "test" not in found:
+    if "test" not in found:
         notes.append("there is no test split: 'val' serves as the test split")
         found["test"] = found.pop("val")
-    return {part: found[part] for part in ("all", "train", "val", "test") if part in found}
+    return {part: found[part] for part in ("train", "val", "test") if part in found}
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
