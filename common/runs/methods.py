@@ -29,6 +29,8 @@ class MethodSpec:
     """Whether the backbone is frozen, so that each image passes through it once."""
     has_steps: bool = True
     """Whether an optimiser steps over batches; a method without steps refuses the settings of steps."""
+    decays_vectors: bool = True
+    """Whether weight decay also shrinks tensors of one dimension: norms and biases."""
     is_deterministic: bool = False
     """Whether nothing is drawn at random: every seed gives the same result."""
 
@@ -61,6 +63,14 @@ METHODS = {
         reads_features=True,
         has_steps=False,
         is_deterministic=True,
+    ),
+    "full": MethodSpec(
+        label="(full fine-tuning{variant})",
+        suffix="full",
+        own_settings=("parts", "batchnorm"),
+        usual={"parts": "all", "batchnorm": "train"},
+        published={"lr": (1e-4,)},
+        decays_vectors=False,
     ),
 }
 

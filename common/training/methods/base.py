@@ -19,8 +19,7 @@ class Method(ABC):
     """How one of ``runs.methods.METHODS`` trains, and how its model is saved, restored and exported.
 
     Its model maps to logits (B, C) float32: pooled features (B, width) where its facts say ``reads_features``, else
-    normalised images (B, 3, S, S). What requires a gradient is trained and kept; buffers are not, so that a norm with
-    running statistics has to stay in eval mode.
+    normalised images (B, 3, S, S). What requires a gradient is trained and kept, as are running statistics.
     """
 
     weight_files: ClassVar[tuple[str, ...]]
