@@ -27,7 +27,7 @@ class Config(TrainConfig):
     dataset: Annotated[str, tyro.conf.arg(help=DATASET_CHOICES)] = setting("cifar10", published="cifar10")
     backbone: str = setting("vit_base_patch16_224.augreg_in1k", published="vit_base_patch16_224.augreg_in1k")
     """A timm model with its weight tag, whose classifier is one layer."""
-    parts: Literal["all", "norms-and-biases"] = setting("all", short="", published="all")
+    parts: Literal["all", "norms-and-biases"] = setting("all", published="all")
     """Trained beside the classifier: every parameter; or weight and bias of every norm, and every layer's bias."""
     batchnorm: Literal["train", "frozen"] = setting("train", short="bn-", published="train")
     """Statistics of BatchNorm: each batch's, with their running mean for evaluation; frozen: the pretrained ones, its
@@ -56,7 +56,7 @@ class Config(TrainConfig):
     @property
     def method(self) -> str:
         """What is trained, as results and run names call it."""
-        return "full"
+        return "full" if self.parts == "all" else "norms_and_biases"
 
 
 def main(config: Config) -> None:

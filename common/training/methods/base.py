@@ -58,8 +58,8 @@ class Method(ABC):
         """Train ``model``, which ends in eval mode with its best weights on validation; see ``sweep``."""
         return sweep(model, train, val, configs, checkpoint, extend=extend)
 
-    def describe(self) -> dict[str, Any]:
-        """Return further fields of the result's ``model`` record, beside ``method_settings``."""
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Return further fields of the result's ``model`` record of ``model``, beside ``method_settings``."""
         return {}
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Full fine-tuning: the backbone itself is trained, all of it or its norms and biases, with a new classifier."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,12 @@ class Full(Method):
     weight_files = ("model.safetensors",)
 
     def __post_init__(self) -> None:
-        for name, choices in (("parts", finetuning.PARTS), ("batchnorm", finetuning.BATCHNORM)):
-            value = getattr(self, name)
-            require(value in choices, name, value, f"one of {', '.join(choices)}")
+        choices = finetuning.BATCHNORM
+        require(self.batchnorm in choices, "batchnorm", self.batchnorm, f"one of {', '.join(choices)}")
 
     @classmethod
     def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Full":
-        return cls(**{each.name: settings[each.name] for each in fields(cls)})
+        return cls(parts="all" if name == "full" else "norms-and-biases", batchnorm=settings["batchnorm"])
 
     def build(
         self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
