@@ -16,7 +16,7 @@ from common.training.loop import OptimizerConfig
 from common.training.methods import IMPLEMENTATIONS, new_method
 
 CPU = torch.device("cpu")
-SETTINGS = {"rank": 2, "alpha": 8.0, "dropout": 0.1, "head_dropout": 0.5, "parts": "all", "batchnorm": "train"}
+SETTINGS = {"rank": 2, "alpha": 8.0, "dropout": 0.1, "head_dropout": 0.5, "batchnorm": "train"}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

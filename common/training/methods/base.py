@@ -24,6 +24,8 @@ class Method(ABC):
 
     weight_files: ClassVar[tuple[str, ...]]
     """Names of the files that ``files`` gives, relative to the run's folder."""
+    saves_backbone: ClassVar[bool] = False
+    """Whether the one of them is a timm checkpoint, so that the backbone's own weights are needed no more."""
 
     @classmethod
     @abstractmethod

@@ -31,6 +31,7 @@ class Full(Method):
     batchnorm: str
 
     weight_files = ("model.safetensors",)
+    saves_backbone = True
 
     def __post_init__(self) -> None:
         choices = finetuning.BATCHNORM
