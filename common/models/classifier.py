@@ -1,6 +1,6 @@
 """A timm model with its own classifier as it is trained here; ``finetuning`` and ``lora`` say what of it is trained."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from common.runtime.device import autocast
 from common.runtime.errors import UserError
 
 
-class TimmClassifier(nn.Module):
+class TimmClassifier(nn.Module, ABC):
     """A timm model with a classifier of one layer: normalised images (B, 3, S, S) -> logits (B, C) float32.
 
     The backbone computes in ``precision``, the classifier always in float32. ``train()`` switches on what ``learns_by``
