@@ -1,6 +1,7 @@
 """What is true of every method that changes a backbone: where it starts, what moves, what is kept, what is exported."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,18 @@ def test_which_convolutions_of_the_study_s_cnns_are_adapted(tag, targets, layers
     assert complexity.count_parameters(model)["trainable_params"] == trained
     adapted = {name for name, layer in model.module.named_modules() if hasattr(layer, "lora_A")}
     assert adapted == set(names)
+
+
+@pytest.mark.parametrize("tag", ["regnety_002.pycls_in1k", "ese_vovnet19b_dw.ra_in1k"])
+def test_squeeze_and_excite_is_known_by_each_of_its_names(tag):
+    base = _unloaded(tag)
+    gates = {
+        name
+        for name, m in base.module.named_modules()
+        if isinstance(m, nn.Conv2d) and re.search(r"\.(se|attn)\.", name)
+    }
+    assert gates and not gates & set(cnn_lora.require_targets(base, "pointwise"))
+    assert gates < set(cnn_lora.require_targets(base, "all-convs"))
 
 
 @pytest.mark.parametrize(
