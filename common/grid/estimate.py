@@ -28,7 +28,7 @@ def job_seconds(
     featured, seconds, feature_bytes = set(), {}, 0
     for job in jobs:
         config = job.config
-        measured = config.backbone, config.method, config.batch_size, config.threads, getattr(config, "targets", None)
+        measured = config.backbone, config.method, config.batch_size, config.threads, _own_settings(config)
         if measured not in costs:
             costs[measured] = measure(config)
         cost, (train, test) = costs[measured], images[config.dataset]
@@ -57,6 +57,11 @@ def arm_seconds(jobs: Sequence[Job], seconds: Mapping[Job, float]) -> dict[tuple
 def _trainings(config: Any) -> int:
     """Return how many learning rates a run trains."""
     return 1 if config.tuned_on is not None else len(config.lr) + bool(config.extend)
+
+
+def _own_settings(config: Any) -> tuple:
+    """Return the settings that only the run's method has, by which its cost may differ."""
+    return tuple(getattr(config, name, None) for name in method_spec(config.method).own_settings)
 
 
 def measure_start() -> float:
