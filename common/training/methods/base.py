@@ -76,6 +76,14 @@ class Method(ABC):
         """
 
     @abstractmethod
+    def loading(self, model: nn.Module) -> str:
+        """Return lines of Python for the model card, which need PyTorch, timm and PEFT alone.
+
+        They make of ``model``, timm's model with the base's weights and any classifier, the trained model in eval
+        mode, images (B, 3, S, S) -> logits (B, C), with the ``weight_files`` of the folder they run in.
+        """
+
+    @abstractmethod
     def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
         """Return the trained model in eval mode as plain layers: images (B, 3, S, S) -> logits (B, C), in float32."""
 

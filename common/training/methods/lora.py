@@ -14,6 +14,28 @@ from common.models.backbones import Backbone
 from common.runs.methods import method_spec
 from common.training.methods.base import Method
 
+# timm has one layer for query, key and value, where the adapter has names for each.
+LOADING = """
+from peft import PeftModel
+
+
+class SplitQKV(torch.nn.Module):
+    def __init__(self, fused):
+        super().__init__()
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            layer = torch.nn.Linear(fused.in_features, fused.out_features // 3, bias=fused.bias is not None)
+            layer.load_state_dict({{key: tensor.chunk(3)[part] for key, tensor in fused.state_dict().items()}})
+            self.add_module(name, layer)
+
+    def forward(self, tokens):
+        return torch.cat([layer(tokens) for layer in self.children()], dim=-1)
+
+
+model.reset_classifier({classes})
+for block in model.blocks:
+    block.attn.qkv = SplitQKV(block.attn.qkv)
+model = PeftModel.from_pretrained(model, ".").eval()  # "." or YOUR-NAME/YOUR-MODEL on the hub"""
+
 
 @dataclass(frozen=True)
 class Lora(Method):
@@ -57,6 +79,9 @@ class Lora(Method):
 
     def load(self, model: nn.Module, folder: Path) -> None:
         lora.load_adapter(model, folder / "adapter")
+
+    def loading(self, model: nn.Module) -> str:
+        return LOADING.format(classes=model.vit.num_classes)
 
     def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
         return lora.merged(model)
