@@ -19,6 +19,8 @@ from PIL import Image
 
 import evaluate
 import train_cnn_head
+import train_cnn_lora
+import train_full
 import train_vit_lora
 from common import cli
 from common.data.dataset import load_dataset_of_run
@@ -35,6 +37,8 @@ RUNS = {
     "lora": (train_vit_lora, "--backbone=test_vit", "--rank=2", "--lr=1e-2"),
     "lora_more": (train_vit_lora, "--backbone=test_vit", "--rank=2", "--lr=1e-2", *MORE),
     "probe": (train_cnn_head, "--backbone=test_resnet", "--head=probe"),
+    "cnn_lora": (train_cnn_lora, "--backbone=test_resnet", "--rank=2", "--lr=1e-2"),
+    "full": (train_full, "--backbone=test_efficientnet", "--lr=1e-2"),
     "mlp": (train_cnn_head, "--backbone=test_efficientnet", "--lr=1e-2"),
 }
 RECIPE = ("--epochs", "--batch-size")  # what a probe has no use for
@@ -112,7 +116,7 @@ def test_the_hub_reads_the_metrics_of_the_test_split_from_a_card(runs, kind):
     assert {each.dataset_split for each in found.values()} == {"test"}
     low, high = found["accuracy"].metric_args["interval_95"]
     assert low <= result.test.scores["accuracy"] <= high
-    assert card.data.library_name == ("peft" if kind.startswith("lora") else "timm")
+    assert card.data.library_name == ("peft" if "lora" in kind else "timm")
     assert card.data.license is None and card.data.base_model is None  # random weights have neither
     assert "random weights" in card.text and "hf upload" in card.text
 
@@ -155,7 +159,7 @@ def test_a_card_may_be_edited_and_the_run_stays_whole(runs, capsys):
     card.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["lora", "probe", "mlp"])
+@pytest.mark.parametrize("kind", ["lora", "probe", "mlp", "cnn_lora", "full"])
 def test_an_onnx_file_takes_any_batch_and_gives_the_logits(runs, kind, tmp_path, capsys):
     path = tmp_path / "model.onnx"
     assert _evaluate(runs[kind], "--export", path) == 0
@@ -170,7 +174,7 @@ def test_an_onnx_file_takes_any_batch_and_gives_the_logits(runs, kind, tmp_path,
     assert json.loads(metadata["classes"]) == list("0123456789") and metadata["opset"] == "18"
 
 
-@pytest.mark.parametrize("kind", ["lora", "lora_more", "mlp"])
+@pytest.mark.parametrize("kind", ["lora_more", "mlp"])
 def test_an_onnx_file_with_preprocessing_takes_images_of_any_size(runs, kind, tmp_path, capsys):
     path, rng = tmp_path / "model.onnx", np.random.default_rng(0)
     assert _evaluate(runs[kind], "--export", path, "--with-preprocessing") == 0

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from common.data.transforms import Transform
+from common.models.weights import state_file
 from common.runtime.errors import UserError, shown
 from common.runtime.files import write_atomically
 from common.training.restore import RestoredModel
@@ -75,10 +76,7 @@ def export(model: RestoredModel, path: Path, *, with_preprocessing: bool = False
 
 
 def _timm_checkpoint(model: RestoredModel, path: Path, with_preprocessing: bool) -> tuple[bytes, str]:
-    from safetensors.torch import save
-
-    state = model.method.timm_state(model.backbone, model.model)
-    content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    content = state_file(model.method.timm_state(model.backbone, model.model))
     arguments = f"num_classes={len(model.classes)}, checkpoint_path={str(path)!r}{_image_size(model)}"
     return content, f"load it with timm.create_model({model.backbone.tag!r}, {arguments})"
 

@@ -50,7 +50,7 @@ def model_card(result: RunResult, backbone: Backbone, method: Method, model: nn.
         settings="".join(f", {name} {value}" for name, value in result.model.method_settings.items()),
         kept=_kept(result),
         scores=_scores(result, interval),
-        code="\n".join([_base_code(result, backbone), method.loading(model), _use_code(result, backbone)]),
+        code="\n".join([_base_code(result, backbone, method), method.loading(model), _use_code(result, backbone)]),
         licence=_licence_text(licence),
         include="" if is_alone else "".join(f" --include {name}" for name in files),
     )
@@ -138,14 +138,16 @@ def _licence_text(licence: str | None) -> str:
     return f"The base's weights have the licence `{licence}`, as timm records it; it applies to what is made from them."
 
 
-def _base_code(result: RunResult, backbone: Backbone) -> str:
-    """Return lines that build timm's ``model`` with the base's weights."""
+def _base_code(result: RunResult, backbone: Backbone, method: Method) -> str:
+    """Return lines that build timm's ``model``, with the base's weights where the run's folder has not all."""
     tag, native = backbone.tag, timm.get_pretrained_cfg(backbone.tag).input_size[-1]
     lines = ["import numpy as np", "import timm", "import torch", "from PIL import Image", ""]
     module = timm.models.model_entrypoint(tag).__module__
     if not module.startswith("timm."):
         lines.insert(3, f"import {module}  # of the benchmark, which has this backbone: run it there")
-    if backbone.source == "random":
+    if method.saves_backbone:
+        arguments = ""
+    elif backbone.source == "random":
         lines.append(f"torch.manual_seed({torch_seed(RANDOM_WEIGHTS_SEED, 'backbone')})  # the base has random weights")
         arguments = "num_classes=0"
     elif backbone.source == "pretrained":
@@ -153,7 +155,7 @@ def _base_code(result: RunResult, backbone: Backbone) -> str:
     else:
         lines.append(f"base = {{'file': {Path(backbone.source).name!r}, 'custom_load': False}}  # bring it here")
         arguments = f"pretrained=True, num_classes={len(result.data.classes)}, pretrained_cfg_overlay=base"
-    lines.append(f"model = timm.create_model({tag!r}, {arguments})")
+    lines.append(f"model = timm.create_model({', '.join(filter(None, (repr(tag), arguments)))})")
     if hasattr(backbone.module, "set_input_size") and backbone.image_size != native:
         lines.append(f"model.set_input_size(img_size=({backbone.image_size}, {backbone.image_size}))")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.config import require
-from common.models.backbones import Backbone, pooled_features
+from common.models.backbones import Backbone, own_classifier, pooled_features
 from common.models.heads import Head, head_file, load_head, new_head
 from common.runtime.errors import UserError
 from common.training.methods.base import Method
@@ -82,7 +82,7 @@ model = torch.nn.Sequential(model, head).eval()"""
                 "a plain timm model has no place for a head of two layers; take `export` FILE.pt2 or FILE.onnx"
             )
         weight, bias = model.output.weight.detach(), model.output.bias.detach()
-        if _classifier_is_convolution(backbone, len(bias)):
+        if isinstance(own_classifier(backbone), nn.Conv2d):
             weight = weight[:, :, None, None]  # (C, width) -> (C, width, 1, 1)
         name = backbone.classifier
         return backbone.module.state_dict() | {f"{name}.weight": weight, f"{name}.bias": bias}
@@ -90,11 +90,3 @@ model = torch.nn.Sequential(model, head).eval()"""
 
 def _linear_code(layer: nn.Linear) -> str:
     return f"torch.nn.Linear({layer.in_features}, {layer.out_features})"
-
-
-def _classifier_is_convolution(backbone: Backbone, classes: int) -> bool:
-    import timm
-
-    with torch.device("meta"):
-        module = timm.create_model(backbone.tag, num_classes=classes)
-    return isinstance(module.get_submodule(backbone.classifier), nn.Conv2d)
