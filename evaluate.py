@@ -217,7 +217,7 @@ def score_other(model: "RestoredModel", config: Config) -> None:
 
 def score_corrupted(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
     """Score the runs' own test splits under corruptions, and write ``corruption.json`` beside each run's result."""
-    from common.evaluation.robustness import corruption_summary
+    from common.evaluation.corruption_scores import corruption_summary
     from common.training.robustness import check_size, groups, restore_group, score_group
 
     kinds = KINDS if "all" in config.corrupt else config.corrupt

@@ -1,84 +1,72 @@
-"""Scores under corruptions, ``corruption.json`` in a run's folder: written kind by kind, read as a table."""
+"""Differences between models in accuracy on corrupted test images, by the same rules as those on clean ones."""
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
-from common.data.corruptions import KINDS, SEVERITIES
-from common.evaluation.calibration import expected_calibration_error
-from common.evaluation.metrics import softmax
-from common.runs.predictions import PREDICTIONS_FILE
-from common.runs.result import Run, encode_record, is_intact
-from common.runtime.files import write_atomically
+from common.data.corruptions import KINDS
+from common.evaluation.comparison import Comparison, Series
+from common.evaluation.corruption_scores import read_kinds, share_correct
+from common.evaluation.frames import table
+from common.evaluation.plan import comparable_pairs, declared_pairs, read_plan
+from common.evaluation.spread import Spread
+from common.evaluation.uncertainty import PAIR_COLUMNS, count_unplanned
+from common.evaluation.verdicts import verdict_rows
 
-CORRUPTION_FILE = "corruption.json"
 
+def corrupted(comparison: Comparison) -> tuple[Comparison | None, list[str]]:
+    """Return ``comparison`` with the models alone of which every seed was scored, and the kinds that all of them have.
 
-def score_kind(logits: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, list]:
-    """Return what is kept of a kind: accuracy, ECE and the right images at each severity, from ``logits`` (N, C) each.
-
-    ``correct`` has a bit an image, in the order of ``predictions.npz``, in hexadecimal digits.
+    None without such a model.
     """
-    correct = [each.argmax(axis=1) == labels for each in logits]
-    return {
-        "accuracy": [float(right.mean()) for right in correct],
-        "ece": [expected_calibration_error(softmax(each), labels) for each in logits],
-        "correct": [np.packbits(right).tobytes().hex() for right in correct],
-    }
+    kinds = {series.name: [set(read_kinds(run)) for run in series.runs] for series in comparison.series}
+    scored = tuple(series for series in comparison.series if all(kinds[series.name]))
+    if not scored:
+        return None, []
+    shared = set.intersection(*(of_run for series in scored for of_run in kinds[series.name]))
+    return replace(comparison, series=scored), [kind for kind in KINDS if kind in shared]
 
 
-def read_kinds(run: Run, made_by: str | None = None) -> dict[str, dict[str, list]]:
-    """Return what ``corruption.json`` holds by kind, {} where it is missing, damaged, or of other predictions.
+def corrupted_pairs(
+    comparisons: Sequence[Comparison], *, contrasts: Sequence[tuple[str, str]] = (), margin: float | None = None
+) -> pd.DataFrame:
+    """Return what ``Uncertainty.pairs`` has, of the accuracy over all severities of the kinds that all models have.
 
-    ``made_by``: also {} if another version of the package made it.
+    Each image counts once, by the share of its corruptions that are classified right, so that images are the sample.
+    ``contrasts`` and ``margin`` as in ``compute_uncertainty``. May have no row.
     """
-    try:
-        record = json.loads((run.folder / CORRUPTION_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    is_of_run = is_intact(record) and record.get("predictions") == _predictions(run)
-    return record["kinds"] if is_of_run and made_by in (None, record["made_by"]) else {}
+    rows = []
+    for whole in comparisons:
+        comparison, kinds = corrupted(whole)
+        if comparison is None or not kinds:
+            continue
+        plan = read_plan(comparison.series[0].runs[0].folder.parent.parent)
+        shares = {
+            series.name: np.stack([share_correct(run, kinds) for run in series.runs]) for series in comparison.series
+        }
+        pairs = comparable_pairs(comparison)
+        found = verdict_rows(
+            {(a.name, b.name): _spread(a, b, shares) for a, b in pairs},
+            metric="accuracy",
+            margin=plan.margin if margin is None else margin,
+            declared=declared_pairs(comparison, contrasts or plan.contrasts),
+            one_seed={(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
+        )
+        rows += [
+            {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": "accuracy", "mcnemar_p_by_seed": ""}
+            | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
+            | found[a.name, b.name]
+            for a, b in pairs
+        ]
+    return table(rows, PAIR_COLUMNS)
 
 
-def write_kinds(run: Run, kinds: Mapping[str, dict[str, list]], made_by: str) -> Path:
-    """Write ``corruption.json`` atomically, with the scores of the clean test images beside; return its path."""
-    record: dict[str, Any] = {
-        "name": corruption_name(kinds),
-        "made_by": made_by,
-        "predictions": _predictions(run),
-        "image_size": run.result.data.image_size,
-        "num_test": run.result.data.num_test,
-        "severities": list(SEVERITIES),
-        "clean": {name: run.test.scores[name] for name in ("accuracy", "ece")},
-        "mean": {name: float(np.mean([kind[name] for kind in kinds.values()])) for name in ("accuracy", "ece")},
-        "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds},
-    }
-    path = run.folder / CORRUPTION_FILE
-    write_atomically(path, encode_record(record))
-    return path
-
-
-def corruption_name(kinds: Mapping[str, Any]) -> str:
-    """Return how such scores are called: never CIFAR-10-C or ImageNet-C, whose files are other images."""
-    return f"C-like, {len(kinds)} of {len(KINDS)} kinds"
-
-
-def corruption_summary(run: Run) -> str:
-    """Return a line on a run whose ``corruption.json`` there is."""
-    record = json.loads((run.folder / CORRUPTION_FILE).read_bytes())
-    mean, clean = (f"accuracy {record[of]['accuracy']:.4f}, ECE {record[of]['ece']:.4f}" for of in ("mean", "clean"))
-    return f"{run.folder / CORRUPTION_FILE}: {record['name']}: {mean} on average; clean: {clean}"
-
-
-def share_correct(run: Run, kinds: Sequence[str]) -> np.ndarray:
-    """Return at how many of all severities of ``kinds`` each test image is classified right, as a share (N,)."""
-    images = run.result.data.num_test
-    rows = [row for kind in kinds for row in read_kinds(run)[kind]["correct"]]
-    return np.mean([np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8), count=images) for row in rows], axis=0)
-
-
-def _predictions(run: Run) -> str:
-    return run.result.files[PREDICTIONS_FILE].sha256
+def _spread(a: Series, b: Series, shares: dict[str, np.ndarray]) -> Spread:
+    """Return a's minus b's mean with its error, from the ``shares`` (K, N) of right corruptions by seed and image."""
+    difference = shares[a.name].mean(axis=0) - shares[b.name].mean(axis=0)  # (N,), of the same images
+    images = len(difference)
+    error = max(float(difference.std()) / np.sqrt(images), np.sqrt(3) / images)  # as in ``spread.image_error``
+    seeds = [shares[series.name].mean(axis=1) for series in (a, b) if not series.is_deterministic]
+    return Spread(float(difference.mean()), error, images, seeds)

@@ -10,7 +10,7 @@ import torch
 
 from common.data.corruptions import SEVERITIES, SMALLEST_SIDE, prepare
 from common.data.images import LabelledImages
-from common.evaluation.robustness import read_kinds, score_kind, write_kinds
+from common.evaluation.corruption_scores import read_kinds, score_kind, write_kinds
 from common.runs.methods import method_spec
 from common.runs.result import Run
 from common.runtime.environment import cores
