@@ -1,5 +1,6 @@
 """What a run gives away: its model card, whose lines are executed, ONNX files, labels, features."""
 
+import csv
 import json
 import re
 import shlex
@@ -196,3 +197,59 @@ def test_without_the_packages_for_onnx_one_line_names_them(runs, tmp_path, monke
     assert _evaluate(runs["mlp"], "--export", tmp_path / "model.onnx") == 2
     assert capsys.readouterr().err == "error: --export FILE.onnx needs onnxscript: pip install onnx onnxscript\n"
     assert not (tmp_path / "model.onnx").exists()
+
+
+def _write_images(folder: Path, names: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (9, 8), dtype=np.uint8)).save(folder / name)
+
+
+def test_labels_are_written_of_files_and_patterns_with_the_likeliest_classes(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _write_images(Path("new"), ("a.png", "b.png", "c.jpg"))
+    Path("new", "notes.txt").touch()
+    assert _evaluate(runs["probe"], "--predict", "new", "--out", "all.json") == 0
+    assert _evaluate(runs["probe"], "--predict", "new/*.png", "new/c.jpg", "--top", "3", "--out", "top.csv") == 0
+    records = json.loads(Path("all.json").read_text())
+    rows = list(csv.DictReader(Path("top.csv").read_text().splitlines()))
+    assert [record["file"] for record in records] == ["a.png", "b.png", "c.jpg"]
+    assert [row["file"] for row in rows] == ["new/a.png", "new/b.png", "new/c.jpg"]
+    for record, row in zip(records, rows, strict=True):
+        shares = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-4) and len(shares) == 10
+        assert (record["class"], record["probability"]) == (row["class"], float(row["probability"])) == shares[0]
+        assert [(row[f"class_{rank}"], float(row[f"probability_{rank}"])) for rank in (2, 3)] == shares[1:3]
+
+
+def test_what_is_no_image_is_refused_by_name(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _write_images(Path("new"), ("a.png",))
+    Path("notes.txt").touch()
+    for wrong in ("notes.txt", "absent.png", "new/*.jpg"):
+        assert _evaluate(runs["probe"], "--predict", "new", wrong, "--out", "x.csv") == 2
+        assert f"error: {wrong!r} is no folder with images" in capsys.readouterr().err
+    assert not Path("x.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["probe", "lora"])
+def test_embedded_features_are_what_the_classifier_reads(runs, kind, tmp_path):
+    from safetensors.torch import load_file
+
+    assert _evaluate(runs[kind], "--embed", tmp_path / "own.npz") == 0
+    embedded = np.load(tmp_path / "own.npz")
+    is_test = embedded["split"] == "test"
+    assert embedded["files"][is_test].tolist() == [f"test/{index}" for index in embedded["indices"][is_test]]
+    files = {"probe": ("head.safetensors", "output."), "lora": ("adapter/adapter_model.safetensors", "head.")}
+    name, layer = files[kind]
+    state = {key.rpartition(layer)[2]: value for key, value in load_file(runs[kind] / name).items() if layer in key}
+    logits = embedded["features"][is_test] @ state["weight"].numpy().T + state["bias"].numpy()
+    np.testing.assert_allclose(logits, _stored(runs[kind]), atol=1e-4)
+
+
+def test_other_images_are_embedded_with_their_names(runs, tmp_path):
+    _write_images(tmp_path / "new", ("a.png", "b.png"))
+    assert _evaluate(runs["probe"], "--embed", tmp_path / "x.npz", "--images", tmp_path / "new") == 0
+    embedded = np.load(tmp_path / "x.npz")
+    assert embedded["files"].tolist() == ["a.png", "b.png"] and embedded["features"].shape[0] == 2
