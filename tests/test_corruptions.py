@@ -13,7 +13,7 @@ import evaluate
 import plot_results
 import train_cnn_head
 import train_vit_lora
-from common import cli
+from common import cli, figures
 from common.data.corruptions import KINDS, SEVERITIES, corrupt, prepare
 from common.evaluation import robustness
 from common.evaluation.comparison import compare
@@ -126,7 +126,8 @@ def test_pairs_follow_the_rules_of_the_verdicts(results):
         assert pair.low <= pair.difference <= pair.high
 
 
-def test_the_figure_and_the_table_show_them(results, tmp_path, capsys):
+def test_the_figure_and_the_table_show_them(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "FIGURES", {"corruptions": figures.FIGURES["corruptions"]})
     argv = ["--results-dir", str(results), "--figures-dir", str(tmp_path)]
     assert cli.run(plot_results.main, plot_results.Config, argv) == 0
     said = capsys.readouterr().out
