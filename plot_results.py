@@ -70,10 +70,11 @@ def main(config: Config) -> None:
     """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
     from common.evaluation.frames import frames_of
     from common.evaluation.plan import matching_contrasts
+    from common.evaluation.robustness import corrupted_pairs
     from common.evaluation.uncertainty import compute_uncertainty
     from common.figures import draw_all
     from common.report.sentences import families_sentence, named_pairs, verdict_sentences
-    from common.report.tables import write_summary, write_verdicts
+    from common.report.tables import write_corruptions, write_summary, write_verdicts
     from common.runs.convergence import gains
 
     # Data: the finished runs, those tested on the same images together, as tables
@@ -98,6 +99,15 @@ def main(config: Config) -> None:
         print(families)
     for comparison in comparisons:
         print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
+
+    # Corrupted test images, where evaluate.py scored runs on them
+    if len(frames.corruptions):
+        print(*write_corruptions(frames, config.results_dir), sep="\n")
+        pairs = corrupted_pairs(comparisons, contrasts=contrasts, margin=config.margin)
+        pairs = named_pairs(frames, replace(uncertainty, pairs=pairs))
+        for comparison in comparisons:
+            lines = verdict_sentences(comparison, pairs) if comparison.dataset in set(pairs.dataset) else []
+            print(*(f"{comparison.dataset}, corrupted images: {line}" for line in lines), sep="\n")
 
     # Report
     if config.report:

@@ -1,5 +1,6 @@
 """A data set ready for training: train, validation and test images, fixed by the split seed."""
 
+import glob
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.data import image_folder, registry, splits
-from common.data.images import LabelledImages
+from common.data.images import EXTENSIONS, LabelledImages
 from common.data.registry import DATASETS
 from common.data.splits import RawSplits, limit, split
 from common.runtime.errors import UserError, suggestion
@@ -149,23 +150,38 @@ def load_labelled(
     return raw.parts["all"] if "all" in raw.parts else raw.parts["test"], raw.classes
 
 
-def load_unlabelled(folder: Path) -> LabelledImages:
-    """Return all images below ``folder`` (any depth), sorted by path, with labels -1; nothing is decoded yet.
+def load_unlabelled(*paths: Path | str) -> LabelledImages:
+    """Return the images that ``paths`` name, each once and with label -1; nothing is decoded yet.
+
+    A path is an image file, a folder (all images below it, at any depth, sorted by path), or a pattern of ``glob``.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a folder below it that may not be read.
+        UserError: a path names no image, or a folder that may not be read.
     """
+    files = tuple(dict.fromkeys(file for path in paths for file in _images_at(str(path))))
+    if not files:
+        raise UserError("no image is named: give a folder, files, or a pattern")
+    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+
+
+def _images_at(path: str) -> list[Path]:
+    matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    files = [file for match in matches for file in (_files_below(match) if os.path.isdir(match) else [Path(match)])]
+    images = [file for file in files if image_folder.is_image(file)]
+    if not images:
+        kinds = ", ".join(EXTENSIONS)
+        raise UserError(f"{path!r} is no folder with images, no image file ({kinds}) and no pattern of any")
+    return images
+
+
+def _files_below(folder: str) -> list[Path]:
+    """Return the files below ``folder``, without hidden ones, sorted by path."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror or error}") from error
 
-    folder = Path(folder)
-    walk = os.walk(folder, onerror=unreadable) if folder.is_dir() else ()
-    found = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
-    files = tuple(sorted(filter(image_folder.is_image, found)))
-    if not files:
-        raise UserError(f"{str(folder)!r} is no folder with images")
-    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+    walk = os.walk(folder, onerror=unreadable)
+    return sorted(Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
 
 
 def _read(

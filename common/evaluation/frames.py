@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
+from common.evaluation.corruption_scores import corruption_rows
 from common.evaluation.metrics import METRICS
 from common.runs.record import RunResult
 from common.runs.result import Run
@@ -25,7 +26,7 @@ CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 
 @dataclass(frozen=True)
 class Frames:
-    """Three tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
+    """Four tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
 
     ``run`` is the folder's name (without a fold), shared by the seeds of one model; ``seed`` is the fold's number where
     there are ``folds``. What is not known is NaN.
@@ -37,6 +38,8 @@ class Frames:
     """A row an epoch and ``split`` ("train" or "val"): loss, accuracy, and whether the epoch was ``kept``."""
     per_class: pd.DataFrame
     """A row a ``class`` of the test split, in the data set's order: precision, recall, f1, auc, support."""
+    corruptions: pd.DataFrame
+    """A row a ``kind`` and ``severity`` of corrupted test images, where a run was scored on them: accuracy, ece."""
 
 
 def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str], float] | None = None) -> Frames:
@@ -53,11 +56,13 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
     ]
     history = [key | row for key, _, run in members for row in _history_rows(run)]
     per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
+    corruptions = [key | row for key, _, run in members for row in corruption_rows(run)]
     may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
     return Frames(
         runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
         history=table(history, [*RUN, "epoch", "split", "loss", "accuracy", "kept"]),
         per_class=table(per_class).astype(dict.fromkeys(CLASS_SCORES, float)),
+        corruptions=table(corruptions, [*RUN, "kind", "severity", "accuracy", "ece"]),
     )
 
 

@@ -98,10 +98,10 @@ def compute_uncertainty(
         plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
         pairs += _pair_rows(comparison, plan, kept)
     calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
-    return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), calibrations)
+    return Uncertainty(table(runs), table(means), table(pairs, PAIR_COLUMNS), calibrations)
 
 
-_PAIR_COLUMNS = (
+PAIR_COLUMNS = (
     *("dataset", "a", "b", "metric", "declared", "family", "margin", "difference", "level", "low", "high"),
     *("low_90", "high_90", "p", "p_adjusted", "verdict", "winner"),
     *("detectable", "detectable_by_images", "seeds_needed", "images_needed"),
@@ -266,13 +266,14 @@ def _pair_rows(comparison: Comparison, plan: Plan, kept: _Kept) -> list[dict]:
         {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": name}
         | rows[name][a.name, b.name]
         | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if name == "accuracy" else ""}
-        | {"unplanned_a": _count_unplanned(a, plan), "unplanned_b": _count_unplanned(b, plan)}
+        | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
         for a, b in pairs
         for name in HEADLINE
     ]
 
 
-def _count_unplanned(series: Series, plan: Plan) -> int:
+def count_unplanned(series: Series, plan: Plan) -> int:
+    """Return how many seeds of a model the plan does not name."""
     return sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
 
 

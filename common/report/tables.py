@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_text, p_text, repeats, signed
+from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, mean_text, p_text, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -62,6 +62,21 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
     return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
+
+
+def write_corruptions(frames: Frames, folder: Path) -> list[Path]:
+    """Write ``corruptions.csv`` (a row a run, kind and severity), ``.md`` and ``.tex`` (a row a model).
+
+    The latter have of each kind the accuracy over its severities, mean ± sd over the seeds, beside the clean one.
+    """
+    rows = frames.corruptions
+    seed = [*MODEL, "label", "seed"]
+    means = rows.pivot_table(index=seed, columns="kind", values="accuracy", sort=False)
+    means.insert(0, "Clean", frames.runs.set_index(seed)["test_accuracy"].reindex(means.index))
+    means.insert(1, "Mean of the kinds", means.iloc[:, 1:].mean(axis=1, skipna=False))
+    texts = means.groupby([*MODEL, "label"], sort=False).agg(mean_sd).reset_index()
+    texts = texts.rename(columns={"dataset": "Data set", "label": "Model"}).drop(columns="run")
+    return _write(folder / "corruptions", rows, texts.rename(columns=lambda name: name.replace("_", " ")))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:

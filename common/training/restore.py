@@ -8,10 +8,11 @@ from torch import nn
 
 from common.data.images import LabelledImages
 from common.models import backbones
-from common.models.backbones import Backbone
+from common.models.backbones import Backbone, pooled_features
 from common.runs.methods import method_spec
 from common.runs.record import problem_with_restoring
 from common.runs.result import RESULT_FILE, Run
+from common.runtime.device import autocast
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
 from common.training.features import Extractor
@@ -40,6 +41,19 @@ class RestoredModel:
         """Return the logits (N, C) float32, in the batches and the precision that the run itself was scored in."""
         batch_size = self.run.result.config["batch_size"]
         return predict(self.model, self.inputs.loader(images, desc), batch_size=batch_size, desc=desc)
+
+    def features(self, images: LabelledImages, desc: str) -> np.ndarray:
+        """Return the pooled features (N, width) float32 of ``images``: what the run's classifier reads."""
+        loader, batch_size = self.inputs.loader(images, desc), self.run.result.config["batch_size"]
+        if self.inputs.reads_features:
+            return predict(nn.Identity(), loader, batch_size=batch_size, desc=desc)
+        module, precision = self.method.plain(self.backbone, self.model), self.inputs.extractor.precision
+
+        def pooled(batch: torch.Tensor) -> torch.Tensor:
+            with autocast(batch.device, precision):
+                return pooled_features(module, batch)
+
+        return predict(pooled, loader, batch_size=batch_size, desc=desc)
 
 
 def restore_run(run: Run, *, weights: str | None, device: torch.device, workers: int | None) -> RestoredModel:

@@ -15,6 +15,7 @@ from common.runs.result import RESULT_FILE
 from common.runs.schema import typed
 from common.runtime.device import peak_memory
 from common.runtime.environment import describe_environment
+from common.training.model_card import card_file, model_card
 from common.training.sweep import FitResult
 from common.training.task import Evaluation, Task
 
@@ -28,9 +29,10 @@ def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[
     weights = task.method.files(task.model)
     result = _result(task, fitted, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
     files = weights | {PREDICTIONS_FILE: _predictions(task, evaluation)}
-    finish_run_folder(task.run.folder, files, result)
+    card = {card_file(task.method): model_card(result, task.backbone, task.method, task.model)}
+    finish_run_folder(task.run.folder, files, result, to_edit=card)
     _print_summary(result)
-    for name in (*files, RESULT_FILE):
+    for name in (*files, *card, RESULT_FILE):
         print(f"wrote {task.run.folder.path / name}")
 
 

@@ -77,6 +77,15 @@ class Method(ABC):
         """
 
     @abstractmethod
+    def loading(self, model: nn.Module) -> str:
+        """Return lines of Python for the model card, which need PyTorch, timm and PEFT alone.
+
+        They make of ``model``, timm's model with any classifier (and the base's weights, where they are needed), the
+        trained model in eval mode, images (B, 3, S, S) -> logits (B, C), from the ``weight_files`` of the folder they
+        run in.
+        """
+
+    @abstractmethod
     def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
         """Return the trained model in eval mode as plain layers: images (B, 3, S, S) -> logits (B, C), in float32."""
 

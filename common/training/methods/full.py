@@ -70,6 +70,14 @@ class Full(Method):
     def load(self, model: nn.Module, folder: Path) -> None:
         load_state(model.module, folder / "model.safetensors", what="model")
 
+    def loading(self, model: finetuning.FineTuned) -> str:
+        return f"""
+from safetensors.torch import load_file
+
+model.reset_classifier({model.module.num_classes})
+model.load_state_dict(load_file("model.safetensors"))
+model.eval()"""
+
     def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
         return model.module.eval()
 

@@ -14,6 +14,23 @@ from common.models.backbones import Backbone
 from common.runs.methods import method_spec
 from common.training.methods.base import Method
 
+SPLIT = """
+class SplitQKV(torch.nn.Module):  # timm has one layer for what the adapter gives three names
+    def __init__(self, fused):
+        super().__init__()
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            layer = torch.nn.Linear(fused.in_features, fused.out_features // 3, bias=fused.bias is not None)
+            layer.load_state_dict({key: tensor.chunk(3)[part] for key, tensor in fused.state_dict().items()})
+            self.add_module(name, layer)
+
+    def forward(self, tokens):
+        return torch.cat([layer(tokens) for layer in self.children()], dim=-1)
+
+
+for block in model.blocks:
+    block.attn.qkv = SplitQKV(block.attn.qkv)
+"""
+
 
 @dataclass(frozen=True)
 class LoraMethod(Method):
@@ -28,6 +45,7 @@ class LoraMethod(Method):
     targets: str
 
     choices: ClassVar[Mapping[str, Iterable[str]]]
+    preparation: ClassVar[str] = ""  # lines of ``loading`` that give timm's model the layers that the adapter names
     weight_files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
     def __post_init__(self) -> None:
@@ -53,6 +71,13 @@ class LoraMethod(Method):
     def load(self, model: nn.Module, folder: Path) -> None:
         lora.load_adapter(model, folder / "adapter")
 
+    def loading(self, model: lora.LoraModel) -> str:
+        return f"""
+from peft import PeftModel
+
+model.reset_classifier({model.module.num_classes})
+{self.preparation}model = PeftModel.from_pretrained(model, ".").eval()  # "." or YOUR-NAME/YOUR-MODEL on the hub"""
+
     def plain(self, backbone: Backbone, model: nn.Module) -> nn.Module:
         return lora.merged(model)
 
@@ -67,6 +92,7 @@ class Lora(LoraMethod):
     also_train: str
 
     choices: ClassVar = {"targets": lora.TARGETS, "also_train": lora.ALSO_TRAIN}
+    preparation = SPLIT
 
     def build(
         self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
