@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
+from common.runs.methods import METHODS
 from common.runs.predictions import read_predictions
 from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
@@ -32,6 +33,16 @@ class Series:
     def num_train(self) -> int:
         """The number of training images, of the seed that has most."""
         return max(run.result.data.num_train for run in self.runs)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether every seed gives the same result, so that one run is all there is to know."""
+        return METHODS[self.method].is_deterministic
+
+    @property
+    def is_one_seed(self) -> bool:
+        """Whether the spread of its seeds is unknown: there is one, and another would give another result."""
+        return len(self.runs) == 1 and not self.is_deterministic
 
 
 @dataclass(frozen=True)
