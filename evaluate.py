@@ -207,13 +207,9 @@ def export(model: "RestoredModel", path: Path) -> None:
         content = _export_program(model)
         usage = f"torch.export.load({str(path)!r}).module()(images)  # (B, 3, {size}, {size}) -> (B, {classes})"
     else:
-        from safetensors.torch import save
+        from common.models.weights import state_file
 
-        state = {
-            name: tensor.cpu().contiguous()
-            for name, tensor in model.method.timm_state(model.backbone, model.model).items()
-        }
-        content = save(state, metadata={"format": "pt"})
+        content = state_file(model.method.timm_state(model.backbone, model.model))
         arguments = f"num_classes={classes}, checkpoint_path={str(path)!r}{_size(model)}"
         usage = f"timm.create_model({model.backbone.tag!r}, {arguments})"
     write_atomically(path, content)

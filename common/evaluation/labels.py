@@ -33,7 +33,7 @@ def friendly_name(result: RunResult) -> str:
     """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (probe)": the backbone's name, and the method's."""
     spec, recorded = METHODS[result.method], result.method_settings
     unusual = [recorded[name] for name, usual in spec.usual.items() if recorded.get(name, usual) != usual]
-    variant = "".join(f", {value}" for value in unusual)
+    variant = "".join(f", {spec.words.get(value, value)}" for value in unusual)
     settings = defaultdict(lambda: "?", recorded, variant=variant)  # an older or foreign record may lack one
     return f"{_backbone_name(result.backbone)} {spec.label.format_map(settings)}"
 

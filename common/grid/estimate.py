@@ -28,12 +28,14 @@ def job_seconds(
     featured, seconds, feature_bytes = set(), {}, 0
     for job in jobs:
         config = job.config
-        measured = config.backbone, config.method, config.batch_size, config.threads, getattr(config, "targets", None)
+        spec = method_spec(config.method)
+        own = tuple(getattr(config, name, None) for name in spec.own_settings)
+        measured = config.backbone, config.method, config.batch_size, config.threads, own
         if measured not in costs:
             costs[measured] = measure(config)
         cost, (train, test) = costs[measured], images[config.dataset]
         val = round(train * config.val_fraction)
-        spec, epochs = method_spec(config.method), config.epochs * _trainings(config)
+        epochs = config.epochs * _trainings(config)
         spent = start_seconds + (epochs if spec.has_steps else 1) * (train - val) * cost.train_seconds
         if not spec.reads_features:
             spent += (epochs * val + val + test) * cost.forward_seconds

@@ -21,6 +21,8 @@ class MethodSpec:
     """The settings that only this method has; recorded as ``model.method_settings``."""
     usual: Mapping[str, str] = field(default_factory=dict)
     """Values of own settings that a label leaves out, and that older records mean by their absence."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """How a label calls the unusual values that do not speak for themselves."""
     unused_settings: tuple[str, ...] = ()
     """Settings of its script that change nothing here: neither part of a run's name nor of its identity."""
     published: Mapping[str, Any] = field(default_factory=dict)
@@ -29,6 +31,8 @@ class MethodSpec:
     """Whether the backbone is frozen, so that each image passes through it once."""
     has_steps: bool = True
     """Whether an optimiser steps over batches; a method without steps refuses the settings of steps."""
+    decays_vectors: bool = True
+    """Whether weight decay also shrinks tensors of one dimension: norms and biases."""
     is_deterministic: bool = False
     """Whether nothing is drawn at random: every seed gives the same result."""
 
@@ -40,6 +44,13 @@ _HEAD = {
     "unused_settings": _OF_LORA,
     "published": {"lr": (1e-4,)},
     "reads_features": True,
+}
+_FINE_TUNED = {
+    "own_settings": ("batchnorm",),
+    "usual": {"batchnorm": "train"},
+    "words": {"frozen": "BatchNorm frozen"},
+    "published": {"lr": (1e-4,)},
+    "decays_vectors": False,
 }
 
 METHODS = {
@@ -61,6 +72,15 @@ METHODS = {
         reads_features=True,
         has_steps=False,
         is_deterministic=True,
+    ),
+    "full": MethodSpec(label="(full fine-tuning{variant})", suffix="full", **_FINE_TUNED),
+    "norms_and_biases": MethodSpec(label="(norms and biases{variant})", suffix="norms_and_biases", **_FINE_TUNED),
+    "cnn_lora": MethodSpec(
+        label="+ LoRA (r={rank}{variant})",
+        suffix="lora_r{rank}",
+        own_settings=("rank", "alpha", "dropout", "targets"),
+        usual={"targets": "pointwise"},
+        published={"lr": (3e-5,)},
     ),
 }
 

@@ -57,7 +57,7 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
         raise UserError(f"{str(run.folder / RESULT_FILE)!r}: {problem}; train the run again")
     method = _method_of(run)
     _check_files(run)
-    backbone = _load_backbone(run, weights)
+    backbone = _load_backbone(run, method, weights)
     config, precision = result.config, result.config["precision"]
     model = method.build(backbone, len(result.data.classes), seed=run.seed, precision=precision, device=device)
     method.load(model, run.folder)
@@ -76,13 +76,12 @@ def _method_of(run: Run) -> Method:
         ) from error
 
 
-def _load_backbone(run: Run, weights: str | None) -> Backbone:
-    """Return the backbone of a run, with the very weights it was trained on (else UserError)."""
-    result = run.result
-    backbone = backbones.load(
-        result.backbone, weights=weights or result.config["weights"], image_size=result.data.image_size
-    )
-    if backbone.sha256 != (expected := result.model.weights.sha256):
+def _load_backbone(run: Run, method: Method, weights: str | None) -> Backbone:
+    """Return the backbone of a run, with the very weights it was trained on (else UserError) or that it saved."""
+    result, is_saved = run.result, weights is None and method.saves_backbone
+    source = str(run.folder / method.weight_files[0]) if is_saved else weights or result.config["weights"]
+    backbone = backbones.load(result.backbone, weights=source, image_size=result.data.image_size)
+    if not is_saved and backbone.sha256 != (expected := result.model.weights.sha256):
         raise UserError(
             f"{str(run.folder)!r} was trained on other weights of {backbone.tag!r} than {backbone.source!r} "
             f"(SHA-256 {expected[:12]}... there, {backbone.sha256[:12]}... here); name the right file with `weights`"

@@ -53,9 +53,10 @@ class RunContext:
     @property
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """The hyper-parameters of each training, one for each learning rate."""
-        config = self.config
-        names = [each.name for each in fields(OptimizerConfig) if each.name != "lr"]
-        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in self.rates]
+        config, decays_vectors = self.config, method_spec(self.config.method).decays_vectors
+        names = {each.name for each in fields(OptimizerConfig)} - {"lr", "decays_vectors"}
+        shared = {name: getattr(config, name) for name in names}
+        return [OptimizerConfig(lr=lr, decays_vectors=decays_vectors, **shared) for lr in self.rates]
 
     @property
     def feature_folder(self) -> Path:

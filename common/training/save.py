@@ -94,7 +94,7 @@ def _model_record(task: Task) -> ModelRecord:
         forward_flops=complexity.forward_flops(task.method.plain(backbone, model), backbone.image_size),
         weights=WeightsRecord(source=backbone.source, sha256=backbone.sha256),
         method_settings={name: settings[name] for name in own if name in settings},
-        **({"lora": None} | task.method.describe()),  # readers of older records look for LoRA's settings there
+        **({"lora": None} | task.method.describe(model)),  # readers of older records look for LoRA's settings there
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.config import require
-from common.models.backbones import Backbone, pooled_features
+from common.models.backbones import Backbone, own_classifier, pooled_features
 from common.models.heads import Head, head_file, load_head, new_head
 from common.runtime.errors import UserError
 from common.training.methods.base import Method
@@ -66,15 +66,7 @@ class FrozenHead(Method):
                 "a plain timm model has no place for a head of two layers; export it with `export` FILE.pt2"
             )
         weight, bias = model.output.weight.detach(), model.output.bias.detach()
-        if _classifier_is_convolution(backbone, len(bias)):
+        if isinstance(own_classifier(backbone), nn.Conv2d):
             weight = weight[:, :, None, None]  # (C, width) -> (C, width, 1, 1)
         name = backbone.classifier
         return backbone.module.state_dict() | {f"{name}.weight": weight, f"{name}.bias": bias}
-
-
-def _classifier_is_convolution(backbone: Backbone, classes: int) -> bool:
-    import timm
-
-    with torch.device("meta"):
-        module = timm.create_model(backbone.tag, num_classes=classes)
-    return isinstance(module.get_submodule(backbone.classifier), nn.Conv2d)

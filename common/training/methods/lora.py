@@ -1,9 +1,9 @@
-"""LoRA on a ViT: the images go through the whole model in every epoch."""
+"""LoRA, here on a ViT: the images go through the whole model in every epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,41 +16,36 @@ from common.training.methods.base import Method
 
 
 @dataclass(frozen=True)
-class Lora(Method):
-    """Trains matrices of ``rank`` beside the layers of ``targets``, scaled by alpha / rank, and a new classifier.
+class LoraMethod(Method):
+    """What LoRA is on any kind of backbone; ``choices`` has the values of the settings that are words.
 
-    ``also_train`` is fully trained, with them and like them (AdamW's weight decay included).
+    Trains matrices of ``rank`` beside the layers of ``targets``, scaled by alpha / rank, and a new classifier.
     """
 
     rank: int
     alpha: float
     dropout: float
     targets: str
-    also_train: str
 
+    choices: ClassVar[Mapping[str, Iterable[str]]]
     weight_files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
     def __post_init__(self) -> None:
         require(isinstance(self.rank, int) and 1 <= self.rank <= 4096, "rank", self.rank, "1 to 4096")
         require(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
-        for name, choices in (("targets", lora.TARGETS), ("also_train", lora.ALSO_TRAIN)):
+        for name, choices in self.choices.items():
             value = getattr(self, name)
             require(value in choices, name, value, f"one of {', '.join(choices)}")
 
     @classmethod
-    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "Lora":
+    def from_settings(cls, name: str, settings: Mapping[str, Any]) -> "LoraMethod":
         settings = method_spec(name).usual | settings
         return cls(**{each.name: settings[each.name] for each in fields(cls)})
 
-    def build(
-        self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
-    ) -> lora.LoraViT:
-        return lora.attach(backbone, classes=classes, seed=seed, precision=precision, device=device, **asdict(self))
-
-    def describe(self) -> dict[str, Any]:
-        matrices = {"rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
-        return {"lora": matrices | {"target_modules": list(lora.TARGETS[self.targets])}}
+    def matrices(self) -> dict[str, Any]:
+        """Return what the matrices are, for ``describe``."""
+        return {"rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
 
     def files(self, model: nn.Module) -> dict[str, bytes]:
         return lora.adapter_files(model)
@@ -63,3 +58,20 @@ class Lora(Method):
 
     def timm_state(self, backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor]:
         return lora.merged(model).state_dict()
+
+
+@dataclass(frozen=True)
+class Lora(LoraMethod):
+    """LoRA on a ViT; ``also_train`` is fully trained with it and like it (AdamW's weight decay included)."""
+
+    also_train: str
+
+    choices: ClassVar = {"targets": lora.TARGETS, "also_train": lora.ALSO_TRAIN}
+
+    def build(
+        self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
+    ) -> lora.LoraViT:
+        return lora.attach(backbone, classes=classes, seed=seed, precision=precision, device=device, **asdict(self))
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        return {"lora": self.matrices() | {"target_modules": list(lora.TARGETS[self.targets])}}
