@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from common.evaluation.comparison import Comparison
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import bars, differences, learning_curves, per_class, reliability, roc, style, trade_offs
+from common.figures import bars, differences, effects, learning_curves, per_class, reliability, roc, style, trade_offs
 from common.runtime.parallel import parallel_map
 
 
@@ -24,6 +24,10 @@ class FigureSpec:
     across: bool = False
     wanted: Callable[[Comparison, Uncertainty], bool] = lambda *_: True
     """Whether there is anything to draw for a data set."""
+
+
+def _has_effects(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+    return comparison.dataset in set(uncertainty.effects["dataset"])
 
 
 def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
@@ -51,6 +55,7 @@ FIGURES = {
     "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
+    "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
     "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
