@@ -46,7 +46,7 @@ def method_and_backbone(comparison: Comparison, frames: Frames, uncertainty: Unc
         sum(heights) + 0.8,
         title=f"{comparison.title}: method and backbone crossed, {comparison.data.num_test:,} test images",
         caption=f"Above: mean of {count_seeds(fewest, most)} and its 95 % interval over test images and seeds; the "
-        "axis does not start at 0. Below: an interaction is what a method adds to the probe of the first backbone, less "
+        "axis does not start at 0. Below: an interaction is what a method adds to the first backbone's probe, less "
         "what it adds to the other's. Bars: 95 % intervals, which hold together for the effects of one kind "
         f"(Holm). {joined_notes([comparison])}",
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in looks},
