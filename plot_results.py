@@ -10,9 +10,10 @@
 
 Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
-(the declared pairs), and a sentence on each declared pair (docs/statistics.md); with --report, one HTML file that needs
-no network. The first time takes about a second a run of 10,000 images for the intervals, which are kept beside the
-runs. The same results give the same bytes.
+(the declared pairs), and a sentence on each declared pair (docs/statistics.md); where the same methods were applied to
+several backbones also results/effects.csv, .md and .tex; with --report, one HTML file that needs no network. The first
+time takes about a second a run of 10,000 images for the intervals, which are kept beside the runs. The same results
+give the same bytes.
 """
 
 import sys
@@ -73,8 +74,9 @@ def main(config: Config) -> None:
     from common.evaluation.robustness import corrupted_pairs
     from common.evaluation.uncertainty import compute_uncertainty
     from common.figures import draw_all
+    from common.report.effects import effect_sentences
     from common.report.sentences import families_sentence, named_pairs, verdict_sentences
-    from common.report.tables import write_corruptions, write_summary, write_verdicts
+    from common.report.tables import write_corruptions, write_effects, write_summary, write_verdicts
     from common.runs.convergence import gains
 
     # Data: the finished runs, those tested on the same images together, as tables
@@ -93,12 +95,14 @@ def main(config: Config) -> None:
 
     # Tables and verdicts
     print(*write_summary(frames, uncertainty, config.results_dir), sep="\n")
+    print(*write_effects(uncertainty, config.results_dir), sep="\n", end="\n" * (not uncertainty.effects.empty))
     print(*write_verdicts(frames, uncertainty, config.results_dir), "", sep="\n")
     pairs = named_pairs(frames, uncertainty)
     if families := families_sentence(pairs):
         print(families)
     for comparison in comparisons:
-        print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
+        lines = verdict_sentences(comparison, pairs) + effect_sentences(comparison.dataset, uncertainty.effects)
+        print(*(f"{comparison.dataset}: {line}" for line in lines), sep="\n")
 
     # Corrupted test images, where evaluate.py scored runs on them
     if len(frames.corruptions):

@@ -8,6 +8,7 @@
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
     python reproduce.py compare --dataset path/to/few/images --folds 5         # each image is tested once
+    python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
@@ -27,6 +28,8 @@ import tyro
 
 import plot_results
 import train_cnn_head
+import train_cnn_lora
+import train_full
 import train_vit_lora
 from common import cli
 from common.config import check_folder, require
@@ -39,6 +42,7 @@ from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
+from common.runs.methods import METHODS
 from common.runs.naming import model_name
 from common.runs.result import RESULT_FILE, Run, find_runs, read_result
 from common.runtime.environment import cores
@@ -50,6 +54,7 @@ SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
 HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
 FROZEN = {"rank": 0, "head": "linear"} | SHARED  # the ViT, with a head of one layer
+FULL = {"parts": "all"} | SHARED
 CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # without any setting of optimiser steps
 
 # The published recipe has a constant rate and five epochs, the tuned one a schedule and three rates to choose from,
@@ -57,7 +62,11 @@ CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # withou
 PUBLISHED = {"epochs": 5, "batch_size": 64}
 TUNED = {"schedule": "cosine", "warmup": 0.1}
 LORA_RATES, HEAD_RATES = {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}
-SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of both on the small backbones
+FULL_RATES = {"lr": (3e-5, 1e-4, 3e-4), "extend": 2}
+SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of all of them on the small backbones
+# LoRA chooses between them as among rates
+VIT_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})
+CNN_TARGETS = ({"targets": "pointwise"}, {"targets": "all-convs"})
 
 SMALL = {"batch_size": 32} | TUNED
 SMALL_PROBES = (
@@ -75,16 +84,29 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
     )
 
 
+def _small_crossed(steps: dict[str, Any]) -> tuple[Arm, ...]:
+    """Return what crosses method and backbone beside the study's arms: LoRA on the CNNs, and full fine-tuning."""
+    cnns = ("demo_resnet.cifar10", "demo_efficientnet.cifar10")
+    return (
+        *(Arm(train_cnn_lora, cnn, LORA | SMALL | SMALL_RATES | steps, CNN_TARGETS) for cnn in cnns),
+        *(Arm(train_full, tag, FULL | SMALL | SMALL_RATES | steps) for tag in ("demo_vit.cifar10", *cnns)),
+    )
+
+
 # The demo's rates were chosen once, by validation accuracy at seed 0, among 1e-3, 3e-3, 1e-2 and 3e-2.
 DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "lr": (1e-2,)}), datasets={"digits": {}})
 MINI = Grid(
-    SMALL_PROBES + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES),
+    SMALL_PROBES
+    + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES)
+    + _small_crossed({"epochs": 3}),
     datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
     seeds=(0, 1, 2, 3, 4),
     tuned=True,
 )
 MINI_DIGITS = Grid(
-    SMALL_PROBES + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES),
+    SMALL_PROBES
+    + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES)
+    + _small_crossed({"epochs": 5}),
     datasets={"digits": {}},
     seeds=MINI.seeds,
     tuned=True,
@@ -99,13 +121,18 @@ PAPER = Grid(
         Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", FROZEN | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "resnet50.tv2_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_cnn_lora, "resnet50.tv2_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
+        Arm(train_cnn_lora, "efficientnet_b0.ra_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
+        Arm(train_full, "vit_base_patch16_224.augreg_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_full, "resnet50.tv2_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_full, "efficientnet_b0.ra_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
 )
+CROSSED = ("cnn_lora", "full")  # what the study does not have: made where --methods asks for it
 STUDY = ("vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
 COMPARE = {"batch_size": 32} | TUNED
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
-COMPARE_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})  # LoRA chooses between them as among rates
 COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
     "that were not tried, or what they cost on other machines; "
@@ -145,7 +172,7 @@ MOST_CONTRASTS = 6
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
-Method = Literal["probe", "head", "lora"]
+Method = Literal["probe", "head", "lora", "full"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +186,8 @@ class Config:
     backbones: tuple[str, ...] = STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
-    """mini, paper, compare: probe, head, lora, or some of them (default: all); probes alone take minutes."""
+    """mini, paper, compare: which methods, each on every backbone; all four cross method and backbone (default: the
+    study's, which are probe, head, and LoRA on the ViT). Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -285,10 +313,9 @@ def _whole_grids(config: Config) -> Sequence[Grid]:
 def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
     """Return the profile's grids (``whole``, if known), reduced to the methods, seeds and data sets asked for."""
     grids = whole or _whole_grids(config)
-    if config.methods:
-        kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
-        grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
-        require(bool(grids), "methods", config.methods, "such as the backbones have")
+    kept = [[arm for arm in grid.arms if _is_wanted(arm, config.methods)] for grid in grids]
+    grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
+    require(bool(grids), "methods", config.methods, "such as the backbones have")
     grids = [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in grids]
     return [_with_source(grid, config.source) for grid in grids if grid.datasets]
 
@@ -299,15 +326,15 @@ def _with_source(grid: Grid, source: str) -> Grid:
     return replace(grid, datasets={name: {**its, **own[name]} for name, its in grid.datasets.items()})
 
 
-def _kind(arm: Arm) -> str:
-    """Return which of ``--methods`` an arm is."""
-    return "probe" if arm.method == "head_probe" else arm.method.split("_")[0]
+def _is_wanted(arm: Arm, methods: Sequence[str]) -> bool:
+    return METHODS[arm.method].kind in methods if methods else arm.method not in CROSSED
 
 
 def _tuned(grid: Grid) -> Grid:
     """Return the published grid by the tuned recipe."""
-    recipes = {"probe": {}, "head": TUNED | HEAD_RATES, "lora": TUNED | LORA_RATES}
-    return replace(grid, arms=tuple(arm.with_recipe(**recipes[_kind(arm)]) for arm in grid.arms), tuned=True)
+    recipes = {"head": TUNED | HEAD_RATES, "lora": TUNED | LORA_RATES, "full": TUNED | FULL_RATES, "probe": {}}
+    arms = (arm.with_recipe(**recipes[METHODS[arm.method].kind]) for arm in grid.arms)
+    return replace(grid, arms=tuple(arms), tuned=True)
 
 
 def _comparison_grids(config: Config) -> list[Grid]:
@@ -335,7 +362,11 @@ def _comparison_grids(config: Config) -> list[Grid]:
             *(Arm(train_vit_lora, tag, FROZEN | steps | _rates(tag, HEAD_RATES)) for tag in vits),
             *(Arm(train_cnn_head, tag, HEAD | steps | _rates(tag, HEAD_RATES)) for tag in cnns),
         ],
-        "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), COMPARE_TARGETS) for tag in vits],
+        "lora": [
+            *(Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), VIT_TARGETS) for tag in vits),
+            *(Arm(train_cnn_lora, tag, LORA | steps | _rates(tag, LORA_RATES), CNN_TARGETS) for tag in cnns),
+        ],
+        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES)) for tag in tags],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds

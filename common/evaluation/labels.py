@@ -36,10 +36,11 @@ def friendly_name(result: RunResult) -> str:
     unusual = [recorded[name] for name, usual in spec.usual.items() if recorded.get(name, usual) != usual]
     variant = "".join(f", {spec.words.get(value, value)}" for value in unusual)
     settings = defaultdict(lambda: "?", recorded, variant=variant)  # an older or foreign record may lack one
-    return f"{_backbone_name(result.backbone)} {spec.label.format_map(settings)}"
+    return f"{backbone_name(result.backbone)} {spec.label.format_map(settings)}"
 
 
-def _backbone_name(backbone: str) -> str:
+def backbone_name(backbone: str) -> str:
+    """Return how a timm name is written: "ViT-B/16" for "vit_base_patch16_224.augreg_in1k"."""
     backbone = backbone.partition(".")[0]
     if match := re.match(r"(vit|deit3?)_(tiny|small|base|large|huge|giant)_patch(\d+)", backbone):
         kind = {"vit": "ViT", "deit": "DeiT", "deit3": "DeiT-III"}[match[1]]
@@ -64,9 +65,13 @@ def _distinction(name: str, alike: Sequence[str]) -> str:
 
 def family_of(result: RunResult) -> str:
     """Return which of ``FAMILIES`` a model belongs to: its method's where that has one, else its backbone's."""
+    return METHODS[result.method].family or family_of_backbone(result.backbone)
+
+
+def family_of_backbone(backbone: str) -> str:
+    """Return which of ``FAMILIES`` a timm name belongs to."""
     families = {"vit": r"vit_|deit|demo_vit", "resnet": "(demo_)?resnet", "efficientnet": "(tf_|demo_)?efficientnet"}
-    of_backbone = next((family for family, pattern in families.items() if re.match(pattern, result.backbone)), "other")
-    return METHODS[result.method].family or of_backbone
+    return next((family for family, pattern in families.items() if re.match(pattern, backbone)), "other")
 
 
 def has_random_weights(run: Run) -> bool:

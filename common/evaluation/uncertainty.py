@@ -14,6 +14,7 @@ import pandas as pd
 from common.evaluation import calibration, metrics
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
+from common.evaluation.factorial import EFFECT_COLUMNS, effect_rows
 from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
@@ -36,7 +37,7 @@ LARGE = 200_000  # images times classes: about a second's work, for which other 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Four tables, in the order of the comparisons; ``dataset`` and ``run`` are those of ``Frames``.
+    """Five tables, in the order of the comparisons; ``dataset`` and ``run`` are those of ``Frames``.
 
     ``value``, ``low`` and ``high`` are a number and the ends of its 95 % interval, NaN where it is not defined.
     """
@@ -57,6 +58,13 @@ class Uncertainty:
     where it is undecided and the margin is not detectable;
     mcnemar_p_by_seed: whether the two networks of a seed err equally often, "seed: p; ...", by accuracy only;
     unplanned_a, unplanned_b: how many seeds the plan does not name."""
+    effects: pd.DataFrame
+    """The effects of method and backbone where these are crossed (``factorial``); may have no row. Its columns are
+    dataset; effect: "method", "backbone" or "interaction"; within: the backbone or method that stays the same, of an
+    interaction the method whose gain over the probe is compared; first, other: what the difference is between;
+    accuracy, log_odds: the value on either scale, with _low, _high, the ends of its interval, simultaneous in the
+    family of effects, and _p_adjusted, Holm's;
+    verdict: "positive", "negative", "depends_on_scale", "undecided" or "one_seed"."""
     calibration: pd.DataFrame
     """dataset, run, seed, brier, ece, temperature, ece_scaled, bins, bins_scaled: ``scaled`` is after the temperature,
     which is NaN (``bins_scaled`` None) without validation images. Bins are a dict of lists, an entry a bin of equal
@@ -84,7 +92,7 @@ def compute_uncertainty(
     Raises:
         UserError: a plan is damaged.
     """
-    runs, means, pairs, calibrations = [], [], [], []
+    runs, means, pairs, effects, calibrations = [], [], [], [], []
     for comparison in comparisons:
         kept = _kept(comparison)
         for series in comparison.series:
@@ -97,8 +105,10 @@ def compute_uncertainty(
         plan = read_plan(_folder(comparison))
         plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
         pairs += _pair_rows(comparison, plan, kept)
+        effects += effect_rows(comparison)
     calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
-    return Uncertainty(table(runs), table(means), table(pairs, PAIR_COLUMNS), calibrations)
+    pairs, effects = table(pairs, PAIR_COLUMNS), table(effects, EFFECT_COLUMNS)
+    return Uncertainty(table(runs), table(means), pairs, effects, calibrations)
 
 
 PAIR_COLUMNS = (

@@ -15,6 +15,7 @@ from common.figures import (
     bars,
     corruptions,
     differences,
+    effects,
     learning_curves,
     per_class,
     reliability,
@@ -35,6 +36,10 @@ class FigureSpec:
     across: bool = False
     wanted: Callable[[Comparison, Uncertainty], bool] = lambda *_: True
     """Whether there is anything to draw for a data set."""
+
+
+def _has_effects(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+    return comparison.dataset in set(uncertainty.effects["dataset"])
 
 
 def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
@@ -67,6 +72,7 @@ FIGURES = {
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
     "corruptions": FigureSpec(corruptions.corruptions, "Corrupted test images", wanted=_has_corruptions),
+    "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
     "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),

@@ -19,6 +19,7 @@ from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
 from common.figures.palette import run_styles
 from common.report import explorer, provenance, thumbnails
+from common.report.effects import effect_sentences, effect_texts
 from common.report.sentences import families_sentence, named_pairs, verdict_sentences
 from common.report.tables import HEADLINE_SCORES, MODEL, SCORES, model_texts, with_statistics
 from common.runtime.errors import UserError
@@ -54,6 +55,7 @@ def write_report(
         metrics=model_rows(comparisons, runs, SCORES),
         families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
+        effects={comparison.dataset: _effects_of(comparison, uncertainty) for comparison in comparisons},
         repeats=repeats(comparisons),
         pictures={
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
@@ -68,6 +70,17 @@ def write_report(
         for comparison, record in zip(comparisons, records, strict=True)
         if record["remark"]
     ]
+
+
+def _effects_of(comparison: Comparison, uncertainty: Uncertainty) -> dict:
+    """Return what the page says of method and backbone crossed: sentences and a table, or empty ones."""
+    own = uncertainty.effects[uncertainty.effects.dataset == comparison.dataset]
+    texts = effect_texts(own).drop(columns="Data set")
+    return {
+        "sentences": effect_sentences(comparison.dataset, uncertainty.effects),
+        "headings": list(texts),
+        "rows": texts.to_numpy().tolist(),
+    }
 
 
 def model_rows(

@@ -12,6 +12,7 @@ from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, 
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
+from common.report.effects import effect_texts
 from common.report.sentences import named_pairs, seeds_in_words, verdict_in_words
 from common.runtime.files import write_atomically
 
@@ -24,7 +25,10 @@ SUMMARY = (
     *("train_seconds", "feature_seconds", "total_train_seconds", "kept_train_seconds", "saved_bytes"),
 )
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
-WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"}  # the other columns are numbers
+WORDS = {  # the other columns are numbers
+    *("Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"),
+    *("Effect of", "Within", "Difference", "Sign"),
+}
 
 
 def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
@@ -77,6 +81,16 @@ def write_corruptions(frames: Frames, folder: Path) -> list[Path]:
     texts = means.groupby([*MODEL, "label"], sort=False).agg(mean_sd).reset_index()
     texts = texts.rename(columns={"dataset": "Data set", "label": "Model"}).drop(columns="run")
     return _write(folder / "corruptions", rows, texts.rename(columns=lambda name: name.replace("_", " ")))
+
+
+def write_effects(uncertainty: Uncertainty, folder: Path) -> list[Path]:
+    """Write ``effects.csv``, the columns of ``Uncertainty.effects``, ``.md`` and ``.tex``; return the paths.
+
+    Nothing is written where no data set has method and backbone crossed.
+    """
+    if uncertainty.effects.empty:
+        return []
+    return _write(folder / "effects", uncertainty.effects, effect_texts(uncertainty.effects))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from common.runtime.errors import UserError
 class MethodSpec:
     """The facts of a method; ``label`` and ``suffix`` are formatted with the settings of a run."""
 
+    kind: str
+    """Which of ``KINDS`` it is, whatever the backbone."""
     label: str
     """How figures and tables call it, after the backbone; ``{variant}`` stands for what is not ``usual``."""
     suffix: str
@@ -37,9 +39,18 @@ class MethodSpec:
     """Whether nothing is drawn at random: every seed gives the same result."""
 
 
+# What is done to a backbone, by the names of reproduce.py's --methods; each but the first is compared with the first.
+KINDS = {
+    "probe": "probe",
+    "head": "new head",
+    "norms-and-biases": "norms and biases",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}
 _OF_LORA = ("alpha", "dropout", "targets", "also_train")  # settings that the ViT's script has for LoRA alone
 _OF_STEPS = ("epochs", "batch_size", "lr", "extend", "tuned_on", "schedule", "warmup", "weight_decay", "augment")
 _HEAD = {
+    "kind": "head",
     "own_settings": ("head_dropout",),
     "unused_settings": _OF_LORA,
     "published": {"lr": (1e-4,)},
@@ -55,6 +66,7 @@ _FINE_TUNED = {
 
 METHODS = {
     "lora": MethodSpec(
+        kind="lora",
         label="+ LoRA (r={rank}{variant})",
         suffix="lora_r{rank}",
         family="lora",
@@ -65,6 +77,7 @@ METHODS = {
     "head_mlp": MethodSpec(label="(published head)", suffix="head_mlp", **_HEAD),
     "head_linear": MethodSpec(label="(linear head)", suffix="head_linear", **_HEAD),
     "head_probe": MethodSpec(
+        kind="probe",
         label="(probe)",
         suffix="head_probe",
         own_settings=(),
@@ -73,9 +86,12 @@ METHODS = {
         has_steps=False,
         is_deterministic=True,
     ),
-    "full": MethodSpec(label="(full fine-tuning{variant})", suffix="full", **_FINE_TUNED),
-    "norms_and_biases": MethodSpec(label="(norms and biases{variant})", suffix="norms_and_biases", **_FINE_TUNED),
+    "full": MethodSpec(kind="full", label="(full fine-tuning{variant})", suffix="full", **_FINE_TUNED),
+    "norms_and_biases": MethodSpec(
+        kind="norms-and-biases", label="(norms and biases{variant})", suffix="norms_and_biases", **_FINE_TUNED
+    ),
     "cnn_lora": MethodSpec(
+        kind="lora",
         label="+ LoRA (r={rank}{variant})",
         suffix="lora_r{rank}",
         own_settings=("rank", "alpha", "dropout", "targets"),
