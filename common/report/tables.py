@@ -40,9 +40,9 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     """
     runs = with_statistics(frames, uncertainty)
     models = runs.groupby(MODEL, sort=False)
-    texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size"), "folds": ("folds", "first")})
-    texts["Seeds"] = [f"{row.Seeds} folds" if row.folds > 1 else row.Seeds for row in texts.itertuples()]
-    texts = texts.drop(columns="folds")
+    texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size")})
+    are_folds = frames.runs.groupby(MODEL, sort=False).folds.first() > 1
+    texts["Seeds"] = [f"{count} folds" if are_folds[model] else count for model, count in texts["Seeds"].items()]
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
     return _write(
@@ -59,9 +59,9 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
-        *("folds", "declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
+        *("declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
         *("verdict", "winner", "detectable", "detectable_by_images", "seeds_needed", "images_needed"),
-        *("mcnemar_p_by_seed", "remark"),
+        *("mcnemar_p_by_seed", "remark", *(["folds"] if (pairs.folds_a > 1).any() else [])),
     )
     pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
