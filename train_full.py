@@ -2,7 +2,7 @@
 
     python train_full.py                                              # ViT-B/16 on CIFAR-10
     python train_full.py --backbone resnet50.tv2_in1k --batchnorm frozen
-    python train_full.py --parts norms-and-biases --lr 1e-3           # 0.1 to 1 % of the parameters
+    python train_full.py --parts norms-and-biases --lr 1e-3           # 129,802 parameters, 0.15 %
     python train_full.py --backbone convnext_tiny --dataset path/to/images --lr 1e-5 3e-5 1e-4
 
 The classifier is a single linear layer, as with LoRA. The published study has no full fine-tuning: the learning rate is

@@ -1,7 +1,7 @@
 """What is true of every method that changes a backbone: where it starts, what moves, what is kept, what is exported."""
 
 import dataclasses
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import train_cnn_lora
+import train_full
 from common.data.dataset import load_dataset
+from common.evaluation.labels import friendly_name
+from common.grid.grid import Arm, job_for
 from common.models import backbones, cnn_lora, complexity, finetuning
 from common.models.lora import LoraModel, adapter_files
+from common.runs.result import read_result
 from common.runtime.errors import UserError
 from common.runtime.seeding import numpy_generator, torch_seed
-from common.training import loop
+from common.training import cost, loop
 from common.training.checkpoint import Checkpoint
 from common.training.loaders import ImageLoader
 from common.training.loop import OptimizerConfig
@@ -36,6 +41,7 @@ CASES = {
     "resnet_lora_all": ("cnn_lora", RESNET, LORA | {"targets": "all-convs"}),
     "efficientnet_lora": ("cnn_lora", EFFICIENTNET, LORA | {"targets": "pointwise"}),
     "efficientnet_lora_all": ("cnn_lora", EFFICIENTNET, LORA | {"targets": "all-convs"}),
+    "dla_lora": ("cnn_lora", "dla46x_c.in1k", LORA | {"targets": "pointwise"}),  # its classifier is a convolution
     "vit_norms": ("norms_and_biases", VIT, {"batchnorm": "train"}),
     "resnet_norms": ("norms_and_biases", RESNET, {"batchnorm": "train"}),
     "resnet_norms_frozen": ("norms_and_biases", RESNET, {"batchnorm": "frozen"}),
@@ -244,6 +250,18 @@ def test_which_convolutions_of_the_study_s_cnns_are_adapted(tag, targets, layers
     assert adapted == set(names)
 
 
+@pytest.mark.parametrize("tag", ["regnety_002.pycls_in1k", "ese_vovnet19b_dw.ra_in1k"])
+def test_squeeze_and_excite_is_known_by_each_of_its_names(tag):
+    base = _unloaded(tag)
+    gates = {
+        name
+        for name, m in base.module.named_modules()
+        if isinstance(m, nn.Conv2d) and re.search(r"\.(se|attn)\.", name)
+    }
+    assert gates and not gates & set(cnn_lora.require_targets(base, "pointwise"))
+    assert gates < set(cnn_lora.require_targets(base, "all-convs"))
+
+
 @pytest.mark.parametrize(
     ("tag", "targets", "said"),
     [
@@ -338,8 +356,13 @@ def test_what_cannot_be_fine_tuned_so_is_refused(tag, batchnorm, said):
 
 RUNS = {
     "full": ("train_full", ["--backbone=test_resnet"]),
-    "norms_and_biases": ("train_full", ["--backbone=test_vit", "--parts=norms-and-biases"]),
-    "cnn_lora": ("train_cnn_lora", ["--backbone=test_efficientnet", "--rank=2"]),
+    "norms_and_biases": ("train_full", ["--backbone=test_resnet", "--parts=norms-and-biases", "--batchnorm=frozen"]),
+    "cnn_lora": ("train_cnn_lora", ["--backbone=test_efficientnet", "--rank=2", "--targets=all-convs"]),
+}
+NAMES = {  # in the folder, and in figures
+    "full": ("full-", "test_resnet (full fine-tuning)"),
+    "norms_and_biases": ("norms_and_biases-", "test_resnet (norms and biases, BatchNorm frozen)"),
+    "cnn_lora": ("lora_r2-", "test_efficientnet + LoRA (r=2, all-convs)"),
 }
 
 # The compiler folds weights into its code as constants ("freezing"): right for features, wrong for all that trains.
@@ -365,11 +388,30 @@ def test_a_run_is_killed_resumed_scored_and_exported_by_other_processes(fork_ser
     assert again.code == 0 and "resuming after" in again.out, again.err
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
     (run,) = (tmp_path / "whole").glob("*/*/seed0")
-    record = json.loads((run / "result.json").read_text())
-    assert record["method"] == name
+    result = read_result(run / "result.json")
+    suffix, label = NAMES[name]
+    assert result.method == name and friendly_name(result) == label
+    assert f".random-{suffix}" in run.parent.name
+    assert run.parent.name.endswith({"norms_and_biases": "bn-frozen", "cnn_lora": "all-convs"}.get(name, "fp32"))
     scored = fork_server.run("evaluate", [run])
     assert scored.code == 0 and "equals the stored predictions: identical" in scored.out
     assert fork_server.run("evaluate", [run, "--export", tmp_path / "model.pt2"]).code == 0
+
+
+ARMS = {
+    "full": Arm(train_full, RESNET, {}),
+    "norms_and_biases": Arm(train_full, RESNET, {"parts": "norms-and-biases"}),
+    "cnn_lora": Arm(train_cnn_lora, EFFICIENTNET, {"rank": 2}),
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_of_a_grid_has_a_command_and_a_cost(name):
+    arm = ARMS[name]
+    config = arm.script.Config(dataset="digits", backbone=arm.backbone, image_size=SIZE, batch_size=4, **arm.recipe)
+    assert arm.method == name
+    assert job_for(config).command[1] == f"{arm.script.__name__}.py"
+    assert cost.measure(config).train_seconds > 0
 
 
 def test_a_base_of_other_weights_is_refused(fork_server, tmp_path):

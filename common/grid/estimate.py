@@ -28,14 +28,12 @@ def job_seconds(
     featured, seconds, feature_bytes = set(), {}, 0
     for job in jobs:
         config = job.config
-        spec = method_spec(config.method)
-        own = tuple(getattr(config, name, None) for name in spec.own_settings)
-        measured = config.backbone, config.method, config.batch_size, config.threads, own
+        measured = config.backbone, config.method, config.batch_size, config.threads, _own_settings(config)
         if measured not in costs:
             costs[measured] = measure(config)
         cost, (train, test) = costs[measured], images[config.dataset]
         val = round(train * config.val_fraction)
-        epochs = config.epochs * _trainings(config)
+        spec, epochs = method_spec(config.method), config.epochs * _trainings(config)
         spent = start_seconds + (epochs if spec.has_steps else 1) * (train - val) * cost.train_seconds
         if not spec.reads_features:
             spent += (epochs * val + val + test) * cost.forward_seconds
@@ -59,6 +57,11 @@ def arm_seconds(jobs: Sequence[Job], seconds: Mapping[Job, float]) -> dict[tuple
 def _trainings(config: Any) -> int:
     """Return how many learning rates a run trains."""
     return 1 if config.tuned_on is not None else len(config.lr) + bool(config.extend)
+
+
+def _own_settings(config: Any) -> tuple:
+    """Return the settings that only the run's method has, by which its cost may differ."""
+    return tuple(getattr(config, name, None) for name in method_spec(config.method).own_settings)
 
 
 def measure_start() -> float:

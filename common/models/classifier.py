@@ -1,6 +1,6 @@
 """A timm model with its own classifier as it is trained here; ``finetuning`` and ``lora`` say what of it is trained."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from common.runtime.device import autocast
 from common.runtime.errors import UserError
 
 
-class TimmClassifier(nn.Module):
+class TimmClassifier(nn.Module, ABC):
     """A timm model with a classifier of one layer: normalised images (B, 3, S, S) -> logits (B, C) float32.
 
     The backbone computes in ``precision``, the classifier always in float32. ``train()`` switches on what ``learns_by``
@@ -33,7 +33,6 @@ class TimmClassifier(nn.Module):
 
     def train(self, mode: bool = True) -> "TimmClassifier":
         """Switch what ``learns_by`` names to training or back; all else stays in eval mode."""
-        super().train(False)
         for name, layer in self.named_modules():
             layer.training = mode and self.learns_by(name, layer)
         self.training = mode
@@ -44,7 +43,7 @@ class TimmClassifier(nn.Module):
         with autocast(images.device, self.precision):
             features = pooled_features(self.module, images.contiguous(memory_format=self.memory_format))  # (B, width)
         layer = self.module.get_submodule(self.classifier)
-        if isinstance(layer, nn.Conv2d):  # of kernel 1 x 1, in some of timm's CNNs
+        if layer.weight.ndim == 4:  # a convolution of kernel 1 x 1, in some of timm's CNNs; PEFT wraps its layer
             return layer(features.float()[..., None, None]).flatten(1)
         return layer(features.float())
 

@@ -19,7 +19,7 @@ TARGETS = ("pointwise", "all-convs")
 """Convolutions with LoRA: those of kernel 1 x 1 outside squeeze-and-excite; or all, whatever their kernel and place.
 Neither takes grouped ones, nor the classifier where that is a convolution."""
 
-GATES = ("SqueezeExcite", "SqueezeExciteCl", "SEModule", "EffectiveSEModule", "SEWithNorm")  # timm's names of one idea
+GATES = ("SqueezeExcite", "SEModule", "EffectiveSEModule", "BlockESE")  # timm's names of one idea
 
 
 def attach(
