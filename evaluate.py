@@ -161,7 +161,7 @@ def _load_own_data(run: "Run", config: Config) -> "DatasetSplits":
 
 
 def score_again(model: "RestoredModel", config: Config) -> None:
-    """Score the run's own test split and compare with the stored predictions."""
+    """Score the run's own test split (validation, where it has none) and compare with the stored predictions."""
     import numpy as np
 
     from common.evaluation import metrics
@@ -170,11 +170,14 @@ def score_again(model: "RestoredModel", config: Config) -> None:
     stored, settings = model.run.result, model.run.result.config
     dataset = _load_own_data(model.run, config)
     before = read_predictions(model.run.folder, stored)
-    logits = model.logits(dataset.test, "test")
-    test, _ = metrics.score(logits, dataset.test.labels, dataset.classes)
-    difference = float(np.abs(logits - before.logits).max())
-    changed = int((logits.argmax(1) != before.logits.argmax(1)).sum())
-    print(f"{model.run.folder}: {scores_in_words(test)}")
+    split, images, expected = "test", dataset.test, before.logits
+    if stored.test is None:
+        split, images, expected = "validation", dataset.val, before.val_logits
+    logits = model.logits(images, split)
+    scores, _ = metrics.score(logits, images.labels, dataset.classes)
+    difference = float(np.abs(logits - expected).max())
+    changed = int((logits.argmax(1) != expected.argmax(1)).sum())
+    print(f"{model.run.folder}: " + "no test images, validation: " * (stored.test is None) + scores_in_words(scores))
     verdict = "identical" if difference == 0 else f"largest logit difference {difference:.2g}"
     verdict += f", {changed} of {len(logits):,} predictions changed"
     if difference > TOLERANCE[settings["precision"]]:

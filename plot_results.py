@@ -53,6 +53,8 @@ class Config:
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
 
+    folds: int | None = None
+    """Only runs of so many folds, 1: of a single split (default: those of each data set that are most)."""
     width: Literal["one", "two"] = "two"
     """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 
@@ -118,6 +120,7 @@ def main(config: Config) -> None:
 def _load(config: Config) -> list[Comparison]:
     """Return the runs that were asked for, compared where they can be, and print what was left out or must be known."""
     runs, problems = find_runs(config.results_dir, config.runs)
+    runs = [run for run in runs if config.folds in (None, run.folds)]
     comparisons, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]

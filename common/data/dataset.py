@@ -22,7 +22,9 @@ class DatasetSplits:
     """Three disjoint sets of images over the same classes, and what a result has to say about them.
 
     ``fingerprint`` is the SHA-256 (64 hexadecimal digits) of all the data, whatever the limits and the split seed;
-    ``skipped`` names the damaged files that were left out, relative to the image folder.
+    ``skipped`` names the damaged files that were left out, relative to the image folder. ``read_from``: what the data
+    were read from, in a few words. ``test`` is one of ``folds`` parts of all images where these are more than one, and
+    empty where all images were asked for.
     """
 
     name: str
@@ -33,11 +35,17 @@ class DatasetSplits:
     fingerprint: str
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    read_from: str = ""
+    folds: int = 1
 
 
-def check_dataset(dataset: str) -> None:
-    """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError)."""
+def check_dataset(dataset: str, source: str = "auto") -> None:
+    """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError).
+
+    Also refused is a ``source`` (``registry.read``) that does not have it.
+    """
     if dataset in DATASETS or Path(dataset).is_dir():
+        registry.require_source(dataset, source)
         return
     guess = suggestion(dataset.lower().replace("-", "_"), DATASETS)
     raise UserError(f"no data set {dataset!r}{guess}: use one of {registry.DATASET_CHOICES}")
@@ -71,48 +79,62 @@ def load_dataset(
     split_seed: int = 0,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    folds: int | None = 1,
+    fold: int = 0,
+    all_images: bool = False,
     skip_damaged: bool = False,
     workers: int | None = None,
-    download: bool = True,
+    source: str = "auto",
 ) -> DatasetSplits:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
-    ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
-    Without ``download``, a named data set that is not on disk is missing.
+    ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
+    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
+    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``).
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
-    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
-    train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
-    fingerprint = splits.fingerprint(source.classes, source.parts)
-    notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
+    raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
+    folds = splits.usual_folds(raw) if folds is None else folds
+    parts = split(raw, val_fraction, split_seed, folds=folds, fold=fold, all_images=all_images)
+    train, val, test = limit(parts, train_limit, test_limit, split_seed)
+    fingerprint = splits.fingerprint(raw.classes, raw.parts)
+    drawn = _note_test_part(folds, fold, all_images) if "all" in raw.parts else []
+    notes = (*raw.notes, *drawn, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(
-        result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped
+        result_name(dataset, name), raw.classes, train, val, test, fingerprint, notes, raw.skipped, raw.read_from, folds
     )
 
 
 def load_dataset_of_run(
-    settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None, download: bool = True
+    settings: Mapping[str, Any],
+    *,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    source: str | None = None,
 ) -> DatasetSplits:
     """Load and split the data of a run, from its settings: those of a script, or those in a ``result.json``.
 
     Args:
         data_dir: where the named data sets lie now, if not where the settings say.
         workers: threads that check an image folder (default: as the settings say).
+        source: what a named data set is read from (default: as the settings say; older records do not).
     """
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    later = {name: settings[name] for name in ("folds", "fold", "all_images") if name in settings}
     return load_dataset(
         settings["dataset"],
         name=settings["dataset_name"],
         data_dir=data_dir or Path(settings["data_dir"]),
         workers=settings["workers"] if workers is None else workers,
-        download=download,
+        source=source or settings.get("source", "auto"),
         **{choice: settings[choice] for choice in choices},
+        **later,  # older records mean by their absence what is the default
     )
 
 
@@ -124,8 +146,8 @@ def load_labelled(
     They are the test split of a named data set or of an image folder that has one, and else all of its images. Data
     that are missing or damaged are a UserError.
     """
-    source = _read(dataset, data_dir, workers=workers)
-    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes
+    raw = _read(dataset, data_dir, workers=workers)
+    return raw.parts["all"] if "all" in raw.parts else raw.parts["test"], raw.classes
 
 
 def load_unlabelled(*paths: Path | str) -> LabelledImages:
@@ -163,12 +185,21 @@ def _files_below(folder: str) -> list[Path]:
 
 
 def _read(
-    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
+    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, source: str = "auto"
 ) -> RawSplits:
-    check_dataset(dataset)
+    check_dataset(dataset, source)
     if dataset in DATASETS:
-        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
+        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, source=source)
     return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+
+
+def _note_test_part(folds: int, fold: int, all_images: bool) -> list[str]:
+    """Note what the test part of data without a test split is."""
+    if all_images:
+        return ["all images are for training and validation: this model has no test score"]
+    if folds > 1:
+        return [f"the folder has no test split: fold {fold} (from 0) of {folds} stratified ones is the test part"]
+    return ["the folder has no test split: 20 % of each class were set aside by the split seed"]
 
 
 def _note_other_bytes(dataset: str, fingerprint: str) -> list[str]:

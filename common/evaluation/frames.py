@@ -13,6 +13,10 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 from common.runs.schema import as_json
 
+# A folder's name may hold half a letter, which pyarrow's strings, pandas' own where it is installed, cannot store. For
+# all tables, since pandas asks again with each that follows from another, in the drawing processes too.
+pd.set_option("mode.string_storage", "python")
+
 RUN = ["dataset", "run", "seed", "label"]
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
 SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
@@ -24,7 +28,8 @@ CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 class Frames:
     """Four tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
 
-    ``run`` is the folder's name, shared by the seeds of one model. What is not known is NaN.
+    ``run`` is the folder's name (without a fold), shared by the seeds of one model; ``seed`` is the fold's number where
+    there are ``folds``. What is not known is NaN.
     """
 
     runs: pd.DataFrame
@@ -41,7 +46,7 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
     """Return the tables of all runs of ``comparisons``; ``gains`` by (data set, run) are of ``runs.convergence``."""
     gains = gains or {}
     members = [
-        (dict(zip(RUN, (run.dataset, run.name, run.seed, series.label), strict=True)), series, run)
+        (dict(zip(RUN, (run.dataset, series.name, run.number, series.label), strict=True)), series, run)
         for comparison in comparisons
         for series in comparison.series
         for run in series.runs
@@ -62,15 +67,15 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a table of ``rows``; a folder's name may hold half a letter, which only Python's own strings can store."""
-    with pd.option_context("mode.string_storage", "python"):
-        return pd.DataFrame(rows, columns=columns)
+    """Return a table of ``rows``."""
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
     result = run.result
     splits = (("test", result.test), ("val", result.val))
     return {
+        "folds": run.folds,
         "backbone": result.backbone,
         "weights_source": result.model.weights.source,
         **{name: getattr(result.data, name) for name in ("num_train", "num_val", "num_test")},
@@ -82,7 +87,7 @@ def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
         "is_tuned": len(result.trials) > 1 or result.config.get("tuned_on") is not None,
         "rate_is_at_end": _rate_is_at_end(result),
         "ends_at_best": _ends_at_best(result),
-        "gain": gains.get((run.dataset, run.name), np.nan),
+        "gain": gains.get((run.dataset, run.model_name), np.nan),
         "device": str(result.environment.get("device")),
     }
 

@@ -13,18 +13,19 @@ VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H",
 
 
 def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the label of each run of one data set by its name: the user's, or a friendly one with what sets it apart.
+    """Return the label of each model of one data set by its name: the user's, or a friendly one and what sets it apart.
 
-    ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
+    The name is that of its runs, without a fold. ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
     """
-    friendly = {run.name: friendly_name(run.result) for run in runs}
+    models = {run.model_name: run for run in runs}
+    friendly = {name: friendly_name(run.result) for name, run in models.items()}
     names = {}
-    for run in runs:
-        label = friendly[run.name]
-        alike = [name for name, other in friendly.items() if other == label]
-        chosen = labels.get(f"{run.dataset}/{run.name}") or labels.get(run.name)
-        names[run.name] = chosen or label + _distinction(run.name, alike)
-        names[run.name] += " [random weights]" if has_random_weights(run) else ""
+    for name, run in models.items():
+        label = friendly[name]
+        alike = [each for each, other in friendly.items() if other == label]
+        chosen = labels.get(f"{run.dataset}/{name}") or labels.get(name)
+        names[name] = chosen or label + _distinction(name, alike)
+        names[name] += " [random weights]" if has_random_weights(run) else ""
     shown = Counter(names.values())  # a legend has one entry a label: what is still alike shows its folder
     return {name: label if shown[label] == 1 else f"{label} [{name}]" for name, label in names.items()}
 

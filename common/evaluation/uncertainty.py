@@ -14,6 +14,7 @@ import pandas as pd
 from common.evaluation import calibration, metrics
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
+from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
 from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_plan
@@ -90,7 +91,7 @@ def compute_uncertainty(
             model = {"dataset": comparison.dataset, "run": series.name}
             means += [model | _row(name, kept.of_models(name, series)) for name in HEADLINE]
             for run in series.runs:
-                seed = model | {"seed": run.seed}
+                seed = model | {"seed": run.number}
                 runs += [seed | _row(name, kept.of_run(name, run)) for name in METRICS if METRICS[name].resampled]
                 calibrations.append(seed | kept.runs[run.folder]["calibration"])
         plan = read_plan(_folder(comparison))
@@ -121,9 +122,11 @@ class _Kept:
         images = run.result.data.num_test
         return Spread(_number(record["values"][metric]), _number(record["image_errors"][metric]), images)
 
-    def of_models(self, metric: str, *group: Series) -> Spread:
+    def of_models(self, metric: str, *group: Series) -> Spread | FoldSpread:
         """Return ``metric`` of a model, its mean over the seeds, or the first model's minus the second's."""
         values = [np.array([self.of_run(metric, run).value for run in series.runs]) for series in group]
+        if group[0].folds > 1 and len(values[0]) > 1:
+            return fold_spread(values[0] - (values[1] if len(group) == 2 else 0.0), group[0].runs)
         value = values[0].mean() - (values[1].mean() if len(group) == 2 else 0.0)
         seeds = [its for its, series in zip(values, group, strict=True) if not series.is_deterministic]
         error = self.groups[_key(*group)]["image_errors"][metric]
@@ -238,14 +241,14 @@ def _joint(group: Sequence[Series], sampled: Mapping[Path, _Sampled]) -> dict:
 
 
 def _networks(a: Series, b: Series) -> list[tuple[str, Run, Run]]:
-    """Return each seed with the networks of a and b of that seed; a deterministic model's is that of every seed."""
+    """Return each seed (or fold) with its networks of a and b; a deterministic model's is that of every seed."""
     if a.is_deterministic:
-        return [(str(run.seed), a.runs[0], run) for run in (b.runs[:1] if b.is_deterministic else b.runs)]
-    theirs = {run.seed: run for run in b.runs}
+        return [(str(run.number), a.runs[0], run) for run in (b.runs[:1] if b.is_deterministic else b.runs)]
+    theirs = {run.number: run for run in b.runs}
     return [
-        (str(run.seed), run, b.runs[0] if b.is_deterministic else theirs[run.seed])
+        (str(run.number), run, b.runs[0] if b.is_deterministic else theirs[run.number])
         for run in a.runs
-        if b.is_deterministic or run.seed in theirs
+        if b.is_deterministic or run.number in theirs
     ]
 
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import QUANTITIES, count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import QUANTITIES, joined_notes, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
@@ -87,14 +87,14 @@ def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -
     """Draw test accuracy over the number of training images, a line for the runs that differ by nothing else."""
     curves = few_shot_curves(comparison)
     members = [replace(comparison, series=tuple(series for curve in curves.values() for series in curve))]
-    fewest, most = seed_range(members)
-    dots = " and seeds; small dots: each seed" if most > 1 else ""
+    own_repeats = repeats(members)
+    dots = f"; small dots: each {own_repeats.word}" if own_repeats.most > 1 else ""
     own = run_styles(comparison)
     styles = {label: own[min((series.name for series in curve), key=len)] for label, curve in curves.items()}
     figure = new_figure(
         2.8,
-        title=f"{comparison.title}: accuracy by training images, {comparison.data.num_test:,} test images",
-        caption=f"Marks: mean of {count_seeds(fewest, most)}; bars: 95 % interval over test images{dots}. The axis "
+        title=f"{comparison.title}: accuracy by training images, {comparison.num_test:,} test images",
+        caption=f"Marks: mean of {own_repeats.text}; bars: 95 % interval over {own_repeats.basis}{dots}. The axis "
         "does not start at 0.",
         legend={
             printable(label, 90): Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle)

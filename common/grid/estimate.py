@@ -37,8 +37,8 @@ def job_seconds(
         spent = start_seconds + (epochs if spec.has_steps else 1) * (train - val) * cost.train_seconds
         if not spec.reads_features:
             spent += (epochs * val + val + test) * cost.forward_seconds
-        elif (config.backbone, config.dataset) not in featured:
-            featured.add((config.backbone, config.dataset))
+        elif (split := (config.backbone, config.dataset, config.fold)) not in featured:
+            featured.add(split)
             spent += (train + test) * cost.forward_seconds
             feature_bytes += (train + test) * cost.feature_bytes
         seconds[job] = spent / at_once

@@ -12,7 +12,7 @@ from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
 from common.runs.methods import method_spec
-from common.runs.naming import run_folder
+from common.runs.naming import choosing_run, run_folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Grid:
     """The seed on which arms are tuned, and the one run of those that draw nothing at random."""
     tuned: bool = False
     """Whether each arm chooses among its rates on the first seed, and the others take its choice (``stages``)."""
+    folds: int = 1
+    """Where more than one: the run of each seed is tested on the fold of its number, also of what is not random."""
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """(training, test) images of each data set that has no name, for an estimate of the time."""
 
@@ -55,15 +57,26 @@ def grid_configs(grid: Grid, **folders: Path) -> Iterator[Any]:
     for seed in dict.fromkeys((grid.first_seed, *grid.seeds)):
         for dataset in grid.datasets:
             for arm in grid.arms:
-                once = method_spec(arm.method).is_deterministic
+                once = method_spec(arm.method).is_deterministic and grid.folds == 1
                 if seed == grid.first_seed if once else seed in grid.seeds:
                     yield arm_config(grid, arm, dataset, seed=seed, **folders)
 
 
-def arm_config(grid: Grid, arm: Arm, dataset: str, **settings: Any) -> Any:
-    """Return the training script's configuration of ``arm`` on a data set of ``grid``, with further ``settings``."""
-    recipe = {**arm.recipe, **grid.datasets[dataset], **settings}
-    return arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe)
+def arm_config(grid: Grid, arm: Arm, dataset: str, *, seed: int, **folders: Path) -> Any:
+    """Return the training script's configuration of ``arm`` on a data set of ``grid`` with ``seed``."""
+    recipe = {**arm.recipe, **grid.datasets[dataset], **folders, "folds": grid.folds}
+    return with_seed(arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe), seed)
+
+
+def with_seed(config: Any, seed: int, **settings: Any) -> Any:
+    """Return ``config`` with another seed, and where there are folds with the fold of this number."""
+    return replace(config, seed=seed, fold=seed if config.folds > 1 else 0, **settings)
+
+
+def on_all_images(config: Any, *, seed: int, lr: float | None) -> Any:
+    """Return the configuration that trains what ``config`` does on all images of its folder, at the rate it chose."""
+    chosen = {} if lr is None else {"lr": (lr,), "extend": 0, "tuned_on": None}
+    return replace(config, seed=seed, folds=1, fold=0, all_images=True, **chosen)
 
 
 def job_for(config: Any) -> Job:
@@ -81,6 +94,7 @@ def job_for(config: Any) -> Job:
         folder=folder,
         log=config.results_dir / "logs" / f"{dataset}-{name}-seed{config.seed}.log",
         config=config,
+        follows=None if config.tuned_on is None else job_for(choosing_run(config)).folder,
     )
 
 

@@ -10,14 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from common.grid.forked import IMPORTED, ForkedRun
 from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.predictions import read_predictions
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
 from common.runtime.errors import UserError
+from common.runtime.parallel import fork_context, import_ahead
 from common.runtime.progress import progress
 
 POLL_SECONDS = 0.1
@@ -28,7 +31,8 @@ STATES = ("finished", "running", "unfinished", "missing")
 class Job:
     """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
 
-    ``config`` is the training script's configuration behind the command, None for a command of another kind.
+    ``config`` is the training script's configuration behind the command, None for a command of another kind;
+    ``follows`` is the folder of the finished run whose learning rate it takes.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Job:
     folder: Path
     log: Path
     config: Any = None
+    follows: Path | None = None
 
     @property
     def shell_line(self) -> str:
@@ -70,9 +75,8 @@ def job_obstacle(job: Job, absent: Mapping[str, str]) -> str | None:
         return f"in use by {holder}"
     if (job.folder / RESULT_FILE).exists():
         return job_damage(job)
-    seed = job.config.tuned_on
-    if seed is not None and not (job.folder.with_name(f"seed{seed}") / RESULT_FILE).exists():
-        return f"seed {seed}, whose learning rate it takes, is not finished"
+    if job.follows and not (job.follows / RESULT_FILE).exists():
+        return f"seed {job.config.tuned_on}, whose learning rate it takes, is not finished"
     return absent.get(job.config.dataset) or absent.get(job.config.backbone)
 
 
@@ -91,12 +95,13 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
         done: says in a line what a finished job gave.
     """
     waiting, free, failures = deque(jobs), list(devices), {}
-    active: dict[Job, tuple[subprocess.Popen, str | None]] = {}
+    active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]] = {}
+    context = _context_of_forks() if any(job.config for job in jobs) else None
     with progress(desc="runs", total=len(jobs), unit="run") as bar, _stopping(active):
         while waiting or active:
             while waiting and free:
                 job, device = waiting.popleft(), free.pop(0)
-                active[job] = _start(job, device), device
+                active[job] = _start(job, device, context), device
             time.sleep(POLL_SECONDS)
             for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
                 process, device = active.pop(job)
@@ -111,8 +116,16 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
     return failures
 
 
+def _context_of_forks() -> BaseContext | None:
+    """Return how training scripts are forked, once a server has imported what they need; CUDA forbids it."""
+    if visible_gpus():
+        return None
+    import_ahead(*IMPORTED)
+    return fork_context()
+
+
 @contextmanager
-def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterator[None]:
+def _stopping(active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]]) -> Iterator[None]:
     """Stop the children and wait for them where the block is left by an exception.
 
     By SIGTERM, which saves their state like Ctrl-C does, but is not ignored where a shell started all this in the
@@ -128,14 +141,16 @@ def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterato
         raise
 
 
-def _start(job: Job, device: str | None) -> subprocess.Popen:
-    """Start a job that writes its output to its log."""
+def _start(job: Job, device: str | None, context: BaseContext | None) -> subprocess.Popen | ForkedRun:
+    """Start a job that writes its output to its log; a training script forks in ``context`` where there is one."""
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "wb") as log:
+            if context and job.config is not None:
+                return ForkedRun(context, job.command, job.log, environment)
             # In a session of its own: a Ctrl-C in the terminal reaches it once, through ``_stopping``.
             return subprocess.Popen(
                 [sys.executable, *job.command[1:]],

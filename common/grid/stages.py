@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.grid.grid import Arm, Grid, arm_config, grid_configs, job_for
+from common.grid.grid import Arm, Grid, arm_config, grid_configs, job_for, with_seed
 from common.grid.scheduler import Job
 from common.runs.convergence import TUNING
 from common.runs.methods import method_spec
@@ -40,9 +40,9 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
     """Yield the stages of ``grid``; ask for the next one when the runs of the last one were made.
 
     A grid that is not tuned has one. In a tuned one each arm first chooses among its learning rates and its variants,
-    on validation images, by the first seed. Then the other seeds take its choice; and where the rate falls to 0, so
-    that the last epochs are always among the best, the choice is trained once more with twice the epochs (``gains``).
-    The runs of several variants and of that check lie below ``results_dir / TUNING``.
+    on validation images, by the first seed (or fold). Then the others take its choice; and where the rate falls to 0,
+    so that the last epochs are always among the best, the choice is trained once more with twice the epochs
+    (``gains``). The runs of several variants and of that check lie below ``results_dir / TUNING``.
 
     ``presume`` names also runs that are not known yet, as if the last variant and the middle rate were chosen.
     """
@@ -52,7 +52,8 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
         return
     arms = [(dataset, arm) for dataset in grid.datasets for arm in grid.arms]
     tuning = [_tuning_jobs(grid, arm, dataset, folders) for dataset, arm in arms]
-    yield Stage(f"choices of seed {grid.first_seed}", [job for jobs in tuning for job in jobs])
+    first = f"fold {grid.first_seed}" if grid.folds > 1 else f"seed {grid.first_seed}"
+    yield Stage(f"choices of {first}", [job for jobs in tuning for job in jobs])
     after = _after(grid, [_choose(jobs, results_dir, presume=presume) for jobs in tuning])
     if after.jobs or after.unknown:
         yield after
@@ -84,13 +85,18 @@ class _Choice:
 
     @property
     def has_other_seeds(self) -> bool:
-        """Whether another seed gives another result."""
-        return not method_spec(self.tried.config.method).is_deterministic
+        """Whether another seed gives another result: of what is not random another fold alone does."""
+        return not method_spec(self.tried.config.method).is_deterministic or self.tried.config.folds > 1
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether it is trained by steps, at a learning rate."""
+        return method_spec(self.tried.config.method).has_steps
 
     @property
     def is_checked(self) -> bool:
         """Whether its convergence is: under a constant rate it is told by which epoch is the best."""
-        return method_spec(self.tried.config.method).has_steps and self.tried.config.schedule == "cosine"
+        return self.has_rate and self.tried.config.schedule == "cosine"
 
 
 def _choose(jobs: Sequence[Job], results_dir: Path, *, presume: bool) -> _Choice:
@@ -124,14 +130,14 @@ def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
         if choice.lr
     ]
     jobs += [
-        job_for(replace(choice.config, seed=seed, tuned_on=grid.first_seed))
+        job_for(with_seed(choice.config, seed, tuned_on=grid.first_seed if choice.has_rate else None))
         for seed in seeds
         for choice in seeded
         if choice.config
     ]
     places = [(choice.tried.folder, job_for(choice.config).folder) for choice in choices if choice.config and choice.lr]
     return Stage(
-        "other seeds, and twice the epochs",
+        f"other {'folds' if grid.folds > 1 else 'seeds'}, and twice the epochs",
         jobs,
         unknown=len(checked) + len(seeded) * len(seeds) - len(jobs),
         copies=[(tried, place) for tried, place in places if tried != place],

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, seed_range
+from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
@@ -54,7 +54,7 @@ def write_report(
         metrics=model_rows(comparisons, runs, SCORES),
         families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
-        seeds=count_seeds(*seed_range(comparisons)),
+        repeats=repeats(comparisons),
         pictures={
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
         },
@@ -100,7 +100,8 @@ def model_rows(
 def _explorer_of(comparison: Comparison, data_dir: Path | None) -> dict:
     """Return the record of the page's script for one data set; its remark says why it has no thumbnails, or is ""."""
     predictions = explorer.read_test_predictions(comparison)
-    images, remark = thumbnails.test_images(explorer.runs_of(comparison)[0], data_dir)
+    run = comparison.series[0].runs[0]
+    images, remark = thumbnails.test_images(run, predictions.labels, predictions.indices, data_dir)
     sheet = None
     if images:
         positions = explorer.choose_thumbnails(predictions, thumbnails.sheet_capacity(images))

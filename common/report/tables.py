@@ -8,17 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import (
-    MISSING,
-    QUANTITIES,
-    count_seeds,
-    display,
-    mean_sd,
-    mean_text,
-    p_text,
-    seed_range,
-    signed,
-)
+from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, mean_text, p_text, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -46,7 +36,9 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     """
     runs = with_statistics(frames, uncertainty)
     models = runs.groupby(MODEL, sort=False)
-    texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size")})
+    texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size"), "folds": ("folds", "first")})
+    texts["Seeds"] = [f"{row.Seeds} folds" if row.folds > 1 else row.Seeds for row in texts.itertuples()]
+    texts = texts.drop(columns="folds")
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
     return _write(
@@ -63,10 +55,11 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
-        *("declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
+        *("folds", "declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
         *("verdict", "winner", "detectable", "detectable_by_images", "seeds_needed", "images_needed"),
         *("mcnemar_p_by_seed", "remark"),
     )
+    pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
     return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
 
@@ -109,10 +102,11 @@ def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     ends = ends.pivot(index=seed, columns="metric", values=["low", "high"])
     ends.columns = [f"{metric}_{end}" for end, metric in ends.columns]
     runs = runs.merge(ends, on=seed)
+    folds = ["folds"] if (runs["folds"] > 1).any() else []  # ``seed`` is then the number of the fold
     with_ends = [score for score in SCORES if f"{score}_low" in runs]
     for score in with_ends:  # of a metric that is newer than a result, no ends without the value
         runs.loc[runs[score].isna(), [f"{score}_low", f"{score}_high"]] = np.nan
-    columns = [*MODEL, "label", "seed", *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
+    columns = [*MODEL, "label", "seed", *folds, *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
     columns += ["weights_source", *(f"{score}_{end}" for score in with_ends for end in ("low", "high"))]
     return runs[[*columns, "temperature", "test_ece_scaled"]]
 
@@ -121,10 +115,10 @@ def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
     """Return the scores and costs as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
     blocks = []
     for comparison in comparisons:
-        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.data.num_test
+        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.num_test
         texts = model_texts(runs, TERMINAL)
         texts.index = [series.label for series in comparison.series]
-        seeds = count_seeds(*seed_range([comparison]))
+        seeds = repeats([comparison]).text
         head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
         blocks.append(f"{head}\n{texts.to_string()}")
     return "\n\n".join(blocks)

@@ -39,7 +39,9 @@ def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[
 def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[str], *, saved_bytes: int) -> RunResult:
     run, dataset = task.run, task.dataset
     val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
-    test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
+    test, test_notes = None, []
+    if len(dataset.test):
+        test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
     notes = [*notes, *(f"validation: {note}" for note in val_notes), *(f"test: {note}" for note in test_notes)]
     notes += fitted.notes
     if run.device.type != "cuda":
@@ -57,7 +59,7 @@ def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[s
         trials=fitted.trials,
         best_epoch=fitted.best_epoch,
         val=typed(val, SplitMetrics),
-        test=typed(test, SplitMetrics),
+        test=typed(test, SplitMetrics | None),
         efficiency=Efficiency(
             train_seconds=fitted.train_seconds,
             feature_seconds=evaluation.feature_seconds,
@@ -85,6 +87,7 @@ def _data_record(task: Task) -> DataRecord:
         std=list(backbone.std),
         interpolation=backbone.interpolation,
         fingerprint=dataset.fingerprint,
+        read_from=dataset.read_from,
     )
 
 
@@ -118,8 +121,9 @@ def _print_summary(result: RunResult) -> None:
     if cost.feature_seconds is not None:
         spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
     chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} tried"
-    print(f"test {scores_in_words(result.test.scores)}")
-    print(
-        f"{spent}, test {cost.eval_seconds:.1f} s; {chosen}, "
-        f"{model.trainable_params:,} of {model.total_params:,} parameters trained"
-    )
+    if result.test:
+        print(f"test {scores_in_words(result.test.scores)}")
+        spent += f", test {cost.eval_seconds:.1f} s"
+    else:
+        print(f"no test score, all images were trained on; validation {scores_in_words(result.val.scores)}")
+    print(f"{spent}; {chosen}, {model.trainable_params:,} of {model.total_params:,} parameters trained")
