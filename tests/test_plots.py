@@ -39,7 +39,7 @@ STEMS = {
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
     *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
-PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name != "few_shot"]
+PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name not in ("few_shot", "corruptions")]
 ACROSS = [name for name, spec in FIGURES.items() if spec.across]
 
 
