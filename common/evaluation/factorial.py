@@ -64,7 +64,8 @@ def effects(cells: Mapping[Cell, Series]) -> Iterator[Effect]:
 
     The interaction is (first, method - probe) - (other, method - probe), for each method that changes the backbone.
     """
-    backbones, kinds = (list(dict.fromkeys(its)) for its in zip(*cells, strict=True))
+    backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
+    kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
     first, others = backbones[0], backbones[1:]
     for backbone in backbones:
         for kind in kinds:

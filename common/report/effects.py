@@ -32,7 +32,7 @@ def effect_sentences(dataset: str, effects: pd.DataFrame) -> list[str]:
         return []
     lines = [
         f"{opening} {within}: " + "; ".join(_clause(row) for row in rows.itertuples())
-        for family, opening in ((METHOD, "effect of the method on"), (BACKBONE, "effect of the backbone by"))
+        for family, opening in ((METHOD, "effect of the method on"), (BACKBONE, "effect of the backbone with"))
         for within, rows in own[own.effect == family].groupby("within", sort=False)
     ]
     lines += [_interaction(row) for row in own[own.effect == INTERACTION].itertuples()]
