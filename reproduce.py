@@ -32,10 +32,10 @@ from common.config import check_folder, require
 from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
-from common.grid import prefetch, scheduler
-from common.grid.grid import Arm, Grid, narrow_grid
+from common.grid import prefetch, scheduler, slurm
+from common.grid.grid import Arm, Grid, narrow_grid, with_settings
 from common.grid.scheduler import Job
-from common.grid.stages import Stage, stages
+from common.grid.stages import Stage, planned_runs, stages
 from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.result import RESULT_FILE, find_runs, read_result
 from common.runtime.environment import cores
@@ -145,6 +145,15 @@ class Config:
     jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
     small backbones one a core)."""
+    cache_dir: Path | None = None
+    """Features of frozen backbones are kept in CACHE_DIR/features (default: .cache in this repository)."""
+    executor: Literal["local", "slurm"] = "local"
+    """local: this machine; slurm: jobs of a Slurm cluster, by submitit (docs/cluster.md)."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """slurm: what a job asks for by submitit's names: partition=gpu time=120 cpus_per_task=8 mem_gb=32
+    gpus_per_node=1 array_parallelism=8; time is in minutes."""
+    wait: bool = False
+    """slurm: wait for the end of all jobs, and draw; Ctrl-C ends the waiting alone."""
 
     def __post_init__(self) -> None:
         check_folder("results_dir", self.results_dir)
@@ -161,13 +170,26 @@ class Config:
         for seed in self.seeds:
             require(0 <= seed < 2**63, "seeds", seed, "0 or more")
         require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
+        if self.cache_dir is not None:
+            check_folder("cache_dir", self.cache_dir)
+        is_local = self.executor == "local"
+        require(not is_local or not self.slurm, "slurm", self.slurm, "given with `executor` slurm only")
+        require(not is_local or not self.wait, "wait", self.wait, "given with `executor` slurm only")
+        require(is_local or self.jobs is None, "jobs", self.jobs, "left out with `executor` slurm")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the runs read and write."""
+        return {"data_dir": self.data_dir, "results_dir": self.results_dir / self.profile}
 
 
 def main(config: Config) -> None:
     # The grids, as one child process a run
+    settings = slurm.check(config.slurm) if config.executor == "slurm" else None
     grids = _grids(config)
     devices = _devices(config, grids)
-    grids = [_with_threads(grid, len(devices)) for grid in grids]
+    threads = None if settings is None else slurm.threads_of_a_run(settings)
+    grids = [with_settings(_with_threads(grid, len(devices), threads), cache_dir=config.cache_dir) for grid in grids]
     if config.show_list:
         _show_list(config, grids)
         return
@@ -180,7 +202,7 @@ def main(config: Config) -> None:
     remote = prefetch.wanted([job.config for job in _jobs(config, grids)])
     if config.profile != "demo":
         _announce_downloads(config, remote)
-        if not config.download_only:
+        if not config.download_only and settings is None:
             grids = _announce_time(config, grids, at_once=len(devices))
     absent = prefetch.fetch(remote, config.data_dir)
     if config.download_only:
@@ -190,7 +212,14 @@ def main(config: Config) -> None:
 
     # Train, each run in a process of its own; a comparison shows what is there after each of its grids
     failures = {}
-    for grid in grids:
+    if settings is not None:
+        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=config.wait and _outcome)
+        if not is_over:
+            _exit_with_failures({job.name: reason for job, reason in failures.items()})
+            return
+        for stage in _stages(config, grids):
+            stage.take_over()
+    for grid in grids if settings is None else ():
         failures |= _run_grid(config, grid, absent, devices)
         if config.profile == "compare" and grid is not grids[-1]:
             _draw(config, quiet=True)
@@ -210,9 +239,8 @@ def _recipe(config: Config) -> str:
 
 def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> Iterator[Stage]:
     """Yield the stages of ``grids``, one grid after the other."""
-    folders = {"data_dir": config.data_dir, "results_dir": config.results_dir / config.profile}
     for grid in grids:
-        yield from stages(grid, **folders, presume=presume)
+        yield from stages(grid, **config.folders, presume=presume)
 
 
 def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
@@ -253,7 +281,10 @@ def _comparison_grids(config: Config) -> list[Grid]:
     tags = list(map(resolve_tag, config.backbones))
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
-    loaded = load_dataset(config.dataset, data_dir=config.data_dir)
+    submits = config.executor == "slurm" and not (config.show_list or config.print_commands or config.download_only)
+    slurm_folder = slurm.submission_folder(config.folders["results_dir"])
+    index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder) if submits else {}
+    loaded = load_dataset(config.dataset, data_dir=config.data_dir, index=index.get("data_index"))
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
@@ -271,7 +302,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
         "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), COMPARE_TARGETS) for tag in vits],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
-    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": MINI.seeds, "tuned": True}
+    common = {"datasets": {config.dataset: index}, "images": images, "seeds": MINI.seeds, "tuned": True}
     return [Grid(tuple(its), **common) for its in arms.values() if its]
 
 
@@ -285,17 +316,23 @@ def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
     return scheduler.job_devices(config.jobs, without_gpu=cores() if are_small else 1)
 
 
-def _with_threads(grid: Grid, at_once: int) -> Grid:
-    """Return ``grid`` with one thread for small backbones; others divide the cores among the runs at a time.
+def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
+    """Return ``grid`` with one thread for small backbones; others take ``threads``, or divide the cores among them.
 
     A run's numbers depend on its threads. So those of the small backbones depend neither on the cores nor on ``jobs``.
     """
-    share = {"threads": max(1, cores() // at_once)} if at_once > 1 else {}
+    if threads is None and at_once > 1:
+        threads = max(1, cores() // at_once)
+    share = {} if threads is None else {"threads": threads}
     arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:
+    folder = slurm.submission_folder(config.folders["results_dir"])
+    if folder.is_dir():
+        slurm.print_list([run for grid in grids for run in planned_runs(grid, **config.folders)], folder)
+        return
     for stage in _stages(config, grids):
         for job in stage.jobs:
             print(f"{scheduler.job_state(job):<10} {job.name}")

@@ -24,7 +24,7 @@ from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.result import RESULT_FILE, find_runs
 from common.runtime import locks
 from common.runtime.errors import UserError
-from common.runtime.files import write_atomically
+from common.runtime.files import temporary_path, write_atomically
 from common.training.cost import Cost
 from reproduce import Config
 
@@ -344,7 +344,7 @@ def test_a_comparison_that_is_interrupted_draws_what_is_finished(comparison, tmp
 def test_a_chosen_run_is_copied_whole_or_not_at_all(tmp_path):
     (tmp_path / "tuning" / "seed0").mkdir(parents=True)
     (tmp_path / "tuning" / "seed0" / "result.json").write_text("{}")
-    (tmp_path / "run" / ".seed0.copy").mkdir(parents=True)  # what a killed one left
+    temporary_path(tmp_path / "run" / "seed0", "copy").mkdir(parents=True)  # what a killed one left
     stage = Stage("", [], copies=[(tmp_path / "tuning" / "seed0", tmp_path / "run" / "seed0")])
     for _ in range(2):
         stage.take_over()

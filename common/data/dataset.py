@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data import image_folder, registry, splits
+from common.data import folder_index, image_folder, registry, splits
 from common.data.images import LabelledImages
 from common.data.registry import DATASETS
 from common.data.splits import RawSplits, limit, split
@@ -73,20 +73,25 @@ def load_dataset(
     skip_damaged: bool = False,
     workers: int | None = None,
     download: bool = True,
+    index: Path | None = None,
 ) -> DatasetSplits:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
     ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
-    Without ``download``, a named data set that is not on disk is missing.
+    Without ``download``, a named data set that is not on disk is missing. An ``index`` (``folder_index``) stands for
+    reading an image folder.
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
-    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
+    if index is None:
+        source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
+    else:
+        source = folder_index.load_index(index, _folder(dataset, data_dir))
     train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
     fingerprint = splits.fingerprint(source.classes, source.parts)
     notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
@@ -104,6 +109,7 @@ def load_dataset_of_run(
         data_dir: where the named data sets lie now, if not where the settings say.
         workers: threads that check an image folder (default: as the settings say).
     """
+    index = settings.get("data_index")
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
     return load_dataset(
         settings["dataset"],
@@ -111,8 +117,27 @@ def load_dataset_of_run(
         data_dir=data_dir or Path(settings["data_dir"]),
         workers=settings["workers"] if workers is None else workers,
         download=download,
+        index=None if index is None else Path(index),
         **{choice: settings[choice] for choice in choices},
     )
+
+
+def index_dataset(dataset: str, data_dir: Path, path: Path) -> bool:
+    """Read an image folder and write its index (``folder_index``) to ``path``; False where the data are no such folder.
+
+    Raises:
+        UserError: the data are missing or damaged, or the index cannot be written.
+    """
+    source = _read(dataset, data_dir)
+    if any(part.files is None for part in source.parts.values()):
+        return False
+    folder_index.write_index(path, _folder(dataset, data_dir), source)
+    return True
+
+
+def _folder(dataset: str, data_dir: Path) -> Path:
+    """Return the image folder that ``dataset`` is, or has below ``data_dir``."""
+    return Path(data_dir) / dataset if dataset in DATASETS else Path(dataset)
 
 
 def load_labelled(

@@ -1,0 +1,397 @@
+"""A grid on a Slurm cluster, through submitit: what one array task makes, its submission, and how far it has come."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.data.dataset import index_dataset, result_name
+from common.grid import scheduler
+from common.grid.grid import Grid
+from common.grid.scheduler import Job
+from common.grid.slurm_task import Batch, make_runs
+from common.grid.stages import PlannedRun, planned_runs
+from common.runs.folder import lock_file
+from common.runs.methods import method_spec
+from common.runs.result import RESULT_FILE, natural_order
+from common.runtime.environment import REPOSITORY, git_commit
+from common.runtime.errors import UserError, suggestion
+from common.runtime.files import write_atomically
+from common.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
+
+MOST_TASKS = 1_000  # of one array: Slurm's MaxArraySize is 1001 where nobody changed it
+POLL_SECONDS = 10  # between two questions to squeue, which all users of a cluster share
+# What submitit calls the same for every cluster, beside the names of its Slurm executor.
+GENERIC = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+FIXED = {"nodes": 1, "ntasks_per_node": 1, "tasks_per_node": 1, "use_srun": True}  # a run is one process of one node
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as submitit's parameters; a value is JSON (120, true, ["a", "b"]) or else a text.
+
+    Raises:
+        UserError: a pair is none, a run does not allow its value, or there is no time limit.
+    """
+    settings = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals and text):
+            raise UserError(f"`slurm` {pair!r} is not of the form KEY=VALUE, such as partition=gpu")
+        try:
+            settings[key] = json.loads(text)
+        except ValueError:
+            settings[key] = text
+        if settings[key] != FIXED.get(key, settings[key]):
+            raise UserError(f"`slurm` {pair}: a run is one process on one node; leave it out")
+    if not {"time", "timeout_min"} & set(settings):
+        raise UserError("`slurm` needs the tasks' time limit in minutes, such as time=120")
+    return settings
+
+
+def check(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``parse_settings`` of what submitit and this machine can do, else raise UserError, before any work."""
+    settings = parse_settings(pairs)
+    open_executor(Path(tempfile.gettempdir()), settings)
+    return settings
+
+
+def runs_at_once(settings: Mapping[str, Any]) -> int:
+    """Return how many batches one task makes side by side: one for each GPU it asks for."""
+    return max(1, int(settings.get("gpus_per_node", 1)))
+
+
+def threads_of_a_run(settings: Mapping[str, Any]) -> int:
+    """Return the CPU threads of each run: its share of the cores that a task asks for (Slurm's default: one)."""
+    return max(1, int(settings.get("cpus_per_task", 1)) // runs_at_once(settings))
+
+
+def open_executor(folder: Path, settings: Mapping[str, Any]) -> "AutoExecutor":
+    """Return submitit's executor of Slurm, which keeps what it writes, the tasks' logs among it, in ``folder``.
+
+    Raises:
+        UserError: submitit or Slurm is not there, or submitit does not know a setting.
+    """
+    # submitit's default, SIGUSR2, is not what Slurm sends to a task that another one takes the place of.
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError(
+            "`executor` slurm needs submitit, which is not installed: pip install -r requirements-slurm.txt"
+        ) from error
+    try:
+        executor = submitit.AutoExecutor(folder, cluster="slurm")
+    except RuntimeError as error:
+        raise UserError("`executor` slurm: there is no Slurm on this machine (srun is not found)") from error
+    usual = {"stderr_to_stdout": True, "setup": [], "additional_parameters": {}}
+    wanted = usual | dict(settings)
+    wanted["setup"] = [*_environment(), *wanted["setup"]]
+    wanted["additional_parameters"] = {"requeue": True} | wanted["additional_parameters"]
+    try:
+        executor.update_parameters(**{f"slurm_{key}": value for key, value in wanted.items()})
+    except NameError as error:
+        known = sorted({*re.search("Valid arguments: (.*)", str(error))[1].split(", "), *GENERIC} - set(FIXED))
+        key = next(key for key in settings if key not in known)
+        raise UserError(
+            f"`slurm` {key}: submitit has no such parameter{suggestion(key, known)}; it has {', '.join(known)}"
+        ) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"`slurm`: {error}") from error
+    return executor
+
+
+def _environment() -> list[str]:
+    """Return the lines of shell that prepare a task: this checkout's code, and nothing from the network."""
+    return [
+        f"export PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export SUBMITIT_PREEMPT_SIGNAL=TERM HF_HUB_OFFLINE=1",
+        # From Slurm 22.05 on srun does not inherit the number of cores from sbatch.
+        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+    ]
+
+
+def batches(runs: Sequence[PlannedRun]) -> list[Batch]:
+    """Return what is made in one piece: all ``runs`` that read the same kept features, in their order, or one run.
+
+    So the features of a data set by a backbone are made once, by one process.
+    """
+    grouped: dict[tuple, list[PlannedRun]] = {}
+    for run in runs:
+        config = run.job.config
+        features = config.dataset, config.backbone, config.image_size
+        key = features if method_spec(config.method).reads_features else (run.key,)
+        grouped.setdefault(key, []).append(run)
+    return list(grouped.values())
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run has come: one of ``scheduler.STATES``, ``pending`` or ``failed``; ``about``: where, or why."""
+
+    word: str
+    about: str = ""
+
+
+class Submissions:
+    """The arrays that were submitted for a grid: one JSON file each in ``folder``, beside submitit's own files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.task_of: dict[str, str] = {}
+        """The task (ARRAYJOB_TASK, or JOB of an array of one) that each run, by its key, was last given to."""
+        for path in sorted(folder.glob("array-*.json"), key=lambda path: natural_order(path.name)):
+            self._note(json.loads(path.read_text(encoding="utf-8")))
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.task_of |= {key: task for task, keys in record["tasks"].items() for key in keys}
+
+    def add(self, tasks: Mapping[str, Sequence[str]]) -> None:
+        """Record an array: the keys of each task's runs, and the checkout that it will run."""
+        array = next(iter(tasks)).split("_")[0]
+        record = {
+            "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": sys.executable,
+            "checkout": str(REPOSITORY),
+            "git_commit": git_commit(),
+            "folder": str(Path.cwd()),
+            "host": socket.gethostname(),
+            "tasks": dict(tasks),
+        }
+        write_atomically(self.folder / f"array-{array}.json", json.dumps(record, indent=1).encode())
+        self._note(record)
+
+    def state(self, run: PlannedRun, queue: Mapping[str, tuple[str, str]]) -> State:
+        """Return the state of a run by its folder and by ``queue`` (``read_queue``)."""
+        job, task = run.settled(), self.task_of.get(run.key)
+        if job and (job.folder / RESULT_FILE).exists():
+            return State("finished")
+        if task not in queue:
+            if task and not (job and scheduler.job_holder(job)):
+                return State("failed", self._reason(job, task))
+            return State(scheduler.job_state(job) if job else "missing")
+        word, node = queue[task]
+        if word != "PENDING" and job and lock_file(job.folder).exists():
+            return State("running", f"job {task} on {node}")
+        return State("pending", f"job {task}" + f", which is {word.lower()} on {node}" * (word != "PENDING"))
+
+    def _reason(self, job: Job | None, task: str) -> str:
+        log = self.log(task)
+        said = scheduler.last_line(job.log) if job else ""
+        if said.startswith("error: "):
+            return said.removeprefix("error: ")
+        return f"job {task} ended: {said or scheduler.last_line(log) or 'nothing was printed'} (see {str(log)!r})"
+
+    def log(self, task: str) -> Path:
+        """Return what a task printed itself; its runs have logs of their own."""
+        return self.folder / f"{task}_0_log.out"
+
+
+def read_queue() -> dict[str, tuple[str, str]]:
+    """Return what Slurm says of this user's tasks that have not ended: id -> (state, node).
+
+    Raises:
+        UserError: squeue is not there, or its controller does not answer.
+    """
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%N"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"squeue does not answer: {error}") from error
+    if done.returncode:
+        raise UserError(f"squeue does not answer: {done.stderr.strip()}")
+    rows = (line.split("|") for line in done.stdout.splitlines())
+    return {task: (state, node) for task, state, node in rows}
+
+
+def submit(
+    runs: Sequence[PlannedRun], settings: Mapping[str, Any], submissions: Submissions, queued: Collection[str] = ()
+) -> list[str]:
+    """Submit ``runs``, those that follow from a choice as arrays that wait for it; return the arrays' ids.
+
+    ``queued``: the keys of other runs, whose tasks have not ended yet.
+
+    Raises:
+        UserError: Slurm refuses an array; those submitted before go on.
+    """
+    under_way = {run.key for run in runs}.union(queued)
+    firsts, followers, needed = [], [], set()
+    for batch in batches(runs):
+        needs = {need for run in batch for need in run.needs} & under_way - {run.key for run in batch}
+        (followers if needs else firsts).append(batch)
+        needed |= needs
+    ids = _submit(firsts, settings, submissions)
+    tasks = sorted({submissions.task_of[need] for need in needed}, key=natural_order)
+    return ids + _submit(followers, settings, submissions, after=tasks)
+
+
+def _submit(
+    pieces: Sequence[Batch], settings: Mapping[str, Any], submissions: Submissions, *, after: Sequence[str] = ()
+) -> list[str]:
+    """Submit batches in arrays of ``MOST_TASKS`` at most; they start when the tasks ``after`` have ended."""
+    if not pieces:
+        return []
+    if after:
+        own = settings.get("dependency")
+        settings = {**settings, "dependency": ",".join([*filter(None, [own]), "afterany:" + ":".join(after)])}
+    executor, size = open_executor(submissions.folder, settings), runs_at_once(settings)
+    tasks = [pieces[start : start + size] for start in range(0, len(pieces), size)]
+    ids = []
+    for start in range(0, len(tasks), MOST_TASKS):
+        part = tasks[start : start + MOST_TASKS]
+        try:
+            jobs = executor.map_array(make_runs, part)
+        except RuntimeError as error:  # submitit's, with what sbatch printed
+            raise UserError(f"Slurm refuses the grid: {' '.join(str(error).split())}") from error
+        keys = [[run.key for batch in task for run in batch] for task in part]
+        submissions.add({job.job_id: own for job, own in zip(jobs, keys, strict=True)})
+        ids.append(jobs[0].job_id.split("_")[0])
+    return ids
+
+
+def follow(runs: Sequence[PlannedRun], submissions: Submissions, done: Callable[[Job], str]) -> dict[Job, str]:
+    """Wait until no task of ``runs`` is left in the queue; return why each run that is not finished is not.
+
+    What has left the queue has ended, whatever it managed to write before. Ctrl-C ends the waiting alone. ``done`` says
+    in a line what a finished run gave.
+    """
+    waiting, failures, gone = list(runs), {}, set()
+    with progress(desc="runs", total=len(runs), unit="run") as bar, _saying_that_jobs_go_on(submissions, waiting):
+        while waiting:
+            queue = _queue_or_none()
+            for run in list(waiting) if queue is not None else ():
+                state = submissions.state(run, queue)
+                if state.word in ("pending", "running"):
+                    continue
+                if state.word != "finished" and run not in gone:  # a shared file system may show its result late
+                    gone.add(run)
+                    continue
+                waiting.remove(run)
+                job = run.settled() or run.job
+                if state.word != "finished":
+                    failures[job] = state.about
+                bar.write(f"{job.name}: {done(job) if state.word == 'finished' else f'failed: {state.about}'}")
+                sys.stdout.flush()
+                bar.update()
+            if waiting:
+                time.sleep(POLL_SECONDS)
+    return failures
+
+
+def make_grids(
+    grids: Sequence[Grid],
+    folders: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    absent: Mapping[str, str],
+    *,
+    wait: Callable[[Job], str] | None,
+) -> tuple[dict[Job, str], bool]:
+    """Submit what is missing of ``grids``, and ``wait`` for its end (``follow``) where that is given.
+
+    Returns why each run that cannot be made, or was not, is not; and whether nothing is left to be made.
+
+    Args:
+        folders: those of ``stages``; what the cluster's jobs print lies below ``results_dir``.
+        absent: why data sets and backbones could not be fetched.
+    """
+    submissions = Submissions(submission_folder(folders["results_dir"]))
+    runs, queue = [run for grid in grids for run in planned_runs(grid, **folders)], read_queue()
+    states = {run: submissions.state(run, queue) for run in runs}
+    counts = Counter(state.word for state in states.values())
+    print(f"{len(runs)} runs: " + ", ".join(f"{count} {word}" for word, count in counts.items()), flush=True)
+    failures = {run.job: why for run in runs if (why := _obstacle(run, states[run], absent))}
+    queued = {run.key for run in runs if states[run].word in ("pending", "running")}
+    to_do = {run.key for run in runs if states[run].word != "finished" and run.job not in failures} - queued
+    if to_do:
+        indexed = [_with_indices(grid, folders["data_dir"], submissions.folder, absent) for grid in grids]
+        runs = [run for grid in indexed for run in planned_runs(grid, **folders)]
+        _announce(submit([run for run in runs if run.key in to_do], settings, submissions, queued), submissions)
+    left = [run for run in runs if run.key in to_do | queued]
+    if left and wait:
+        return failures | follow(left, submissions, wait), True
+    return failures, not left
+
+
+def submission_folder(results_dir: Path) -> Path:
+    """Return where a grid's arrays, their logs and the indices of its image folders are kept."""
+    return results_dir / "slurm"
+
+
+def _obstacle(run: PlannedRun, state: State, absent: Mapping[str, str]) -> str | None:
+    """Return why a run cannot be made, or why a finished one is of no use; None where nothing is in the way."""
+    if state.word == "finished":
+        return scheduler.job_damage(run.settled() or run.job)
+    return absent.get(run.job.config.dataset) or absent.get(run.job.config.backbone)
+
+
+def _with_indices(grid: Grid, data_dir: Path, folder: Path, absent: Collection[str]) -> Grid:
+    """Return ``grid`` with an index of each of its image folders, written now: its tasks do not read them again."""
+    datasets = {
+        name: own if "data_index" in own or name in absent else {**own, **index_setting(name, data_dir, folder)}
+        for name, own in grid.datasets.items()
+    }
+    return replace(grid, datasets=datasets)
+
+
+def index_setting(dataset: str, data_dir: Path, folder: Path) -> dict[str, Path]:
+    """Write the index of an image folder into ``folder``, and return the setting that names it; {} of other data."""
+    path = folder / f"{result_name(dataset)}.index.npz"
+    return {"data_index": path} if index_dataset(dataset, data_dir, path) else {}
+
+
+def _announce(ids: Sequence[str], submissions: Submissions) -> None:
+    """Say what was submitted, and what to type to watch, follow and end it."""
+    tasks = {task for task in submissions.task_of.values() if task.split("_")[0] in ids}
+    print(
+        f"submitted {len(tasks)} tasks, as the arrays {' '.join(ids)}",
+        f"how far they are: squeue --jobs {','.join(ids)}, and of each run the same command with --list",
+        f"to wait for the figures: the same command with --wait; to end them: scancel {' '.join(ids)}",
+        f"logs: {submissions.folder}, and of each run {submissions.folder.with_name('logs')}",
+        sep="\n",
+        flush=True,
+    )
+
+
+def print_list(runs: Sequence[PlannedRun], folder: Path) -> None:
+    """Print a line on each run of a grid that was submitted: its state, and where it runs or why it failed."""
+    submissions, queue = Submissions(folder), read_queue()
+    for run in runs:
+        state, job = submissions.state(run, queue), run.settled()
+        print(f"{state.word:<10} {job.name if job else run.key}{f': {state.about}' if state.about else ''}")
+
+
+def _queue_or_none() -> dict[str, tuple[str, str]] | None:
+    """Return the queue; None, and a line that says why, where Slurm's controller does not answer for the moment."""
+    try:
+        return read_queue()
+    except UserError as error:
+        print(f"{error}; asking again", file=sys.stderr, flush=True)
+        return None
+
+
+@contextlib.contextmanager
+def _saying_that_jobs_go_on(submissions: Submissions, waiting: Sequence[PlannedRun]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        arrays = sorted({submissions.task_of[run.key].split("_")[0] for run in waiting}, key=natural_order)
+        print(
+            "the jobs go on, nothing was cancelled: the same command waits for them again, and "
+            f"scancel {' '.join(arrays)} ends them",
+            file=sys.stderr,
+        )
+        raise
