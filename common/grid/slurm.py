@@ -99,6 +99,8 @@ def open_executor(folder: Path, settings: Mapping[str, Any]) -> "AutoExecutor":
     except RuntimeError as error:
         raise UserError("`executor` slurm: there is no Slurm on this machine (srun is not found)") from error
     usual = {"stderr_to_stdout": True, "setup": [], "additional_parameters": {}}
+    if not {"name", "job_name"} & set(settings):
+        usual["job_name"] = folder.absolute().parent.name
     wanted = usual | dict(settings)
     wanted["setup"] = [*_environment(), *wanted["setup"]]
     wanted["additional_parameters"] = {"requeue": True} | wanted["additional_parameters"]

@@ -18,7 +18,7 @@ PROBE = Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"wei
 HEAD = Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | FEW)
 LORA = Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW)
 # Some 20 seconds, so that there is time to take its node away.
-LONG_LORA = LORA.with_recipe(epochs=100)
+LONG_LORA = LORA.with_recipe(epochs=60)
 
 reproduce.PROFILES |= {
     "demo": (Grid((PROBE, HEAD, LORA), DIGITS, seeds=(0, 1)),),
