@@ -6,7 +6,6 @@ queued again. Needs root and Debian's packages (``PACKAGES``). There is no accou
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -61,24 +60,35 @@ def one_box_slurm(folder: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
     if not re.search(r" (1\d|2[0-2])\.", subprocess.run(["slurmctld", "-V"], capture_output=True, text=True).stdout):
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")  # 23.02 and later ask for systemd without it
     environment = os.environ | {"SLURM_CONF": str(configuration)}
-    daemons = [_start_munge(folder)]
+    daemons = _start_munge()
     try:
         daemons += [subprocess.Popen([name, "-D"], env=environment) for name in ("slurmctld", "slurmd")]
         _wait_for_the_node(environment, folder)
         yield environment
     finally:
-        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, timeout=30)
+        _end_jobs(environment)
         for daemon in reversed(daemons):
-            daemon.send_signal(signal.SIGTERM)
+            daemon.terminate()
             daemon.wait(30)
 
 
-def _start_munge(folder: Path) -> subprocess.Popen:
-    """Start munged, which signs Slurm's messages; one that runs already uses the same socket and would be replaced."""
+def _start_munge() -> list[subprocess.Popen]:
+    """Start munged, which signs Slurm's messages, unless this machine has one."""
     subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "/run/munge"], check=True)
     if subprocess.run(["pgrep", "-x", "munged"], capture_output=True).returncode == 0:
-        return subprocess.Popen(["sleep", "infinity"])
-    return subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"], stderr=subprocess.DEVNULL)
+        return []
+    if not Path("/etc/munge/munge.key").exists():  # the package makes it, but not in every container
+        subprocess.run(["runuser", "-u", "munge", "--", "mungekey", "--create"], check=True)
+    return [subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"], stderr=subprocess.DEVNULL)]
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Cancel all jobs and wait until they have ended: without a controller a task's last process would stay."""
+    subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, timeout=30)
+    for _ in range(10 * START_SECONDS):
+        if not subprocess.run(["squeue", "-h"], env=environment, capture_output=True, timeout=30).stdout:
+            return
+        time.sleep(0.1)
 
 
 def _wait_for_the_node(environment: dict[str, str], folder: Path) -> None:

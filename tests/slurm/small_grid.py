@@ -9,6 +9,7 @@ import reproduce
 import train_cnn_head
 import train_vit_lora
 from common import cli
+from common.grid import slurm
 from common.grid.grid import Arm, Grid
 
 DIGITS = {"digits": {"train_limit": 120, "test_limit": 40, "image_size": 32}}
@@ -17,8 +18,10 @@ TUNED = FEW | reproduce.TUNED | {"epochs": 1, "lr": (1e-3, 3e-3)}
 PROBE = Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"weights": "random"})
 HEAD = Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | FEW)
 LORA = Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW)
-# Some 20 seconds, so that there is time to take its node away.
-LONG_LORA = LORA.with_recipe(epochs=60)
+# Some seconds, so that there is time to take its node away.
+LONG_LORA = LORA.with_recipe(epochs=40)
+
+slurm.POLL_SECONDS = 1
 
 reproduce.PROFILES |= {
     "demo": (Grid((PROBE, HEAD, LORA), DIGITS, seeds=(0, 1)),),
@@ -31,7 +34,7 @@ reproduce.PROFILES |= {
             tuned=True,
         ),
     ),
-    "paper": (Grid((LONG_LORA,), DIGITS, seeds=(0,)),),
+    "paper": (Grid((LONG_LORA,), DIGITS, seeds=(0, 1)),),
 }
 
 if __name__ == "__main__":
