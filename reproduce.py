@@ -7,6 +7,7 @@
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
+    python reproduce.py paper --executor slurm --slurm partition=gpu time=120 gpus_per_node=1    # docs/cluster.md
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.

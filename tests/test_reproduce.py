@@ -400,6 +400,13 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
     assert sorted(seen) == ["2", "2", "5", "5"]
 
 
+def test_a_run_that_fails_frees_its_gpu(tmp_path):
+    code = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.exit(3)"
+    planned = [_job(tmp_path, code, f"job{number}") for number in range(3)]
+    assert set(scheduler.run_all(planned, ["5"], lambda job: "done")) == set(planned)
+    assert [job.log.read_text().split()[0] for job in planned] == ["5"] * 3
+
+
 def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     assert scheduler.job_devices(None) == ["3", "1"]
