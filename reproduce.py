@@ -36,7 +36,7 @@ from common.evaluation.comparison import compare
 from common.grid import prefetch, scheduler, slurm
 from common.grid.grid import Arm, Grid, narrow_grid, with_settings
 from common.grid.scheduler import Job
-from common.grid.stages import Stage, planned_runs, stages
+from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.result import RESULT_FILE, find_runs, read_result
 from common.runtime.environment import cores
@@ -330,9 +330,8 @@ def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:
-    folder = slurm.submission_folder(config.folders["results_dir"])
-    if folder.is_dir():
-        slurm.print_list([run for grid in grids for run in planned_runs(grid, **config.folders)], folder)
+    if slurm.was_submitted(config.folders["results_dir"]):
+        slurm.print_list(grids, config.folders)
         return
     for stage in _stages(config, grids):
         for job in stage.jobs:

@@ -1,16 +1,21 @@
 """What a grid on Slurm submits, says and does, with stand-ins for Slurm's commands; ``tests/slurm`` has a real one."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import reproduce
 from common import cli
+from common.data import image_folder
+from common.data.dataset import load_dataset
 from common.grid import slurm, slurm_task
 from common.grid.scheduler import Job
 from common.grid.slurm import Submissions, batches, parse_settings
@@ -67,7 +72,7 @@ def test_settings_are_submitits_and_values_are_numbers_or_texts():
         "qos": "a=b",
     }
     assert slurm.threads_of_a_run({"cpus_per_task": 16, "gpus_per_node": 8}) == 2
-    assert slurm.threads_of_a_run({}) == 1
+    assert slurm.threads_of_a_run({}) == 1 and slurm.runs_at_once({"gpus_per_node": "a100:8"}) == 8
 
 
 @pytest.mark.parametrize(
@@ -76,11 +81,13 @@ def test_settings_are_submitits_and_values_are_numbers_or_texts():
         (["time"], "not of the form KEY=VALUE"),
         (["partition=gpu"], "needs the tasks' time limit"),
         (["time=5", "nodes=2"], "a run is one process on one node"),
+        (["time=2"], "told 90 s before its end"),
+        (["time=5", "gpus_per_node=many"], "must be a whole number"),
     ],
 )
-def test_settings_that_no_run_allows_are_refused(pairs, words):
+def test_settings_that_no_run_allows_are_refused(pairs, words, fake):
     with pytest.raises(UserError, match=words):
-        parse_settings(pairs)
+        slurm.check(pairs)
 
 
 def test_an_unknown_setting_is_refused_with_the_list_before_any_work(fake, capsys):
@@ -187,6 +194,26 @@ def test_only_what_is_missing_is_submitted_and_what_to_type_is_said(fake, tmp_pa
     (fake / "queue").write_text("71_0|RUNNING|node1\n")
     slurm.make_grids(grids, folders, settings, absent, wait=None)
     assert (fake / "sent").read_text() == "x\nx\n" and "--array" not in (fake / "script2").read_text()
+
+
+def test_an_image_folder_is_read_once_and_its_index_is_handed_to_the_tasks(fake, tmp_path, monkeypatch, capsys):
+    rng, reads, read = np.random.default_rng(0), [], image_folder.read
+    monkeypatch.setattr(image_folder, "read", lambda *args, **options: reads.append(args) or read(*args, **options))
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+    argv = ["compare", f"--dataset={tmp_path / 'pets'}", "--backbones=demo_resnet", "--methods=probe"]
+    argv += [f"--results-dir={tmp_path / 'results'}", "--executor=slurm", "--slurm=time=5"]
+    assert cli.run(reproduce.main, reproduce.Config, argv) == 0
+    assert len(reads) == 1 and "submitted 1 tasks" in capsys.readouterr().out
+    (pickled,) = (tmp_path / "results").rglob("*_submitted.pkl")
+    ((batch,),) = pickle.loads(pickled.read_bytes()).args
+    index = batch[0].job.config.data_index
+    assert f"--data-index {index}" in batch[0].job.shell_line
+    found = load_dataset(str(tmp_path / "pets"), data_dir=tmp_path, index=index)
+    assert len(found.train) + len(found.val) + len(found.test) == 40 and len(reads) == 1
 
 
 def test_a_task_that_left_the_queue_without_a_word_is_not_waited_for(fake, tmp_path, monkeypatch):

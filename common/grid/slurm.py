@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from submitit import AutoExecutor
 
 MOST_TASKS = 1_000  # of one array: Slurm's MaxArraySize is 1001 where nobody changed it
+SIGNAL_SECONDS = 90  # submitit's signal_delay_s, from the signal to save until the time limit
 POLL_SECONDS = 10  # between two questions to squeue, which all users of a cluster share
 # What submitit calls the same for every cluster, beside the names of its Slurm executor.
 GENERIC = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
@@ -58,26 +60,40 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             settings[key] = text
         if settings[key] != FIXED.get(key, settings[key]):
             raise UserError(f"`slurm` {pair}: a run is one process on one node; leave it out")
-    if not {"time", "timeout_min"} & set(settings):
+    minutes, delay = settings.get("time", settings.get("timeout_min")), settings.get("signal_delay_s", SIGNAL_SECONDS)
+    if minutes is None:
         raise UserError("`slurm` needs the tasks' time limit in minutes, such as time=120")
+    if isinstance(minutes, int) and 60 * minutes < 2 * delay:
+        raise UserError(
+            f"`slurm` time={minutes}: a task is told {delay} s before its end to save; give it more minutes"
+        )
     return settings
 
 
 def check(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``parse_settings`` of what submitit and this machine can do, else raise UserError, before any work."""
     settings = parse_settings(pairs)
+    threads_of_a_run(settings)
     open_executor(Path(tempfile.gettempdir()), settings)
     return settings
 
 
 def runs_at_once(settings: Mapping[str, Any]) -> int:
     """Return how many batches one task makes side by side: one for each GPU it asks for."""
-    return max(1, int(settings.get("gpus_per_node", 1)))
+    return _count(settings, "gpus_per_node")
 
 
 def threads_of_a_run(settings: Mapping[str, Any]) -> int:
     """Return the CPU threads of each run: its share of the cores that a task asks for (Slurm's default: one)."""
-    return max(1, int(settings.get("cpus_per_task", 1)) // runs_at_once(settings))
+    return max(1, _count(settings, "cpus_per_task") // runs_at_once(settings))
+
+
+def _count(settings: Mapping[str, Any], key: str) -> int:
+    """Return how many of something a task asks for, at least 1: 8 for 8, and for a type of GPU as in a100:8."""
+    text = str(settings.get(key, 1)).rpartition(":")[2]
+    if not text.isdecimal():
+        raise UserError(f"`slurm` {key}={settings[key]}: it must be a whole number")
+    return max(1, int(text))
 
 
 def open_executor(folder: Path, settings: Mapping[str, Any]) -> "AutoExecutor":
@@ -333,6 +349,11 @@ def submission_folder(results_dir: Path) -> Path:
     return results_dir / "slurm"
 
 
+def was_submitted(results_dir: Path) -> bool:
+    """Whether a grid was given to the Slurm of this machine."""
+    return submission_folder(results_dir).is_dir() and shutil.which("squeue") is not None
+
+
 def _obstacle(run: PlannedRun, state: State, absent: Mapping[str, str]) -> str | None:
     """Return why a run cannot be made, or why a finished one is of no use; None where nothing is in the way."""
     if state.word == "finished":
@@ -368,10 +389,10 @@ def _announce(ids: Sequence[str], submissions: Submissions) -> None:
     )
 
 
-def print_list(runs: Sequence[PlannedRun], folder: Path) -> None:
-    """Print a line on each run of a grid that was submitted: its state, and where it runs or why it failed."""
-    submissions, queue = Submissions(folder), read_queue()
-    for run in runs:
+def print_list(grids: Sequence[Grid], folders: Mapping[str, Path]) -> None:
+    """Print a line on each run of grids that were submitted: its state, and where it runs or why it failed."""
+    submissions, queue = Submissions(submission_folder(folders["results_dir"])), read_queue()
+    for run in (run for grid in grids for run in planned_runs(grid, **folders)):
         state, job = submissions.state(run, queue), run.settled()
         print(f"{state.word:<10} {job.name if job else run.key}{f': {state.about}' if state.about else ''}")
 

@@ -70,12 +70,22 @@ def task_id() -> str:
 
 def requeue() -> None:
     """Queue this task again, unless it was cancelled or Slurm does so itself: then it counts as running no more."""
-    asked = subprocess.run(["squeue", "-h", "-j", task_id(), "-o", "%T"], capture_output=True, text=True)
+    asked = _slurm("squeue", "--noheader", f"--jobs={task_id()}", "--format=%T")
     state = asked.stdout.strip()
-    if state != "RUNNING":
+    if not asked.returncode and state != "RUNNING":
         print(f"task {task_id()} is not queued again here: it is {state or 'gone'}", flush=True)
         return
-    print(f"task {task_id()}: the runs have saved their state; queued again", flush=True)
-    done = subprocess.run(["scontrol", "requeue", task_id()], capture_output=True, text=True)
+    done = _slurm("scontrol", "requeue", task_id())
     if done.returncode:
-        print(f"scontrol requeue: {done.stderr.strip()}; reproduce.py submits it again", flush=True)
+        print(
+            f"task {task_id()} cannot be queued again ({done.stderr.strip()}): reproduce.py submits it anew", flush=True
+        )
+    else:
+        print(f"task {task_id()}: the runs have saved their state; queued again", flush=True)
+
+
+def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
