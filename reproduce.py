@@ -33,7 +33,7 @@ from common.config import check_folder, require
 from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
-from common.grid import prefetch, scheduler, slurm
+from common.grid import prefetch, scheduler, slurm, slurm_queue
 from common.grid.grid import Arm, Grid, narrow_grid, with_settings
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
@@ -211,19 +211,17 @@ def main(config: Config) -> None:
         _exit_with_failures(absent)
         return
 
-    # Train, each run in a process of its own; a comparison shows what is there after each of its grids
-    failures = {}
-    if settings is not None:
-        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=config.wait and _outcome)
+    # Train, each run in a process of its own, on this machine or as jobs of a cluster
+    if settings is None:
+        failures = _run_grids(config, grids, absent, devices)
+    else:
+        done = _outcome if config.wait else None
+        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=done)
         if not is_over:
             _exit_with_failures({job.name: reason for job, reason in failures.items()})
             return
         for stage in _stages(config, grids):
             stage.take_over()
-    for grid in grids if settings is None else ():
-        failures |= _run_grid(config, grid, absent, devices)
-        if config.profile == "compare" and grid is not grids[-1]:
-            _draw(config, quiet=True)
 
     # Figures, tables, summary
     _draw(config)
@@ -283,7 +281,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     submits = config.executor == "slurm" and not (config.show_list or config.print_commands or config.download_only)
-    slurm_folder = slurm.submission_folder(config.folders["results_dir"])
+    slurm_folder = slurm_queue.submission_folder(config.folders["results_dir"])
     index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder) if submits else {}
     loaded = load_dataset(config.dataset, data_dir=config.data_dir, index=index.get("data_index"))
     for tag in tags:
@@ -330,8 +328,8 @@ def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:
-    if slurm.was_submitted(config.folders["results_dir"]):
-        slurm.print_list(grids, config.folders)
+    if slurm_queue.was_submitted(config.folders["results_dir"]):
+        slurm_queue.print_list(grids, config.folders)
         return
     for stage in _stages(config, grids):
         for job in stage.jobs:
@@ -411,6 +409,16 @@ def _name_shorter_commands(of_arm: Mapping[tuple[str, str], float]) -> None:
             "vit_small_patch16_224.augreg_in1k among --backbones (a quarter of the time)",
             flush=True,
         )
+
+
+def _run_grids(config: Config, grids: list[Grid], absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:
+    """Make the runs of ``grids``; a comparison shows what is there after each of them. Returns why runs failed."""
+    failures = {}
+    for grid in grids:
+        failures |= _run_grid(config, grid, absent, devices)
+        if config.profile == "compare" and grid is not grids[-1]:
+            _draw(config, quiet=True)
+    return failures
 
 
 def _run_grid(config: Config, grid: Grid, absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:

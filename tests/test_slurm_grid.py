@@ -16,9 +16,10 @@ import reproduce
 from common import cli
 from common.data import image_folder
 from common.data.dataset import load_dataset
-from common.grid import slurm, slurm_task
+from common.grid import slurm, slurm_queue, slurm_task
 from common.grid.scheduler import Job
-from common.grid.slurm import Submissions, batches, parse_settings
+from common.grid.slurm import batches, parse_settings
+from common.grid.slurm_queue import Submissions
 from common.grid.stages import PlannedRun, planned_runs
 from common.runs.folder import lock_file
 from common.runs.result import RESULT_FILE
@@ -217,11 +218,11 @@ def test_an_image_folder_is_read_once_and_its_index_is_handed_to_the_tasks(fake,
 
 
 def test_a_task_that_left_the_queue_without_a_word_is_not_waited_for(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_queue, "POLL_SECONDS", 0.01)
     submissions, runs = Submissions(tmp_path / "slurm"), [_command(tmp_path, name, "") for name in ("a", "b")]
     submissions.add({"7": ["a"], "8": ["b"]})
     write_atomically(tmp_path / "a" / RESULT_FILE, b"{}")
-    assert slurm.follow(runs, submissions, lambda job: "done") == {
+    assert slurm_queue.follow(runs, submissions, lambda job: "done") == {
         runs[1].job: f"job 8 ended: nothing was printed (see {str(submissions.log('8'))!r})"
     }
 
@@ -233,23 +234,23 @@ def test_ctrl_c_of_the_waiting_says_that_the_jobs_go_on(fake, tmp_path, monkeypa
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm, "read_queue", interrupted)
+    monkeypatch.setattr(slurm_queue, "read_queue", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        slurm.follow([run], submissions, lambda job: "done")
+        slurm_queue.follow([run], submissions, lambda job: "done")
     said = capsys.readouterr().err
     assert "the jobs go on, nothing was cancelled" in said and "scancel 7 ends them" in said
     assert not (fake / "asked").exists()
 
 
 def test_a_controller_that_does_not_answer_for_a_moment_is_asked_again(fake, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_queue, "POLL_SECONDS", 0.01)
     squeue = fake / "squeue"
     squeue.write_text(f"#!/bin/sh\ncp {squeue}.later {squeue}; echo 'Unable to contact slurm controller' >&2; exit 1\n")
     (fake / "squeue.later").write_text(COMMANDS["squeue"])
     submissions, run = Submissions(tmp_path / "slurm"), _command(tmp_path, "a", "")
     submissions.add({"7_0": ["a"]})
     write_atomically(tmp_path / "a" / RESULT_FILE, b"{}")
-    assert slurm.follow([run], submissions, lambda job: "done") == {}
+    assert slurm_queue.follow([run], submissions, lambda job: "done") == {}
     assert "squeue does not answer: Unable to contact slurm controller; asking again" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import reproduce
 import train_cnn_head
 import train_vit_lora
 from common import cli
-from common.grid import slurm
+from common.grid import slurm_queue
 from common.grid.grid import Arm, Grid
 
 DIGITS = {"digits": {"train_limit": 120, "test_limit": 40, "image_size": 32}}
@@ -21,7 +21,7 @@ LORA = Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW)
 # Some seconds, so that there is time to take its node away.
 LONG_LORA = LORA.with_recipe(epochs=40)
 
-slurm.POLL_SECONDS = 1
+slurm_queue.POLL_SECONDS = 1
 
 reproduce.PROFILES |= {
     "demo": (Grid((PROBE, HEAD, LORA), DIGITS, seeds=(0, 1)),),
