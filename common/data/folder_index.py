@@ -48,8 +48,8 @@ def load_index(path: Path, folder: Path) -> RawSplits:
         UserError: the index is damaged, of another folder, or a sampled image has changed since.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
         header = json.loads(arrays.pop("header").tobytes())
         if header["version"] != VERSION:
             raise ValueError(f"it has version {header['version']}, this code reads {VERSION}")

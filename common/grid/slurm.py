@@ -114,7 +114,7 @@ def open_executor(folder: Path, settings: Mapping[str, Any]) -> "AutoExecutor":
         executor.update_parameters(**{f"slurm_{key}": value for key, value in wanted.items()})
     except NameError as error:
         known = sorted({*re.search("Valid arguments: (.*)", str(error))[1].split(", "), *GENERIC} - set(FIXED))
-        key = next(key for key in settings if key not in known)
+        key = next(key for key in settings if key not in {*known, *FIXED})
         raise UserError(
             f"`slurm` {key}: submitit has no such parameter{suggestion(key, known)}; it has {', '.join(known)}"
         ) from error

@@ -20,6 +20,7 @@ from common.runtime.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+ATTEMPTS = 3  # to write a file into a folder that others may exchange
 FORGOTTEN_SECONDS = 24 * 3600  # after so long what another host began to write is taken for abandoned
 
 
@@ -33,22 +34,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full, the folder is not writable, or the device failed; ``path`` is as it was.
     """
-    temporary = temporary_path(path, "tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        for attempt in range(ATTEMPTS):
+            try:
+                _write_and_rename(path, content)
+                break
+            except FileNotFoundError:  # another host put a finished run in the place of the folder meanwhile
+                if attempt == ATTEMPTS - 1:
+                    raise
     except OSError as error:
         raise UserError(
             f"cannot write {str(path)!r}: {error.strerror or error}; nothing was overwritten, make room and try again"
         ) from error
     flush_folder(path.parent)
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
+    temporary = temporary_path(path, "tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
