@@ -12,6 +12,8 @@ from typing import Any
 from common.runtime import signals
 from common.runtime.errors import AlreadyFinished, UserError
 
+SPIN_COUNT = "1000"  # libgomp's own is 300,000
+
 
 def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None = None) -> int:
     """Parse the command line into ``config_type``, call ``main`` with it and return the exit code.
@@ -93,7 +95,7 @@ def _share_the_cores() -> None:
     PyTorch is imported, which is later than this; a user's own setting wins.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def _print_any_letter() -> None:
