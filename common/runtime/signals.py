@@ -30,6 +30,25 @@ def _raise_terminated(signum: int, frame: object) -> None:
     raise Terminated
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Let a process that is started within this block, and its children, wait with ``END_SIGNALS`` until ``unblock``.
+
+    Slurm signals every process of a job: a server that starts others must not end before them. POSIX only.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock() -> None:
+    """Hear ``END_SIGNALS`` from now on, also one that came before."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+
+
 def _hear_no_more() -> None:
     """Pass over further signals to end; by a handler, because children inherit what is ignored."""
     for number in END_SIGNALS:

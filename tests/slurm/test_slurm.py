@@ -16,7 +16,7 @@ from onebox import PACKAGES, one_box_slurm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL_GRID = Path(__file__).with_name("small_grid.py")
-WAIT_SECONDS = 120  # for what takes some on a machine that does nothing else
+WAIT_SECONDS = 240  # for what takes some on a machine that does nothing else
 
 
 def _obstacle() -> str | None:
