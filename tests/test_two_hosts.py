@@ -105,13 +105,15 @@ def test_features_are_one_hosts_and_whole(interleave, tmp_path):
     _each_step(interleave, tmp_path / "entry", lambda: write(1.0), lambda: write(2.0), check)
 
 
-def test_a_finished_run_is_one_hosts_and_whole(interleave, tmp_path):
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_finished_run_is_one_hosts_and_whole(has_checkpoint, interleave, tmp_path):
     result = fake_run(tmp_path / "fake", num_test=20).result
     path = tmp_path / "run" / "seed0"
 
     def finish(name: str):
         with open_run_folder(path, {}, overwrite=True) as run:
-            write_atomically(run.checkpoint, name.encode())
+            if has_checkpoint:
+                write_atomically(run.checkpoint, name.encode())
             finish_run_folder(run, {"weights": name.encode() * 99}, replace(result, notes=[name]))
 
     def check(at: int) -> None:
@@ -157,6 +159,7 @@ def test_what_another_host_left_is_removed_after_a_day(host, tmp_path):
     leftover.touch()
     host("b.cluster.org")
     mine = temporary_path(tmp_path / "checkpoint", "tmp")
+    assert ".b." in mine.name and mine != temporary_path(tmp_path / "checkpoint", "tmp")
     mine.touch()
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [leftover]
