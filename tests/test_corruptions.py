@@ -89,9 +89,13 @@ def test_the_record_has_what_the_models_say_of_the_corrupted_images(results):
     assert record["mean"]["accuracy"] == pytest.approx(of_all)
 
 
-def test_heads_on_one_backbone_read_each_corrupted_image_once(results, monkeypatch, capsys):
+def test_heads_on_one_backbone_read_each_corrupted_image_once(results, tmp_path, monkeypatch, capsys):
     runs, _ = find_runs(results)
     assert sorted(len(group) for group in scoring.groups(runs)) == [1, 3]
+    argv = [*TINY, "--backbone=test_resnet", "--lr=1e-2", "--no-feature-cache", "--run-name=other"]
+    argv += ["--split-seed=1", "--results-dir", str(tmp_path)]  # with a limit it draws other test images
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 0
+    assert sorted(len(group) for group in scoring.groups([*runs, *find_runs(tmp_path)[0]])) == [1, 1, 3]
     corrupted = []
     predict = scoring.predict
     monkeypatch.setattr(scoring, "predict", lambda *a, desc, **k: corrupted.append(desc) or predict(*a, desc=desc, **k))
