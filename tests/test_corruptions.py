@@ -146,7 +146,7 @@ def test_an_unknown_kind_and_small_images_are_refused(results, tmp_path, capsys)
     assert "--corrupt 'rain' is not possible: it must be all, or some of gaussian_noise" in capsys.readouterr().err
     small = replace(run, result=replace(run.result, data=replace(run.result.data, image_size=16)))
     with pytest.raises(Exception, match="images of 16 pixels"):
-        scoring.check_size(small)
+        scoring.check_images(small)
 
 
 def test_without_the_package_one_line_names_it(results, monkeypatch, capsys):

@@ -20,8 +20,10 @@ from common.training.predict import predict
 from common.training.restore import RestoredModel, restore_run
 
 
-def check_size(run: Run) -> None:
-    """Refuse a run whose images are too small for the corruptions (UserError)."""
+def check_images(run: Run) -> None:
+    """Refuse a run that kept no test images, or whose images are too small for the corruptions (UserError)."""
+    if run.result.test is None:
+        raise UserError(f"{str(run.folder)!r} has no test images to corrupt: it was trained on all")
     if (size := run.result.data.image_size) is not None and size < SMALLEST_SIDE:
         raise UserError(f"{str(run.folder)!r} has images of {size} pixels; corruptions need {SMALLEST_SIDE} or more")
 
