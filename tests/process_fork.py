@@ -262,7 +262,7 @@ def _make_grid_tiny() -> None:
     scheduler.fork_context = lambda: None
     scheduler.import_ahead = lambda *_: None
     scheduler.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
-    reproduce.prefetch = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
+    reproduce.prefetch = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_, **__: {})
     style.save = save
     for module in list(sys.modules.values()):
         if hasattr(module, "ProcessPoolExecutor") and module.__name__ in ("plot_results", "common.runtime.parallel"):
