@@ -7,6 +7,7 @@
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
+    python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
@@ -105,7 +106,23 @@ COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
     "that were not tried, or what they cost on other machines; the seeds share one split of the images"
 )
-PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)}
+CURVE_IMAGES_A_CLASS = (10, 30, 100, 300, 1_000)
+CURVE_STEPS = 500  # of LoRA at least, by more epochs where there are few images (3 to 100)
+
+
+def _curve_grid(images_a_class: int) -> Grid:
+    """Return the probes and LoRA on so many training images, in five draws; each size chooses its own rate."""
+    images = 10 * images_a_class  # all of its data sets have ten classes
+    epochs = min(100, max(3, math.ceil(CURVE_STEPS / math.ceil(images / SMALL["batch_size"]))))
+    lora = Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | SMALL_RATES | {"epochs": epochs})
+    large_enough = [name for name in ("fashion_mnist", "mnist", "digits") if images < 0.85 * DATASETS[name].num_train]
+    datasets = {name: {"train_limit": images} for name in large_enough}
+    return Grid((*SMALL_PROBES, lora), datasets, seeds=(0, 1, 2, 3, 4), tuned=True, draws=True)
+
+
+CURVE = tuple(map(_curve_grid, CURVE_IMAGES_A_CLASS))
+PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,), "curve": CURVE}
+USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
@@ -116,8 +133,9 @@ Method = Literal["probe", "head", "lora"]
 class Config:
     """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
 
-    profile: Annotated[Literal["demo", "mini", "paper", "compare"], tyro.conf.Positional] = "demo"
-    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images."""
+    profile: Annotated[Literal["demo", "mini", "paper", "compare", "curve"], tyro.conf.Positional] = "demo"
+    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images;
+    curve: accuracy by the number of training images."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = STUDY
@@ -133,9 +151,10 @@ class Config:
     download_only: bool = False
     """Only fetch the data sets and weights: compute nodes often have no network."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it."""
+    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. Of curve they
+    are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
-    """Data sets to run (default: all of the profile)."""
+    """Data sets to run (default: all of the profile; of curve fashion_mnist)."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     results_dir: Path = Path("results")
@@ -230,7 +249,8 @@ def _grids(config: Config) -> list[Grid]:
         kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
         grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
         require(bool(grids), "methods", config.methods, "such as the backbones have")
-    grids = [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in grids]
+    datasets = config.datasets or USUAL_DATASETS.get(config.profile, ())
+    grids = [narrow_grid(grid, seeds=config.seeds, datasets=datasets) for grid in grids]
     return [grid for grid in grids if grid.datasets]
 
 
@@ -421,7 +441,12 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
     if not runs:
         return
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
-        plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
+        if config.profile == "curve":
+            from common.report.curve import write_curves
+
+            print(*write_curves(compare(runs, {})[0], folder, figures), sep="\n")
+        else:
+            plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
     comparisons, _ = compare(runs, {})
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)

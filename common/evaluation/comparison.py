@@ -33,6 +33,11 @@ class Series:
         """The number of training images, of the seed that has most."""
         return max(run.result.data.num_train for run in self.runs)
 
+    @property
+    def has_draws(self) -> bool:
+        """Whether its seeds drew their training images, too, each by a ``split_seed`` of its own."""
+        return len({run.result.config.get("split_seed", 0) for run in self.runs}) > 1
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -101,6 +106,7 @@ def _unlike_seeds(series: Series) -> str:
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
     different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
+    different += ["their training images, which each drew itself"] * series.has_draws
     return f"the seeds of {series.label} differ in {', '.join(different)}" if different else ""
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from common.evaluation.comparison import Comparison
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import bars, differences, learning_curves, per_class, reliability, roc, style, trade_offs
+from common.figures import bars, differences, few_shot, learning_curves, per_class, reliability, roc, style, trade_offs
 from common.runtime.parallel import parallel_map
 
 
@@ -35,7 +35,7 @@ def _has_epochs(comparison: Comparison, _: Uncertainty) -> bool:
 
 
 def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
-    return bool(trade_offs.few_shot_curves(comparison))
+    return bool(few_shot.few_shot_curves(comparison))
 
 
 def _trade_off(cost: str, title: str) -> FigureSpec:
@@ -51,7 +51,7 @@ FIGURES = {
     "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
-    "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
+    "few_shot": FigureSpec(few_shot.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
     "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),
@@ -75,6 +75,15 @@ def draw_all(
         if spec.across == (not dataset) and spec.wanted(subject, uncertainty)
     ]
     yield from zip((dataset for dataset, *_ in drawings), parallel_map(_draw, drawings), strict=True)
+
+
+def draw_one(name: str, comparison: Comparison, frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
+    """Draw the figure ``name`` of a data set where it is wanted; return the files written."""
+    spec = FIGURES[name]
+    if not spec.wanted(comparison, uncertainty):
+        return []
+    stem = folder / _stem(comparison.dataset, name)
+    return _draw((comparison.dataset, stem, "two", spec.draw, (comparison, frames, uncertainty)))
 
 
 def _stem(dataset: str, name: str) -> str:

@@ -12,7 +12,7 @@ from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
 from common.runs.methods import method_spec
-from common.runs.naming import run_folder
+from common.runs.naming import run_folder, run_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Grid:
     """The seed on which arms are tuned, and the one run of those that draw nothing at random."""
     tuned: bool = False
     """Whether each arm chooses among its rates on the first seed, and the others take its choice (``stages``)."""
+    draws: bool = False
+    """Whether a seed also draws the training and validation images (``split_seed``), under one run name for all."""
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """(training, test) images of each data set that has no name, for an estimate of the time."""
 
@@ -55,15 +57,28 @@ def grid_configs(grid: Grid, **folders: Path) -> Iterator[Any]:
     for seed in dict.fromkeys((grid.first_seed, *grid.seeds)):
         for dataset in grid.datasets:
             for arm in grid.arms:
-                once = method_spec(arm.method).is_deterministic
-                if seed == grid.first_seed if once else seed in grid.seeds:
+                if seed in grid.seeds if depends_on_seed(grid, arm.method) else seed == grid.first_seed:
                     yield arm_config(grid, arm, dataset, seed=seed, **folders)
 
 
-def arm_config(grid: Grid, arm: Arm, dataset: str, **settings: Any) -> Any:
+def depends_on_seed(grid: Grid, method: str) -> bool:
+    """Whether another seed of ``grid`` gives another result."""
+    return grid.draws or not method_spec(method).is_deterministic
+
+
+def arm_config(grid: Grid, arm: Arm, dataset: str, *, seed: int, **settings: Any) -> Any:
     """Return the training script's configuration of ``arm`` on a data set of ``grid``, with further ``settings``."""
     recipe = {**arm.recipe, **grid.datasets[dataset], **settings}
-    return arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe)
+    return with_seed(grid, arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe), seed)
+
+
+def with_seed(grid: Grid, config: Any, seed: int) -> Any:
+    """Return a training script's ``config`` with another seed of ``grid``."""
+    if not grid.draws:
+        return replace(config, seed=seed)
+    # Draws stand beside one another as seeds do, in one folder: its name leaves the split seed out.
+    name = config.run_name or run_name(config, backbone=config.backbone, image_size=config.image_size)
+    return replace(config, seed=seed, split_seed=seed, run_name=name)
 
 
 def job_for(config: Any) -> Job:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.grid.grid import Arm, Grid, arm_config, grid_configs, job_for
+from common.grid.grid import Arm, Grid, arm_config, depends_on_seed, grid_configs, job_for, with_seed
 from common.grid.scheduler import Job
 from common.runs.convergence import TUNING
 from common.runs.methods import method_spec
@@ -41,7 +41,8 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
 
     A grid that is not tuned has one. In a tuned one each arm first chooses among its learning rates and its variants,
     on validation images, by the first seed. Then the other seeds take its choice; and where the rate falls to 0, so
-    that the last epochs are always among the best, the choice is trained once more with twice the epochs (``gains``).
+    that the last epochs are always among the best, the choice is trained once more with twice the epochs (``gains``;
+    not in a grid of ``draws``).
     The runs of several variants and of that check lie below ``results_dir / TUNING``.
 
     ``presume`` names also runs that are not known yet, as if the last variant and the middle rate were chosen.
@@ -83,11 +84,6 @@ class _Choice:
     lr: float | None = None
 
     @property
-    def has_other_seeds(self) -> bool:
-        """Whether another seed gives another result."""
-        return not method_spec(self.tried.config.method).is_deterministic
-
-    @property
     def is_checked(self) -> bool:
         """Whether its convergence is: under a constant rate it is told by which epoch is the best."""
         return method_spec(self.tried.config.method).has_steps and self.tried.config.schedule == "cosine"
@@ -113,25 +109,26 @@ def _result(job: Job) -> RunResult | None:
         return None
 
 
+def _follower(grid: Grid, config: Any, seed: int) -> Any:
+    """Return the configuration of another seed, which takes the first one's choice where there was one to make."""
+    has_rates = method_spec(config.method).has_steps
+    return replace(with_seed(grid, config, seed), tuned_on=grid.first_seed if has_rates else None)
+
+
 def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
     """Return the stage that follows from ``choices``."""
     seeds = [seed for seed in grid.seeds if seed != grid.first_seed]
-    checked = [choice for choice in choices if choice.is_checked]
-    seeded = [choice for choice in choices if choice.has_other_seeds]
+    checked = [choice for choice in choices if choice.is_checked and not grid.draws]
+    seeded = [choice for choice in choices if depends_on_seed(grid, choice.tried.config.method)]
     jobs = [
         _hidden_job(replace(choice.config, lr=(choice.lr,), extend=0, epochs=2 * choice.config.epochs))
         for choice in checked
         if choice.lr
     ]
-    jobs += [
-        job_for(replace(choice.config, seed=seed, tuned_on=grid.first_seed))
-        for seed in seeds
-        for choice in seeded
-        if choice.config
-    ]
+    jobs += [job_for(_follower(grid, choice.config, seed)) for seed in seeds for choice in seeded if choice.config]
     places = [(choice.tried.folder, job_for(choice.config).folder) for choice in choices if choice.config and choice.lr]
     return Stage(
-        "other seeds, and twice the epochs",
+        "other draws" if grid.draws else "other seeds, and twice the epochs",
         jobs,
         unknown=len(checked) + len(seeded) * len(seeds) - len(jobs),
         copies=[(tried, place) for tried, place in places if tried != place],

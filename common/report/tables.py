@@ -39,7 +39,7 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size")})
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
-    return _write(
+    return write_table(
         folder / "summary", runs, texts.reset_index().rename(columns={"dataset": "Data set"}).drop(columns="run")
     )
 
@@ -55,7 +55,7 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
         *("difference", "low", "high", "verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p", "remark"),
     )
-    return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(pairs))
+    return write_table(folder / "verdicts", pairs[list(columns)], _pair_texts(pairs))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def _p(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _write(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:
+def write_table(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:
     """Write ``numbers`` to ``stem``.csv and ``texts`` to ``stem``.md and ``stem``.tex; return the paths."""
     texts = texts.map(lambda cell: " ".join(str(cell).split()))
     align = "".join("l" if heading in WORDS else "r" for heading in texts)

@@ -138,7 +138,8 @@ def _chosen_rate(path: Path, identity: Mapping[str, Any], absent: Mapping[str, A
             f"with `seed` {seed} and without `tuned_on`"
         )
     result = read_result(folder / RESULT_FILE)
-    asked = {name: value for name, value in identity.items() if name not in ("seed", "tuned_on")}
+    own = ("seed", "tuned_on", "split_seed")  # what a run of another draw in the same folder may have for itself
+    asked = {name: value for name, value in identity.items() if name not in own}
     if different := different_settings(run_identity({**absent, **result.config}, result.method), asked):
         raise UserError(f"`tuned_on` {seed}: the run in {str(folder)!r} has other settings ({different})")
     rate = result.history[0].lr
