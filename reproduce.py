@@ -7,6 +7,7 @@
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
+    python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
     python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
@@ -29,7 +30,7 @@ import plot_results
 import train_cnn_head
 import train_vit_lora
 from common import cli
-from common.config import check_folder, require
+from common.config import check_folder, check_weights, require
 from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
@@ -38,7 +39,7 @@ from common.grid.grid import Arm, Grid, narrow_grid
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
-from common.runs.result import RESULT_FILE, find_runs, read_result
+from common.runs.result import RESULT_FILE, find_runs
 from common.runtime.environment import cores
 from common.runtime.progress import duration
 
@@ -121,7 +122,23 @@ def _curve_grid(images_a_class: int) -> Grid:
 
 
 CURVE = tuple(map(_curve_grid, CURVE_IMAGES_A_CLASS))
-PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,), "curve": CURVE}
+# The demo's arms at a constant rate, which was chosen on digits: the sound runs that each defect is put into.
+CONSTANT = {"schedule": "constant", "warmup": 0.0, "lr": (3e-3,)}
+DEFECTS = Grid(
+    _small_arms(lora={"epochs": 3} | CONSTANT, head={"epochs": 5} | CONSTANT),
+    datasets={"mnist": {"train_limit": 5_000}, "fashion_mnist": {"train_limit": 5_000}},
+)
+DEFECTS_DIGITS = Grid(
+    _small_arms(lora={"epochs": 5} | CONSTANT, head={"epochs": 20} | CONSTANT), datasets={"digits": {}}
+)
+DEFECTS_LITE0 = Grid(  # with --lite0-weights
+    (Arm(train_cnn_head, "tf_efficientnet_lite0.in1k", HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
+    datasets={"cifar10": {"dataset_name": "cifar10_jpeg", "train_limit": 2_000, "test_limit": 2_000}},
+)
+PROFILES = {
+    **{"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)},
+    **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE},
+}
 USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
@@ -133,9 +150,9 @@ Method = Literal["probe", "head", "lora"]
 class Config:
     """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
 
-    profile: Annotated[Literal["demo", "mini", "paper", "compare", "curve"], tyro.conf.Positional] = "demo"
+    profile: Annotated[Literal["demo", "mini", "paper", "compare", "defects", "curve"], tyro.conf.Positional] = "demo"
     """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images;
-    curve: accuracy by the number of training images."""
+    defects: what those of the published code are worth; curve: accuracy by the number of training images."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = STUDY
@@ -174,7 +191,10 @@ class Config:
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         require(self.profile != "demo" or not self.methods, "methods", self.methods, "left out for demo")
         require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
-        known = [name for grid in PROFILES.get(self.profile, ()) for name in grid.datasets]
+        if self.lite0_weights:
+            require(self.profile == "defects", "lite0_weights", str(self.lite0_weights), "given for defects only")
+            check_weights(str(self.lite0_weights))
+        known = [name for grid in _fixed_grids(self) for name in grid.datasets]
         for name in self.datasets:
             require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
@@ -232,6 +252,10 @@ def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> 
     folders = {"data_dir": config.data_dir, "results_dir": config.results_dir / config.profile}
     for grid in grids:
         yield from stages(grid, **folders, presume=presume)
+        if config.profile == "defects":
+            from bench.defects import defect_jobs
+
+            yield Stage("deliberate defects", defect_jobs(grid, **folders))
 
 
 def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
@@ -244,7 +268,7 @@ def _grids(config: Config) -> list[Grid]:
     if config.profile == "compare":
         grids = _comparison_grids(config)
     else:
-        grids = [_tuned(grid) for grid in PROFILES[config.profile]] if config.tune else PROFILES[config.profile]
+        grids = [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
     if config.methods:
         kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
         grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
@@ -252,6 +276,15 @@ def _grids(config: Config) -> list[Grid]:
     datasets = config.datasets or USUAL_DATASETS.get(config.profile, ())
     grids = [narrow_grid(grid, seeds=config.seeds, datasets=datasets) for grid in grids]
     return [grid for grid in grids if grid.datasets]
+
+
+def _fixed_grids(config: Config) -> list[Grid]:
+    """Return the grids of a profile that depends on no images of the user's."""
+    grids = [*PROFILES.get(config.profile, ())]
+    if config.lite0_weights:
+        arms = [arm.with_recipe(weights=str(config.lite0_weights)) for arm in DEFECTS_LITE0.arms]
+        grids.append(replace(DEFECTS_LITE0, arms=tuple(arms)))
+    return grids
 
 
 def _kind(arm: Arm) -> str:
@@ -301,8 +334,12 @@ def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
 
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
     """Return the GPU of each run at a time; the small backbones, which take one thread, fill the cores instead."""
-    are_small = all(arm.backbone.startswith("demo_") for grid in grids for arm in grid.arms)
+    are_small = all(_is_small(arm) for grid in grids for arm in grid.arms)
     return scheduler.job_devices(config.jobs, without_gpu=cores() if are_small else 1)
+
+
+def _is_small(arm: Arm) -> bool:
+    return arm.backbone.startswith(("demo_", *(each.backbone for each in DEFECTS_LITE0.arms)))
 
 
 def _with_threads(grid: Grid, at_once: int) -> Grid:
@@ -423,7 +460,7 @@ def _train(config: Config, stage: Stage, absent: dict[str, str], devices: list[s
 
 
 def _outcome(job: Job) -> str:
-    result = read_result(job.folder / RESULT_FILE)
+    result = job.read(job.folder / RESULT_FILE)
     seconds = result.efficiency.total_train_seconds
     said = f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
     if len(result.trials) > 1 and result.history:
@@ -447,6 +484,10 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
             print(*write_curves(compare(runs, {})[0], folder, figures), sep="\n")
         else:
             plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
+        if config.profile == "defects":
+            from bench.defects import write_effects
+
+            print(*write_effects(compare(runs, {})[0], folder, figures), sep="\n")
     comparisons, _ = compare(runs, {})
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
