@@ -172,6 +172,8 @@ class Config:
     are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
     """Data sets to run (default: all of the profile; of curve fashion_mnist)."""
+    lite0_weights: Path | None = None
+    """defects: tf_efficientnet_lite0.safetensors; with it the CNN's defects also on DATA_DIR/cifar10/, JPEG files."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     results_dir: Path = Path("results")

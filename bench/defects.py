@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from common.evaluation.spread import Spread
 
 from bench import published_defects
 from bench.published_defects import ALL, DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
@@ -21,7 +22,7 @@ from common.evaluation.comparison import Comparison, Series
 from common.evaluation.formatting import interval, signed
 from common.evaluation.frames import table
 from common.evaluation.paired import correct_by_seed, paired_difference
-from common.evaluation.significance import Estimate, Interval, over_images_and_seeds
+from common.evaluation.significance import Estimate
 from common.figures import style
 from common.figures.effects import effects
 from common.grid.grid import Grid, grid_configs, job_for
@@ -153,7 +154,7 @@ def _effect(series: Series, runs: Sequence[Run], name: str) -> dict:
     found = replace(series, runs=tuple(runs))
     if name == "validation-on-test":
         values = np.array([optimism(run) for run in runs])
-        estimate = over_images_and_seeds(values.mean(), 0.0, [values])
+        estimate = Spread(values.mean(), 0.0, series.runs[0].result.data.num_test, [values]).estimate
     else:
         estimate = paired_difference(correct_by_seed(found), correct_by_seed(series))
     low, high = estimate.interval(bounds=(-1.0, 1.0))
@@ -206,7 +207,9 @@ def other_order(ours: np.ndarray, theirs: np.ndarray) -> int:
 def _texts(rows: pd.DataFrame) -> pd.DataFrame:
     records: list[Mapping] = rows.to_dict("records")
     points = [
-        row["order"] if row["defect"] == "one-seed" else f"{signed(row['difference'])} [{_interval(row)}]"
+        row["order"]
+        if row["defect"] == "one-seed"
+        else f"{signed(row['difference'])} [{interval(row['low'], row['high'])}]"
         for row in records
     ]
     return pd.DataFrame(
@@ -219,7 +222,3 @@ def _texts(rows: pd.DataFrame) -> pd.DataFrame:
             "Favours": rows["favours"].fillna(""),
         }
     )
-
-
-def _interval(row: Mapping) -> str:
-    return interval(Interval(row["low"], row["high"]))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.evaluation.comparison import Series
-from common.evaluation.significance import Estimate, over_images_and_seeds
+from common.evaluation.significance import Estimate
+from common.evaluation.spread import Spread
 from common.runs.predictions import read_predictions
 
 
@@ -31,10 +32,10 @@ def paired_difference(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.nd
 
     Both are those of ``correct_by_seed``, on the same images. The variance is that of the images, of each the mean
     difference over seeds, and that of the seeds, of each the mean difference over images: of a single seed the former
-    alone.
+    alone. What the images leave open is at least sqrt(3) / N, as in ``spread.image_error``.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     differences = np.stack([ours[seed].astype(np.float64) - theirs[seed] for seed in seeds])  # (K, N)
-    of_images, of_seeds = differences.mean(axis=0), differences.mean(axis=1)
-    image_error = of_images.std(ddof=1) / math.sqrt(len(of_images)) if len(of_images) > 1 else math.nan
-    return over_images_and_seeds(of_seeds.mean(), image_error, [of_seeds])
+    of_images, of_seeds, count = differences.mean(axis=0), differences.mean(axis=1), differences.shape[1]
+    image_error = max(of_images.std() / math.sqrt(count), math.sqrt(3) / count)
+    return Spread(of_seeds.mean(), image_error, count, [of_seeds]).estimate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import interval, signed
+from common.evaluation.formatting import interval, p_text, signed
 from common.evaluation.frames import frames_of, table
 from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import ALPHA, holm, simultaneous_levels
@@ -95,8 +95,8 @@ def _texts(differences: pd.DataFrame) -> pd.DataFrame:
             "Model B": differences["other"],
             "Size": [f"{row.size:,} {row.unit.lower()}" for row in rows],
             "Draws": differences["draws"],
-            "Accuracy, A - B (points)": [f"{signed(row.difference)} [{interval(row)}]" for row in rows],
-            "Holm p": [f"{row.holm_p:.3f}" for row in rows],
+            "Accuracy, A - B (points)": [f"{signed(row.difference)} [{interval(row.low, row.high)}]" for row in rows],
+            "Holm p": differences["holm_p"].map(p_text),
             "By accuracy": differences["verdict"].replace(which),
         }
     )
