@@ -5,11 +5,14 @@
     python plot_results.py --labels "resnet50.tv2_in1k-head_mlp=ResNet-50"
     python plot_results.py --width one --published          # for a paper's column, the study's numbers beside
     python plot_results.py --report report.html             # all of it, and every test image, in one file
+    python plot_results.py --margin 0.5                     # what counts as equal, in points
+    python plot_results.py --contrast "*lora*" "*probe" --contrast "*lora*" "*head_mlp*"    # what is compared
 
 Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
-results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv, .md and .tex (pairs of models),
-and a sentence on each pair; with --report, one HTML file that needs no network. The first time takes about a second a
-run of 10,000 images for the intervals, which are kept beside the runs. The same results give the same bytes.
+results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
+(the declared pairs), and a sentence on each declared pair (docs/statistics.md); with --report, one HTML file that needs
+no network. The first time takes about a second a run of 10,000 images for the intervals, which are kept beside the
+runs. The same results give the same bytes.
 """
 
 import sys
@@ -17,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from common import cli
 from common.config import check_folder, require
@@ -40,6 +45,11 @@ class Config:
     data_dir: Path | None = None
     """Where the named data sets lie now, for the report's images (default: where the runs found them)."""
 
+    contrast: tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]] = ()
+    """Two models to compare, each a RUN or a label or a pattern of one; may be repeated. Only the pairs that are
+    declared, so or by reproduce.py, are called better (default: up to six pairs, or those with the best model)."""
+    margin: float | None = None
+    """Differences in accuracy and F1 below so many points count as none (default: reproduce.py's, which is 1)."""
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
 
@@ -51,21 +61,25 @@ class Config:
         for pair in self.labels:
             run, equals, label = pair.partition("=")
             require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")
+        require(self.margin is None or 0 < self.margin < 100, "margin", self.margin, "above 0 and below 100 points")
 
 
 def main(config: Config) -> None:
     """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
     from common.evaluation.frames import frames_of
+    from common.evaluation.plan import matching_contrasts
     from common.evaluation.uncertainty import compute_uncertainty
     from common.figures import draw_all
-    from common.report.sentences import named_pairs, verdict_sentences
+    from common.report.sentences import families_sentence, named_pairs, verdict_sentences
     from common.report.tables import write_summary, write_verdicts
     from common.runs.convergence import gains
 
     # Data: the finished runs, those tested on the same images together, as tables
     comparisons = _load(config)
     runs = [run for comparison in comparisons for series in comparison.series for run in series.runs]
-    frames, uncertainty = frames_of(comparisons, gains(runs, config.results_dir)), compute_uncertainty(comparisons)
+    frames = frames_of(comparisons, gains(runs, config.results_dir))
+    contrasts = matching_contrasts(comparisons, config.contrast)
+    uncertainty = compute_uncertainty(comparisons, contrasts=contrasts, margin=config.margin)
 
     # Figures
     _note_missing_letters(comparisons)
@@ -78,6 +92,7 @@ def main(config: Config) -> None:
     print(*write_summary(frames, uncertainty, config.results_dir), sep="\n")
     print(*write_verdicts(frames, uncertainty, config.results_dir), "", sep="\n")
     pairs = named_pairs(frames, uncertainty)
+    print(*filter(None, [families_sentence(pairs)]), sep="\n")
     for comparison in comparisons:
         print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
 

@@ -18,7 +18,7 @@ import contextlib
 import io
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.config import check_folder, check_weights, require
 from common.data.dataset import load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare
+from common.evaluation.plan import MARGIN, Plan, write_plan
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, narrow_grid
 from common.grid.scheduler import Job
@@ -42,6 +43,8 @@ from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.result import RESULT_FILE, find_runs
 from common.runtime.environment import cores
 from common.runtime.progress import duration
+
+Contrast = tuple[tuple[str, str], tuple[str, str]]  # two arms, each by backbone and method
 
 SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
@@ -140,6 +143,40 @@ PROFILES = {
     **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE},
 }
 USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
+
+
+def _usual_contrasts(vits: Sequence[str], cnns: Sequence[str]) -> tuple[Contrast, ...]:
+    """LoRA against the probe of its ViT, LoRA against each CNN's probe, each CNN's probe against its published head."""
+    return (
+        *(((vit, "lora"), (vit, "head_probe")) for vit in vits),
+        *(((vit, "lora"), (cnn, "head_probe")) for vit in vits for cnn in cnns),
+        *(((cnn, "head_probe"), (cnn, "head_mlp")) for cnn in cnns),
+    )
+
+
+# What is claimed of each data set, declared before it is seen: pairs of (backbone, method), the first MOST_CONTRASTS.
+# Only these are tested, and corrected for their number; the fewer they are the more each can show.
+CONTRASTS = {
+    "demo": (
+        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
+        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
+        (("demo_resnet.cifar10", "head_mlp"), ("demo_efficientnet.cifar10", "head_mlp")),
+    ),
+    "mini": _usual_contrasts(["demo_vit.cifar10"], ["demo_resnet.cifar10", "demo_efficientnet.cifar10"]),
+    "defects": (
+        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
+        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
+    ),
+    "curve": _usual_contrasts(["demo_vit.cifar10"], ["demo_resnet.cifar10", "demo_efficientnet.cifar10"]),
+    "paper": (
+        (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_mlp")),  # the study's own two
+        (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_mlp")),
+        (("vit_base_patch16_224.augreg_in1k", "lora"), ("vit_base_patch16_224.augreg_in1k", "head_probe")),
+        (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_probe")),
+        (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_probe")),
+    ),
+}
+MOST_CONTRASTS = 6
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
@@ -180,6 +217,8 @@ class Config:
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
+    margin: float = MARGIN
+    """Differences in accuracy and F1 below so many points count as none; plot_results.py takes it over."""
     jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
     small backbones one a core)."""
@@ -201,12 +240,14 @@ class Config:
             require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
             require(0 <= seed < 2**63, "seeds", seed, "0 or more")
+        require(0 < self.margin < 100, "margin", self.margin, "above 0 and below 100 points")
         require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
 
 
 def main(config: Config) -> None:
     # The grids, as one child process a run
-    grids = _grids(config)
+    whole = _whole_grids(config)
+    grids = _grids(config, whole)
     devices = _devices(config, grids)
     grids = [_with_threads(grid, len(devices)) for grid in grids]
     if config.show_list:
@@ -228,6 +269,9 @@ def main(config: Config) -> None:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
         return
+
+    # What is to be compared is written before the first result is there
+    _write_plans(config, whole)
 
     # Train, each run in a process of its own; a comparison shows what is there after each of its grids
     failures = {}
@@ -265,12 +309,16 @@ def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
     return [job for stage in _stages(config, grids, presume=True) for job in stage.jobs]
 
 
-def _grids(config: Config) -> list[Grid]:
-    """Return the profile's grids, reduced to the methods, seeds and data sets that were asked for."""
+def _whole_grids(config: Config) -> Sequence[Grid]:
+    """Return all of the profile's grids."""
     if config.profile == "compare":
-        grids = _comparison_grids(config)
-    else:
-        grids = [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
+        return _comparison_grids(config)
+    return [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
+
+
+def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
+    """Return the profile's grids (``whole``, if known), reduced to the methods, seeds and data sets asked for."""
+    grids = whole or _whole_grids(config)
     if config.methods:
         kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
         grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
@@ -352,6 +400,21 @@ def _with_threads(grid: Grid, at_once: int) -> Grid:
     share = {"threads": max(1, cores() // at_once)} if at_once > 1 else {}
     arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
+
+
+def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
+    """Write beside the runs of each data set which are compared, the seeds that are planned, and the margin."""
+    arms = [(arm.backbone, arm.method) for grid in grids for arm in grid.arms]
+    vits, cnns = (list(dict.fromkeys(tag for tag, its in arms if its == method)) for method in ("lora", "head_mlp"))
+    contrasts = CONTRASTS.get(config.profile) or _usual_contrasts(vits, cnns)
+    for dataset in dict.fromkeys(name for grid in grids for name in grid.datasets):
+        own = [narrow_grid(grid, datasets=[dataset]) for grid in grids if dataset in grid.datasets]
+        names = defaultdict(dict)  # of the runs of each arm, one a variant
+        for job in (job for grid in own for job in next(_stages(config, [grid])).jobs):
+            names[job.config.backbone, job.config.method][job.folder.parent.name] = None
+        pairs = [(a, b) for first, second in contrasts[:MOST_CONTRASTS] for a in names[first] for b in names[second]]
+        plan = Plan(tuple(pairs), own[0].seeds, config.margin)
+        write_plan(config.results_dir / config.profile / result_name(dataset), plan)
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common.evaluation.spread import Spread
 
 from bench import published_defects
 from bench.published_defects import ALL, DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
@@ -23,6 +22,7 @@ from common.evaluation.formatting import interval, signed
 from common.evaluation.frames import table
 from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import Estimate
+from common.evaluation.spread import Spread
 from common.figures import style
 from common.figures.effects import effects
 from common.grid.grid import Grid, grid_configs, job_for

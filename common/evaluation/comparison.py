@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
+from common.runs.methods import METHODS
 from common.runs.predictions import read_predictions
 from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
@@ -37,6 +38,16 @@ class Series:
     def has_draws(self) -> bool:
         """Whether its seeds drew their training images, too, each by a ``split_seed`` of its own."""
         return len({run.result.config.get("split_seed", 0) for run in self.runs}) > 1
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether every seed gives the same result, so that one run is all there is to know."""
+        return METHODS[self.method].is_deterministic and not self.has_draws
+
+    @property
+    def is_one_seed(self) -> bool:
+        """Whether the spread of its seeds is unknown: there is one, and another would give another result."""
+        return len(self.runs) == 1 and not self.is_deterministic
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import numpy as np
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
-from common.evaluation.significance import Estimate
 
 MISSING = "—"
 
@@ -81,9 +80,21 @@ def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, wit
     return f"{mean} ± {values.std(ddof=1):,.{digits}f}" if with_sd and len(values) > 1 else mean
 
 
-def interval(estimate: Estimate) -> str:
+def interval(low: float, high: float) -> str:
     """Return the ends of an interval in points: "+0.3 to +2.1"."""
-    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    return f"{signed(low)} to {signed(high)}"
+
+
+def points(number: float) -> str:
+    """Return a number of points with its unit: "1 point" or "0.5 points"."""
+    return f"{number:g} point{'' if number == 1 else 's'}"
+
+
+def p_text(p: float) -> str:
+    """Return a p with two digits that count, "<0.001", or "—" where there is none."""
+    if np.isnan(p):
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def signed(value: float, *, digits: int = 1) -> str:

@@ -29,6 +29,8 @@ class Metric:
     chance: Callable[[np.ndarray], float] | None = None
     """What guessing gives, from the numbers of test images of each class (C,)."""
     headline: bool = False  # whether bars, differences and the short tables show it; it is then resampled
+    counts_images: bool = False
+    """Whether an image in N moves it by about 1/N: it then has a margin in points and a least error over images."""
     null_because: str = ""  # why it may be null in a record
 
     def __post_init__(self) -> None:
@@ -87,12 +89,13 @@ def _largest_share(support: np.ndarray) -> float:
 
 
 _ERROR = {"higher_is_better": False}
+_COUNT = {"counts_images": True}
 _AREA = {"digits": 4, "chance": lambda support: 0.5}
 METRICS: dict[str, Metric] = {
     "loss": _image_mean("Cross-entropy (nats)", _surprise, bounds=(0.0, np.inf), **_ERROR),
-    "accuracy": _image_mean("Accuracy", lambda scores: scores.correct, chance=_largest_share, headline=True),
+    "accuracy": _image_mean("Accuracy", lambda scores: scores.correct, chance=_largest_share, headline=True, **_COUNT),
     "balanced_accuracy": _class_mean("Balanced accuracy", "recall"),
-    "f1_macro": _class_mean("F1 (macro)", "f1", resampled_f1_macro, headline=True),
+    "f1_macro": _class_mean("F1 (macro)", "f1", resampled_f1_macro, headline=True, **_COUNT),
     "f1_weighted": Metric("F1 (weighted)", _f1_weighted),
     "precision_macro": _class_mean("Precision (macro)", "precision"),
     "recall_macro": _class_mean("Recall (macro)", "recall"),
@@ -109,7 +112,9 @@ METRICS: dict[str, Metric] = {
     ),
     "ece": Metric("ECE", lambda scores: expected_calibration_error(scores.probabilities, scores.labels), **_ERROR),
     "brier": _image_mean("Brier score", _squared_error, bounds=(0.0, 2.0), **_ERROR),
-    "top5_accuracy": _image_mean("Top-5 accuracy", _in_top_five, null_because="it needs more than five classes"),
+    "top5_accuracy": _image_mean(
+        "Top-5 accuracy", _in_top_five, **_COUNT, null_because="it needs more than five classes"
+    ),
 }
 HEADLINE = tuple(name for name, metric in METRICS.items() if metric.headline)
 

@@ -1,4 +1,8 @@
-"""What a test split and a few seeds can tell: intervals by bootstrap, McNemar's exact test, Holm's correction."""
+"""From a value, its standard error and degrees of freedom: interval, p, equivalence, and the verdict in a family.
+
+Where the two come from does not matter here (``spread.Spread``: from test images and seeds). The whole procedure, with
+its error rates, is in ``docs/statistics.md``.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,83 +10,64 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
+ALPHA = 0.05
+LEVEL = 1 - ALPHA
+BETTER, WITHIN_MARGIN, EQUIVALENT = "better", "better_within_margin", "equivalent"
+UNDECIDED, ONE_SEED = "undecided", "one_seed"
 
 
-class Estimate(NamedTuple):
-    """A value with the ends of its 95 % interval; all three are NaN where the value is not defined."""
+class Interval(NamedTuple):
+    """The ends of an interval; both NaN where the value is not defined."""
 
-    value: float
     low: float
     high: float
 
     @property
     def excludes_zero(self) -> bool:
-        """Say whether zero lies outside the interval: the one ground on which a difference is called one."""
+        """Say whether zero lies outside."""
         return self.low > 0 or self.high < 0
 
 
-class Sample(NamedTuple):
-    """One metric of one model: its value for each of K seeds, and on B resamples of the test images."""
+class Estimate(NamedTuple):
+    """A mean or a difference of means with what is known of its spread; all three are NaN where it is not defined."""
 
-    values: np.ndarray  # (K,) float64
-    resampled: np.ndarray  # (K, B) float64, column b of every model and seed on the same resample b
+    value: float
+    standard_error: float
+    freedom: float  # degrees of freedom of the standard error, above 0; infinite where it is known well
 
+    @property
+    def p(self) -> float:
+        """The two-sided p, by Student's t, of the hypothesis that the true value is 0."""
+        from scipy.special import stdtr
 
-def over_images(value: float, resampled: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """Return the percentile interval (Efron 1979) of one run's metric from its values (B,) on resamples of its images.
+        if self.standard_error == 0:
+            return 1.0 if abs(self.value) < 1e-12 else 0.0  # equal models differ by 0, up to rounding
+        return float(2 * stdtr(self.freedom, -abs(self.value) / self.standard_error))
 
-    It says what other test images could have given, this trained model being as it is. A metric at its bound, such as
-    an accuracy of 1, has an interval of no width: n images without an error leave an error rate of up to 3/n.
-    Resamples on which the metric is not defined (NaN) are left out. The ends lie in the metric's ``bounds``.
-    """
-    return _estimate(value, resampled, stretch=1.0, bounds=bounds)
+    def interval(self, level: float = LEVEL, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+        """Return value ± t * standard error, cut at the metric's ``bounds``; without 0 exactly if p < 1 - level."""
+        reach = quantile((1 + level) / 2, self.freedom) * self.standard_error
+        ends = np.round([self.value - reach, self.value + reach], 12)
+        return Interval(*np.clip(ends, *bounds).tolist())
 
+    def is_within(self, margin: float) -> bool:
+        """Say whether the true value lies between -margin and margin, by two one-sided tests at 5 % each.
 
-def mean_over_seeds(sample: Sample, rng: np.random.Generator, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """Return the mean over one model's seeds with its interval over test images and seeds.
-
-    Resampled as in ``paired_difference``; of one seed it is the interval over images alone. The ends lie in the
-    metric's ``bounds``.
-    """
-    draws = _draws(sample, rng)
-    return _estimate(sample.values.mean(), draws, stretch=_stretch([sample], draws), bounds=bounds)
-
-
-def paired_difference(
-    ours: Sample, theirs: Sample, rng: np.random.Generator, *, bounds: tuple[float, float] = (0.0, 1.0)
-) -> Estimate:
-    """Return the difference of two models' means over their seeds, ours - theirs, with its interval.
-
-    Each of the B replicates draws N test images with replacement, the same for both models and all their seeds
-    (pairing), and takes the difference of the means over all seeds on them; to this it adds what drawing seeds does:
-    K - 1 of each model's K seeds, independently and with replacement, their mean on the whole test split against that
-    of all K. Images and seeds are crossed and both are drawn, as in Owen 2007, "The pigeonhole bootstrap"; drawn one
-    beside the other, the chance by which single seeds err on single images counts twice instead of three times as in
-    his joint draw, so this too errs on the wide side. K - 1 of K, because the variance of a mean of K draws of K is
-    too small by (K - 1) / K (Rao and Wu 1988, "Resampling inference with complex survey data"). The ends of the
-    percentile interval are then moved away from the difference by the ratio of Student's t to the normal quantile, as
-    few seeds know their own spread badly (Hesterberg 2015, "What teachers should know about the bootstrap", section
-    5.3, there for one sample; here with the degrees of freedom of Satterthwaite 1946). A model of one seed adds no
-    spread of seeds: the interval is then over images (and the other's seeds) alone, and must be labelled so.
-    """
-    draws = _draws(ours, rng) - _draws(theirs, rng)
-    value = ours.values.mean() - theirs.values.mean()
-    width = bounds[1] - bounds[0]
-    return _estimate(value, draws, stretch=_stretch([ours, theirs], draws), bounds=(-width, width))
+        That is where the 90 % interval lies inside (Schuirmann 1987, "A comparison of the two one-sided tests
+        procedure").
+        """
+        low, high = self.interval(1 - 2 * ALPHA)
+        return -margin < low and high < margin
 
 
-def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the two-sided p of McNemar's exact test that two models of one seed each err equally often.
+NOT_DEFINED = Estimate(math.nan, math.nan, math.nan)
 
-    ``ours`` and ``theirs`` say of each image (N,) whether the prediction is right. Only images on which the two
-    disagree count: under the hypothesis each is won by either with probability 1/2 (McNemar 1947; for classifiers
-    Dietterich 1998). Without a disagreement p is 1.
-    """
-    from scipy.stats import binomtest  # scipy.stats takes a second to import
 
-    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+def quantile(share: float, freedom: float) -> float:
+    """Return the quantile of Student's t at ``share``, 0..1; of the normal distribution where ``freedom`` is inf."""
+    from scipy.special import stdtrit  # scipy.stats takes a second to import, this a tenth
+
+    return float(stdtrit(freedom, share))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -97,47 +82,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _draws(sample: Sample, rng: np.random.Generator) -> np.ndarray:
-    """Return the mean over seeds (B,) on each resample of images, moved by what K - 1 (at least 1) drawn seeds do."""
-    seeds, resamples = sample.resampled.shape
-    drawn = rng.integers(seeds, size=(max(1, seeds - 1), resamples))
-    return sample.resampled.mean(axis=0) + sample.values[drawn].mean(axis=0) - sample.values.mean()
+def simultaneous_levels(p_values: Sequence[float]) -> list[float]:
+    """Return for each of m differences the level of the interval that excludes 0 exactly where Holm's p is below 0.05.
 
-
-def _stretch(samples: Sequence[Sample], draws: np.ndarray) -> float:
-    """Return Student's t over the normal quantile, at least 1: close to 1 where images, not seeds, make the spread."""
-    from scipy.stats import norm, t
-
-    several = [sample.values for sample in samples if len(sample.values) > 1]
-    total = np.nanvar(draws) if not np.isnan(draws).all() else 0.0
-    share = sum((values.var(ddof=1) / len(values)) ** 2 / (len(values) - 1) for values in several)
-    if not share > 0 or not total > 0:  # no seeds that differ, or NaN
-        return 1.0
-    fewest = min(len(values) - 1 for values in several)
-    freedom = max(fewest, total**2 / share)  # Satterthwaite's is never below that of the smallest sample
-    return float(t.ppf((1 + LEVEL) / 2, freedom) / norm.ppf((1 + LEVEL) / 2))
-
-
-def _estimate(value: float, draws: np.ndarray, *, stretch: float, bounds: tuple[float, float]) -> Estimate:
-    """Return ``value`` with the percentiles of ``draws``, moved away from it by ``stretch`` and cut at ``bounds``."""
-    draws = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(draws):
-        return Estimate(np.nan, np.nan, np.nan)
-    ends = value + stretch * (np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - value)
-    low, high = np.clip(np.round(ends, 12), *bounds).tolist()  # rounded: equal models differ by 0, not by 1e-17
-    return Estimate(float(value), low, high)
-
-
-NO_DIFFERENCE, NOT_DEFINED = "no difference seen", "not defined"
-
-
-def verdict(estimate: Estimate, *, higher_is_better: bool = True) -> str:
-    """Return "better" or "worse" where the interval of a difference excludes zero, else "no difference seen".
-
-    "not defined" is the difference of a metric that is null, such as the AUC where a class has no test image.
+    It is Bonferroni's, 1 - 0.05 / m, at which all m intervals together hold the truth 95 times in 100. Where only a
+    later step of Holm's decides, the interval is at the level of that step: intervals of full coverage that agree with
+    every step of Holm's would say no more than the sign (Strassburger and Bretz 2008, "Compatible simultaneous lower
+    confidence bounds for the Holm procedure"; Guilbaud 2008).
     """
-    if math.isnan(estimate.value):
-        return NOT_DEFINED
-    if not estimate.excludes_zero:
-        return NO_DIFFERENCE
-    return "better" if (estimate.low > 0) == higher_is_better else "worse"
+    count = len(p_values)
+    return [
+        1 - (ALPHA * p / adjusted if adjusted < ALPHA <= p * count else ALPHA / count)
+        for p, adjusted in zip(p_values, holm(p_values), strict=True)
+    ]
+
+
+def verdict(estimate: Estimate, p_adjusted: float, *, margin: float | None = None, one_seed: bool = False) -> str:
+    """Return what may be said of a declared difference, one of the five words above.
+
+    ``p_adjusted`` is Holm's p, ``margin`` what still counts as equal (None: nothing does). With ``one_seed``, where
+    the spread of a model's seeds is unknown, nothing is claimed.
+    """
+    if one_seed:
+        return ONE_SEED
+    is_better, is_within = p_adjusted < ALPHA, margin is not None and estimate.is_within(margin)
+    if is_better:
+        return WITHIN_MARGIN if is_within else BETTER
+    return EQUIVALENT if is_within else UNDECIDED
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the two-sided p of McNemar's exact test that two networks err equally often.
+
+    It is about these two networks, not about the methods that made them. ``ours`` and ``theirs`` say of each image (N,)
+    whether the prediction is right. Only images on which the two disagree count: under the hypothesis each is won by
+    either with probability 1/2 (McNemar 1947; for classifiers Dietterich 1998). Without a disagreement p is 1.
+    """
+    from scipy.stats import binomtest  # scipy.stats takes a second to import
+
+    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

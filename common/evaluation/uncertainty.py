@@ -4,28 +4,30 @@ import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from common.evaluation import calibration, metrics, significance
+from common.evaluation import calibration, metrics
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.frames import table
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
+from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_plan
 from common.evaluation.scores import Scores
-from common.evaluation.significance import Estimate, Sample
+from common.evaluation.significance import mcnemar
+from common.evaluation.spread import Spread, image_error
+from common.evaluation.verdicts import verdict_rows
 from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from common.runs.result import Run, encode_record, is_intact
 from common.runtime.errors import UserError
 from common.runtime.files import sha256, write_atomically
 from common.runtime.parallel import parallel_map
 
-ALGORITHM = 1  # raise it whenever a kept number would come out otherwise: what older code kept is then made again
+ALGORITHM = 2  # raise it whenever a kept number would come out otherwise: what older code kept is then made again
 RESAMPLES = 2_000  # of the test images; leaves a 95 % end uncertain by a twentieth of a standard deviation
 INTERVALS, DIFFERENCES = "intervals.json", "differences.json"
 LARGE = 200_000  # images times classes: about a second's work, for which other processes are worth starting
@@ -43,9 +45,17 @@ class Uncertainty:
     means: pd.DataFrame
     """dataset, run, metric, value, low, high: the mean over the seeds, over images and seeds, each headline metric."""
     pairs: pd.DataFrame
-    """dataset, a, b, metric, difference, low, high, verdict, mcnemar_p_min, mcnemar_p_max, holm_p: a - b of two runs'
-    means, each headline metric, with the verdict on a. McNemar's test is on right and wrong: its p stand by accuracy
-    only, over the pairs of seeds, the largest adjusted for the data set's number of pairs. May have no row."""
+    """The difference of two runs' means, a row a pair and headline metric; may have no row. Its columns are
+    dataset, a, b, metric; declared: whether it is spoken of; family: how many of the data set are tested;
+    margin: points that count as none, NaN for a metric without;
+    difference: a - b; level, low, high: its interval, simultaneous among those tested, 95 % for itself of others;
+    low_90, high_90: what decides on equivalence;
+    p, p_adjusted: uncorrected, and Holm's, which is NaN where nothing is tested;
+    verdict: one of ``significance``'s five words; winner: "a" or "b" where one is better, else "";
+    detectable, detectable_by_images, seeds_needed, images_needed: see ``power``; of what was tested, the latter two
+    where it is undecided and the margin is not detectable;
+    mcnemar_p_by_seed: whether the two networks of a seed err equally often, "seed: p; ...", by accuracy only;
+    unplanned_a, unplanned_b: how many seeds the plan does not name."""
     calibration: pd.DataFrame
     """dataset, run, seed, brier, ece, temperature, ece_scaled, bins, bins_scaled: ``scaled`` is after the temperature,
     which is NaN (``bins_scaled`` None) without validation images. Bins are a dict of lists, an entry a bin of equal
@@ -55,46 +65,81 @@ class Uncertainty:
 class _Sampled(NamedTuple):
     """What one run's predictions give; all runs of one number of test images are resampled alike."""
 
-    values: dict[str, float]
     resampled: dict[str, np.ndarray]  # (B,) by metric
     correct: np.ndarray  # (N,) bool
     record: dict  # what is kept of it
 
 
-def compute_uncertainty(comparisons: Sequence[Comparison]) -> Uncertainty:
+def compute_uncertainty(
+    comparisons: Sequence[Comparison], *, contrasts: Sequence[tuple[str, str]] = (), margin: float | None = None
+) -> Uncertainty:
     """Return intervals, calibration and pairwise differences of the models of each comparison.
 
-    What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM`` for today's
-    ``METRICS`` from the same predictions (by SHA-256); the rest is computed, about a second a run of 10,000 images,
-    and kept. Pairs are models trained on equally many images: among others a difference would be the images' as much
-    as the models'.
+    ``contrasts``, pairs of run names, and ``margin``, in points, take the place of those of a data set's plan
+    (``plan.read_plan``). What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM``
+    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, about a second a run of 10,000
+    images, and kept.
+
+    Raises:
+        UserError: a plan is damaged.
     """
     runs, means, pairs, calibrations = [], [], [], []
     for comparison in comparisons:
-        records, joint = _records(comparison)
+        kept = _kept(comparison)
         for series in comparison.series:
             model = {"dataset": comparison.dataset, "run": series.name}
-            means += [model | row for row in _rows(joint[_key(series)]["estimates"])]
+            means += [model | _row(name, kept.of_models(name, series)) for name in HEADLINE]
             for run in series.runs:
                 seed = model | {"seed": run.seed}
-                runs += [seed | row for row in _rows(records[run.folder]["estimates"])]
-                calibrations.append(seed | records[run.folder]["calibration"])
-        pairs += _pair_rows(comparison, joint)
+                runs += [seed | _row(name, kept.of_run(name, run)) for name in METRICS if METRICS[name].resampled]
+                calibrations.append(seed | kept.runs[run.folder]["calibration"])
+        plan = read_plan(_folder(comparison))
+        plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
+        pairs += _pair_rows(comparison, plan, kept)
     calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
     return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), calibrations)
 
 
 _PAIR_COLUMNS = (
-    *("dataset", "a", "b", "metric", "difference", "low", "high"),
-    *("verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p"),
+    *("dataset", "a", "b", "metric", "declared", "family", "margin", "difference", "level", "low", "high"),
+    *("low_90", "high_90", "p", "p_adjusted", "verdict", "winner"),
+    *("detectable", "detectable_by_images", "seeds_needed", "images_needed"),
+    *("mcnemar_p_by_seed", "unplanned_a", "unplanned_b"),
 )
 
 
-def _records(comparison: Comparison) -> tuple[dict[Path, dict], dict[str, dict]]:
-    """Return what is kept of each run, by its folder, and of each model and pair of models, by ``_key``."""
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of each run, by its folder, and of each model and pair of models, by ``_key``."""
+
+    runs: Mapping[Path, dict]
+    groups: Mapping[str, dict]
+
+    def of_run(self, metric: str, run: Run) -> Spread:
+        """Return what is kept of one run."""
+        record = self.runs[run.folder]
+        images = run.result.data.num_test
+        return Spread(_number(record["values"][metric]), _number(record["image_errors"][metric]), images)
+
+    def of_models(self, metric: str, *group: Series) -> Spread:
+        """Return ``metric`` of a model, its mean over the seeds, or the first model's minus the second's."""
+        values = [np.array([self.of_run(metric, run).value for run in series.runs]) for series in group]
+        value = values[0].mean() - (values[1].mean() if len(group) == 2 else 0.0)
+        seeds = [its for its, series in zip(values, group, strict=True) if not series.is_deterministic]
+        error = self.groups[_key(*group)]["image_errors"][metric]
+        return Spread(value, _number(error), group[0].runs[0].result.data.num_test, seeds)
+
+    def mcnemar(self, a: Series, b: Series) -> str:
+        """Return the p of the networks of each seed, as a text."""
+        return "; ".join(f"{seed}: {p:.3g}" for seed, p in self.groups[_key(a, b)]["mcnemar"].items())
+
+
+def _kept(comparison: Comparison) -> _Kept:
+    """Return what is kept of ``comparison``, after computing and keeping what is not."""
     runs = [run for series in comparison.series for run in series.runs]
-    groups = {_key(*group): group for group in [*((series,) for series in comparison.series), *_pairs(comparison)]}
-    store = runs[0].folder.parent.parent / DIFFERENCES
+    groups = [*((series,) for series in comparison.series), *comparable_pairs(comparison)]
+    groups = {_key(*group): group for group in groups}
+    store = _folder(comparison) / DIFFERENCES
     joint = _read(store)
     records = {run.folder: _read(run.folder / INTERVALS, predictions=_sha256(run)) for run in runs}
     new_groups = {key: group for key, group in groups.items() if key not in joint}
@@ -107,11 +152,12 @@ def _records(comparison: Comparison) -> tuple[dict[Path, dict], dict[str, dict]]
     joint |= {key: _joint(group, sampled) for key, group in new_groups.items()}
     if new_groups:
         _write(store, joint)
-    return records, joint
+    return _Kept(records, joint)
 
 
-def _pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
-    return [pair for pair in combinations(comparison.series, 2) if pair[0].num_train == pair[1].num_train]
+def _folder(comparison: Comparison) -> Path:
+    """Return the folder of the data set, in which a folder a run lies."""
+    return comparison.series[0].runs[0].folder.parent.parent
 
 
 def _sha256(run: Run) -> str:
@@ -135,14 +181,17 @@ def _sample(run: Run) -> _Sampled:
     predictions = read_predictions(run.folder, run.result)
     scores = Scores(predictions.logits, predictions.labels, run.result.data.classes)
     whole = resampled_metrics(scores, np.ones((len(scores.labels), 1)))
-    values = {name: float(value[0]) for name, value in whole.items()}
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
-    intervals = {
-        name: significance.over_images(value, resampled[name], bounds=METRICS[name].bounds)
-        for name, value in values.items()
+    record = {
+        "values": {name: _plain(value[0]) for name, value in whole.items()},
+        "image_errors": {name: _image_error(name, draws, len(scores.labels)) for name, draws in resampled.items()},
+        "calibration": _calibration(predictions, scores),
     }
-    record = {"estimates": _plain(intervals), "calibration": _calibration(predictions, scores)}
-    return _Sampled(values, resampled, scores.correct, record)
+    return _Sampled(resampled, scores.correct, record)
+
+
+def _image_error(metric: str, draws: np.ndarray, num_images: int) -> float | None:
+    return _plain(image_error(draws, num_images, is_count=METRICS[metric].counts_images))
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,54 +221,71 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def _joint(group: Sequence[Series], sampled: Mapping[Path, _Sampled]) -> dict:
-    """Return what is kept of a model, its means over seeds, or of a pair: seeds are drawn alike for all metrics."""
-    estimate = significance.mean_over_seeds if len(group) == 1 else significance.paired_difference
-    estimates = {}
+    """Return what is kept of a model or a pair: its errors over images, the same for all seeds of both (pairing)."""
+    errors = {}
     for name in HEADLINE:
-        samples = (_of_seeds(series, name, sampled) for series in group)
-        estimates[name] = estimate(*samples, np.random.default_rng(0), bounds=METRICS[name].bounds)
+        means = [np.mean([sampled[run.folder].resampled[name] for run in series.runs], axis=0) for series in group]
+        draws = means[0] - means[1] if len(group) == 2 else means[0]
+        errors[name] = _image_error(name, draws, group[0].runs[0].result.data.num_test)
     if len(group) == 1:
-        return {"run": group[0].name, "estimates": _plain(estimates)}
+        return {"run": group[0].name, "image_errors": errors}
     a, b = group
-    p_values = [
-        significance.mcnemar(sampled[mine.folder].correct, sampled[other.folder].correct)
-        for mine, other in zip(a.runs, b.runs, strict=False)
+    p_values = {
+        seed: mcnemar(sampled[mine.folder].correct, sampled[other.folder].correct)
+        for seed, mine, other in _networks(a, b)
+    }
+    return {"a": a.name, "b": b.name, "image_errors": errors, "mcnemar": p_values}
+
+
+def _networks(a: Series, b: Series) -> list[tuple[str, Run, Run]]:
+    """Return each seed with the networks of a and b of that seed; a deterministic model's is that of every seed."""
+    if a.is_deterministic:
+        return [(str(run.seed), a.runs[0], run) for run in (b.runs[:1] if b.is_deterministic else b.runs)]
+    theirs = {run.seed: run for run in b.runs}
+    return [
+        (str(run.seed), run, b.runs[0] if b.is_deterministic else theirs[run.seed])
+        for run in a.runs
+        if b.is_deterministic or run.seed in theirs
     ]
-    return {"a": a.name, "b": b.name, "estimates": _plain(estimates), "mcnemar": p_values}
 
 
-def _of_seeds(series: Series, metric: str, sampled: Mapping[Path, _Sampled]) -> Sample:
-    seeds = [sampled[run.folder] for run in series.runs]
-    return Sample(
-        np.array([seed.values[metric] for seed in seeds]), np.stack([seed.resampled[metric] for seed in seeds])
-    )
+def _pair_rows(comparison: Comparison, plan: Plan, kept: _Kept) -> list[dict]:
+    """Return the rows of ``Uncertainty.pairs``, for each pair a row a headline metric."""
+    pairs = comparable_pairs(comparison)
+    family = {
+        "margin": plan.margin,
+        "declared": declared_pairs(comparison, plan.contrasts),
+        "one_seed": {(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
+    }
+    spreads = {name: {(a.name, b.name): kept.of_models(name, a, b) for a, b in pairs} for name in HEADLINE}
+    rows = {name: verdict_rows(spreads[name], metric=name, **family) for name in HEADLINE}
+    return [
+        {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": name}
+        | rows[name][a.name, b.name]
+        | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if name == "accuracy" else ""}
+        | {"unplanned_a": _count_unplanned(a, plan), "unplanned_b": _count_unplanned(b, plan)}
+        for a, b in pairs
+        for name in HEADLINE
+    ]
 
 
-def _pair_rows(comparison: Comparison, joint: Mapping[str, dict]) -> list[dict]:
-    """Return the rows of ``Uncertainty.pairs``; the largest p of a pair's seeds stands for it (Berger 1982)."""
-    pairs = [(a, b, joint[_key(a, b)]) for a, b in _pairs(comparison)]
-    adjusted = significance.holm([max(record["mcnemar"]) for _, _, record in pairs])
-    rows = []
-    for (a, b, record), holm_p in zip(pairs, adjusted, strict=True):
-        p_values = record["mcnemar"]
-        tests = {"mcnemar_p_min": min(p_values), "mcnemar_p_max": max(p_values), "holm_p": holm_p}
-        for row in _rows(record["estimates"]):
-            name, estimate = row["metric"], Estimate(row.pop("value"), row["low"], row["high"])
-            word = significance.verdict(estimate, higher_is_better=METRICS[name].higher_is_better)
-            row |= {"difference": estimate.value, "verdict": word} | (tests if name == "accuracy" else {})
-            rows.append({"dataset": comparison.dataset, "a": a.name, "b": b.name} | row)
-    return rows
+def _count_unplanned(series: Series, plan: Plan) -> int:
+    return sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
 
 
-def _plain(estimates: Mapping[str, Estimate]) -> dict:
-    """Return ``estimates`` as JSON has them: lists, with None for NaN."""
-    return {name: [None if np.isnan(x) else float(x) for x in estimate] for name, estimate in estimates.items()}
+def _plain(number: float) -> float | None:
+    """Return ``number`` as JSON has it: None for NaN."""
+    return None if np.isnan(number) else float(number)
 
 
-def _rows(plain: Mapping[str, list]) -> list[dict]:
-    """Return a row {metric, value, low, high} for each of the ``estimates`` as JSON has them."""
-    numbers = {name: [np.nan if x is None else x for x in values] for name, values in plain.items()}
-    return [{"metric": name, "value": v, "low": low, "high": high} for name, (v, low, high) in numbers.items()]
+def _number(plain: float | None) -> float:
+    return np.nan if plain is None else plain
+
+
+def _row(metric: str, spread: Spread) -> dict:
+    """Return a row {metric, value, low, high}."""
+    low, high = spread.estimate.interval(bounds=METRICS[metric].bounds)
+    return {"metric": metric, "value": spread.estimate.value, "low": low, "high": high}
 
 
 def _made_by() -> dict:

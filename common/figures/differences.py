@@ -1,5 +1,6 @@
 """Paired differences between models, with their intervals."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,10 +9,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range, signed
+from common.evaluation.formatting import count_seeds, joined_notes, points, seed_range, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
-from common.evaluation.significance import NOT_DEFINED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside
 from common.figures.palette import VERDICTS
@@ -21,28 +21,29 @@ MOST_PAIRS = 20  # rows in the figure of differences: more do not fit on a page
 
 
 def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
-    """Draw each pair's differences in the headline metrics with their intervals; the colour is the verdict.
+    """Draw each declared pair's differences in the headline metrics with their intervals; the mark is the verdict.
 
     Without a pair the panels are empty.
     """
     pairs = uncertainty.pairs.query("dataset == @comparison.dataset")
-    names = pairs[["a", "b"]].drop_duplicates()
+    declared = pairs[pairs.declared.astype(bool)]
+    names = declared[["a", "b"]].drop_duplicates()
     count = min(len(names), MOST_PAIRS)
-    left_out = f"The first {count} of {len(names)} pairs. " if count < len(names) else ""
-    fewest, most = seed_range([comparison])
-    over = "test images and seeds" if most > 1 else "test images"
+    looks = [
+        look
+        for verdict, look in VERDICTS.items()
+        if verdict in set(zip(declared.verdict, declared.winner, strict=True))
+    ]
     figure, axes = facets(
         [METRICS[metric].label for metric in HEADLINE],
         heights=(0.1 + 0.36 * count,),
         sharex=False,
         title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
-        caption=f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % interval over {over}, "
-        f"each for itself, without the choice of the learning rate. A difference is called one where its interval "
-        f"excludes 0. {joined_notes([comparison])}",
-        legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in VERDICTS.values()},
+        caption=_caption(comparison, declared, count, len(pairs) // len(HEADLINE)),
+        legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in looks},
     )
     for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):
-        _differences_of(ax, pairs[pairs["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
+        _differences_of(ax, declared[declared["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
     label_outside(axes[:, 0], "Difference (points)", "")
     labels = {series.name: printable(series.label, 50) for series in comparison.series}
     texts = [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in names[:count].itertuples()]
@@ -51,18 +52,35 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     return figure
 
 
+def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: int) -> str:
+    """Return what the marks, bars and the band are, and which of all ``pairs`` are ``shown``."""
+    fewest, most = seed_range([comparison])
+    over = "test images and seeds" if most > 1 else "test images"
+    left_out = f"{shown} of {pairs} pairs, the others are in verdicts.csv. " if shown < pairs else ""
+    together = ", which hold together (Holm)" if declared.family.max() > 1 else ""
+    margins = declared.margin.dropna()
+    band = f" Band: the margin of {points(margins.iloc[0])}." if len(margins) else ""
+    return (
+        f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % intervals over {over}{together}, "
+        f"without the choice of the learning rate. A model is called better where the bar excludes 0.{band} "
+        f"{joined_notes([comparison])}"
+    )
+
+
 def _differences_of(ax: Axes, pairs: pd.DataFrame, *, digits: int) -> None:
-    """Draw one metric's differences in points, a row a pair, and the zero line."""
+    """Draw one metric's differences in points, a row a pair, the zero line, and the margin."""
     for row, pair in enumerate(pairs.itertuples()):
-        if pair.verdict == NOT_DEFINED:
-            ax.text(0, row, NOT_DEFINED, ha="center", va="center", fontsize=7, color=GREY)
+        if np.isnan(pair.difference):
+            ax.text(0, row, "not defined", ha="center", va="center", fontsize=7, color=GREY)
             continue
-        look = VERDICTS[pair.verdict][1]
+        look = VERDICTS[pair.verdict, pair.winner][1]
         ax.hlines(row, 100 * pair.low, 100 * pair.high, color=look["color"], linewidth=1.6)
         ax.plot(100 * pair.difference, row, markersize=5, **look)
         rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through it
         text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
         ax.text(100 * pair.difference, row - 0.17, signed(pair.difference, digits=digits), **text)
+    for margin in pairs.margin.dropna().unique():
+        ax.axvspan(-margin, margin, color="#EEEEEE", zorder=0)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.margins(x=0.15)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import count_seeds, seed_range
-from common.evaluation.significance import NO_DIFFERENCE
+from common.evaluation.significance import BETTER, EQUIVALENT, ONE_SEED, UNDECIDED, WITHIN_MARGIN
 from common.figures.style import GREY, printable
 from common.runs.result import natural_order
 
@@ -36,12 +36,18 @@ STYLES = {
     "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
 }
 SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
-# What is said of a pair, and how. Tol's indigo and Okabe and Ito's orange are no model's, and far apart for the
-# colour-blind; in grey print the shapes tell a verdict.
+# What is said of a pair, by verdict and winner, and how. Tol's indigo and Okabe and Ito's orange are no model's, and
+# far apart for the colour-blind; in grey print the shapes tell a verdict.
+_A, _B = {"color": "#332288", "marker": ">"}, {"color": "#E69F00", "marker": "<"}
+_HOLLOW = {"markerfacecolor": "white"}
 VERDICTS = {
-    "better": ("the upper model is better", {"color": "#332288", "marker": ">"}),
-    "worse": ("the lower model is better", {"color": "#E69F00", "marker": "<"}),
-    NO_DIFFERENCE: ("no difference seen", {"color": GREY, "marker": "o", "markerfacecolor": "white"}),
+    (BETTER, "a"): ("the upper model is better", _A),
+    (BETTER, "b"): ("the lower model is better", _B),
+    (WITHIN_MARGIN, "a"): ("the upper is better, by less than the margin", _A | _HOLLOW),
+    (WITHIN_MARGIN, "b"): ("the lower is better, by less than the margin", _B | _HOLLOW),
+    (EQUIVALENT, ""): ("equivalent within the margin", {"color": "black", "marker": "s"}),
+    (UNDECIDED, ""): ("undecided", {"color": GREY, "marker": "o"} | _HOLLOW),
+    (ONE_SEED, ""): ("undecided: one seed", {"color": GREY, "marker": "x"}),
 }
 PUBLISHED = {"marker": "D", "markersize": 4.5, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": ""}
 

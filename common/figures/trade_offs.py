@@ -1,6 +1,6 @@
 """Accuracy against what it costs. Marks, unlike bars, may stand on a cut axis."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ def accuracy_vs(
 ) -> Figure:
     """Draw test accuracy over ``cost``, a column of ``frames.runs``, on a logarithmic axis, a panel a data set.
 
-    A line joins the means that no other undercuts (see ``pareto_front``). Runs of unknown cost are left out.
+    A line joins the means of ``pareto_front``. Runs of unknown cost are left out.
     """
     quantity = QUANTITIES[cost]
     seeds = frames.runs.assign(cost=(frames.runs[cost] * quantity.scale).clip(lower=1e-3)).dropna(subset="cost")
@@ -35,8 +35,8 @@ def accuracy_vs(
         heights=(1.95,),
         sharey=False,
         title=f"{title}, test images",
-        caption=f"{marks_caption(comparisons, cut=True)} Line: the front of the means; no model is as cheap and "
-        f"better. {remark} {joined_notes(comparisons)}",
+        caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
+        f"than the one before by the verdict on their difference. {remark} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
@@ -45,7 +45,7 @@ def accuracy_vs(
             continue
         means = own.groupby("run", as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
         draw_marks(ax, own, means, "cost", "test_accuracy", run_styles(comparison))
-        front = pareto_front(means)
+        front = pareto_front(means, _decided(comparison, uncertainty))
         ax.step(front["cost"], front["test_accuracy"], where="post", color=GREY, linewidth=0.8, zorder=1.5)
         ax.grid()
         widen([ax])
@@ -57,10 +57,21 @@ def accuracy_vs(
     return figure
 
 
-def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other undercuts, in order of ``cost``: none is as cheap and has more ``test_accuracy``.
+def pareto_front(means: pd.DataFrame, decided: Collection[tuple[str, str]]) -> pd.DataFrame:
+    """Return the cheapest of the rows and, in order of ``cost``, each that is better than the last one returned.
 
-    Rows whose cost or accuracy is NaN are left out; of equals the first stays.
+    ``decided`` are the (better, other) pairs of ``run``; a higher mean alone joins nothing. Rows whose cost or
+    accuracy is NaN are left out; of equal costs the more accurate, of equals the first, comes first.
     """
     ordered = means.dropna().sort_values(["cost", "test_accuracy"], ascending=[True, False], kind="stable")
-    return ordered[ordered["test_accuracy"] > ordered["test_accuracy"].cummax().shift(fill_value=-np.inf)]
+    front = []
+    for place, run in ordered["run"].items():
+        if not front or (run, means["run"][front[-1]]) in decided:
+            front.append(place)
+    return ordered.loc[front]
+
+
+def _decided(comparison: Comparison, uncertainty: Uncertainty) -> set[tuple[str, str]]:
+    """Return the (better, other) runs of a data set, by accuracy."""
+    pairs = uncertainty.pairs.query("dataset == @comparison.dataset and metric == 'accuracy' and winner != ''")
+    return {(pair.a, pair.b) if pair.winner == "a" else (pair.b, pair.a) for pair in pairs.itertuples()}

@@ -1,10 +1,14 @@
 """Which of the models compared to use: the best on validation images, how sure that is, and what it costs."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.frames import frames_of
-from common.evaluation.significance import NO_DIFFERENCE
+from common.evaluation.plan import validation_accuracy
+from common.evaluation.significance import EQUIVALENT
 from common.evaluation.uncertainty import compute_uncertainty
 from common.report.sentences import named_pairs
 from common.runtime.progress import duration
@@ -15,9 +19,10 @@ def recommendation(comparison: Comparison) -> list[str]:
 
     The choice is by the mean validation accuracy: choosing by test images would make their accuracy too good.
     """
-    best = max(comparison.series, key=lambda series: _mean(series, "val"))
+    best = max(comparison.series, key=validation_accuracy)
     pairs = named_pairs(frames_of([comparison]), compute_uncertainty([comparison]))
     run = max(best.runs, key=lambda run: run.result.val.scores["accuracy"])
+    test_accuracy = np.mean([run.result.test.scores["accuracy"] for run in best.runs])
     runs = "one run" if len(best.runs) == 1 else f"the mean of {len(best.runs)} seeds"
     flops = run.result.model.forward_flops
     cost = [f"{duration(_seconds(best))} of training with features here for one learning rate and seed"]
@@ -26,40 +31,42 @@ def recommendation(comparison: Comparison) -> list[str]:
     cost += [f"{flops / 1e9:.2g} billion operations an image"] if flops else []
     cost += [f"{run.result.efficiency.saved_bytes / 1e6:.2g} MB of weights beside the backbone's"]
     return [
-        f"use {best.label}: the best on validation images, accuracy {_mean(best, 'val'):.4f} ({runs}); "
-        f"on test images {_mean(best, 'test'):.4f}",
-        *_doubts(comparison, best, pairs[(pairs.metric == "accuracy")]),
+        f"use {best.label}: the best on validation images, accuracy {validation_accuracy(best):.4f} ({runs}); "
+        f"on test images {test_accuracy:.4f}",
+        *_doubts(comparison, best, pairs[pairs.metric == "accuracy"]),
         f"it costs {', '.join(cost)}",
         f"label a new folder with it:\n  python evaluate.py {run.folder} --predict path/to/new/images --out labels.csv",
     ]
 
 
-def _doubts(comparison: Comparison, best: Series, pairs) -> list[str]:
-    """Return what the test images say of the choice: which models they do not tell from it, and which they prefer."""
-    its_pairs = [pair for pair in pairs.itertuples() if best.name in (pair.a, pair.b)]
-    words = {pair.b if pair.a == best.name else pair.a: pair for pair in its_pairs}
-    equal, better = [], []
-    for series in comparison.series:
-        if (pair := words.get(series.name)) is None:
+def _doubts(comparison: Comparison, best: Series, pairs: pd.DataFrame) -> list[str]:
+    """Return what the test images say of the choice, by the declared pairs: what is better, worse or neither."""
+    others = {series.name: series for series in comparison.series if series is not best}
+    better, worse, equivalent, undecided = [], [], [], []
+    for pair in pairs[pairs.declared.astype(bool)].itertuples():
+        if best.name not in (pair.a, pair.b):
             continue
-        if pair.verdict == NO_DIFFERENCE:
-            equal.append(series)
-        elif (pair.verdict == "worse") == (pair.a == best.name):
-            better.append(series)
+        other = others[pair.b if pair.a == best.name else pair.a]
+        if pair.winner:
+            (worse if getattr(pair, pair.winner) == best.name else better).append(other)
+        else:
+            (equivalent if pair.verdict == EQUIVALENT else undecided).append(other)
     lines = [f"but on the test images {series.label} is better" for series in better]
-    if equal:
-        cheapest = min([best, *equal], key=_seconds)
-        lines.append(
-            f"the test images do not decide between it and {', '.join(series.label for series in equal)}"
-            + (f"; of these {cheapest.label} trains fastest ({duration(_seconds(cheapest))})" * (cheapest is not best))
-        )
-    elif not better and words:
-        lines.append("on the test images, too, it is better than every other")
+    if undecided:
+        lines.append(f"the test images do not decide between it and {_labels(undecided)}")
+    if equivalent:
+        lines.append(f"on the test images it is equivalent to {_labels(equivalent)}")
+    cheapest = min([best, *undecided, *equivalent], key=_seconds)
+    if cheapest is not best:
+        lines[-1] += f"; of these {cheapest.label} trains fastest ({duration(_seconds(cheapest))})"
+    if worse:
+        losers = "every other" if len(worse) == len(others) else _labels(worse)
+        lines.append(f"on the test images, too, it is better than {losers}")
     return lines
 
 
-def _mean(series: Series, split: str) -> float:
-    return float(np.mean([getattr(run.result, split).scores["accuracy"] for run in series.runs]))
+def _labels(models: Sequence[Series]) -> str:
+    return ", ".join(series.label for series in models)
 
 
 def _seconds(series: Series) -> float:

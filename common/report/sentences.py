@@ -1,23 +1,27 @@
-"""Which model is better, in words that the interval of the paired difference decides and means alone never do."""
+"""Which model is better, in words that follow from the verdict on the paired difference, never from means alone."""
 
+import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import interval, signed
+from common.evaluation.formatting import interval, p_text, points, signed
 from common.evaluation.frames import Frames
-from common.evaluation.significance import NO_DIFFERENCE, Estimate
+from common.evaluation.power import MOST_SEEDS
+from common.evaluation.significance import BETTER, EQUIVALENT, ONE_SEED, UNDECIDED, WITHIN_MARGIN
 from common.evaluation.uncertainty import Uncertainty
 from common.runs.convergence import NOT_CONVERGED
+from common.runs.methods import METHODS
 
 
 def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
-    """Return ``uncertainty.pairs`` with run, label, number of seeds and of test images of a and b, and a ``remark``.
+    """Return ``uncertainty.pairs`` with what is known of a and b (method, label, seeds, num_test ...) and a ``remark``.
 
-    Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be that of a learning
-    rate or of too short a training.
+    Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be that of a learning rate or of too short
+    a training, and which seeds were added to the plan.
     """
     models = frames.runs.groupby(["dataset", "run"], sort=False, as_index=False).agg(
         label=("label", "first"),
+        method=("method", "first"),
         seeds=("seed", "size"),
         num_test=("num_test", "first"),
         is_tuned=("is_tuned", "all"),
@@ -33,8 +37,10 @@ def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
 
 
 def verdict_sentences(comparison: Comparison, pairs: pd.DataFrame) -> list[str]:
-    """Return a sentence on each of ``named_pairs`` in ``comparison``, by accuracy: the better model first."""
-    its_pairs = pairs[(pairs.dataset == comparison.dataset) & (pairs.metric == "accuracy")]
+    """Return a sentence on each declared pair of ``named_pairs`` in ``comparison``, by accuracy."""
+    its_pairs = pairs[
+        (pairs.dataset == comparison.dataset) & (pairs.metric == "accuracy") & pairs.declared.astype(bool)
+    ]
     if its_pairs.empty:
         alone = len(comparison.series) == 1
         what = "a single model" if alone else "no two models with equally many training images"
@@ -42,10 +48,38 @@ def verdict_sentences(comparison: Comparison, pairs: pd.DataFrame) -> list[str]:
     return [" ".join(_sentence(pair).split()) for pair in its_pairs.itertuples()]
 
 
-def seeds_in_words(seeds_a: int, seeds_b: int) -> str:
-    """Return on how many seeds a difference rests: "3 seeds", "one seed", or "one seed and 3 seeds"."""
-    words = ["one seed" if count == 1 else f"{count} seeds" for count in (seeds_a, seeds_b)]
-    return words[0] if seeds_a == seeds_b else " and ".join(words)
+def families_sentence(pairs: pd.DataFrame) -> str:
+    """Return of how many pairs something is said and what is corrected for what; "" where no data set has two."""
+    counts = pairs[pairs.metric == "accuracy"].groupby("dataset", sort=False).declared.agg(["sum", "size"])
+    if counts.empty or counts["size"].max() == 1:
+        return ""
+    shares = ", ".join(f"{dataset} {row['sum']} of {row['size']} pairs" for dataset, row in counts.iterrows())
+    others = "; of the other pairs, uncorrected in verdicts.csv, nothing is claimed"
+    return (
+        f"declared: {shares}; p and intervals are corrected for the declared pairs of one data set and metric (Holm), "
+        f"not across data sets{others * bool((counts['sum'] < counts['size']).any())}"
+    )
+
+
+def verdict_in_words(pair, first: str = "A", second: str = "B") -> str:
+    """Return what the verdict of a row of ``Uncertainty.pairs`` says of the models a and b, named as given."""
+    better, other = (second, first) if pair.winner == "b" else (first, second)
+    return {
+        BETTER: f"{better} is better than {other}",
+        WITHIN_MARGIN: f"{better} is better than {other}, by less than {points(pair.margin)}",
+        EQUIVALENT: f"{first} and {second} are equivalent within {points(pair.margin)}",
+        UNDECIDED: f"undecided between {first} and {second}",
+        ONE_SEED: f"undecided: one seed, between {first} and {second}",
+    }[pair.verdict]
+
+
+def seeds_in_words(pair) -> str:
+    """Return on what a difference rests: "3 seeds", "5 seeds against a deterministic run"."""
+    words = [
+        "a deterministic run" if METHODS[method].is_deterministic else "one seed" if count == 1 else f"{count} seeds"
+        for method, count in ((pair.method_a, pair.seeds_a), (pair.method_b, pair.seeds_b))
+    ]
+    return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
 
 
 def _remark(pair) -> str:
@@ -57,6 +91,15 @@ def _remark(pair) -> str:
         if labels:
             text = words.format(signed(max(value for value in (a[name], b[name]) if holds(value))))
             remarks.append(text + (f", for {labels[0]}" if len(labels) == 1 else ""))
+    for label, count, added in (
+        (pair.label_a, pair.seeds_a, pair.unplanned_a),
+        (pair.label_b, pair.seeds_b, pair.unplanned_b),
+    ):
+        if added:
+            remarks.append(
+                f"{count - added} seeds planned, {added} added after a first look, for which the interval does not "
+                f"correct, for {label}"
+            )
     return "; ".join(remarks)
 
 
@@ -70,16 +113,37 @@ _DOUBTS = {
 
 
 def _sentence(pair) -> str:
-    better, other = pair.label_a, pair.label_b
-    seeds = [pair.seeds_a, pair.seeds_b]
-    difference = Estimate(pair.difference, pair.low, pair.high)
-    if pair.verdict == "worse":
-        better, other, seeds = other, better, seeds[::-1]
-        difference = Estimate(-difference.value, -difference.high, -difference.low)
-    if pair.verdict == NO_DIFFERENCE:
-        claim = f"{NO_DIFFERENCE} between {better} and {other}"
-    else:
-        claim = f"{better} is better than {other}"
-    basis = [f"95 % interval {interval(difference)}", f"{seeds_in_words(*seeds)}, {pair.num_test_a:,} test images"]
+    """Return the claim, the better model first, what it rests on, and of an undecided pair what it could show."""
+    sign = -1 if pair.winner == "b" else 1
+    claim = verdict_in_words(pair, pair.label_a, pair.label_b)
+    basis = [_interval_in_words(pair, sign), f"{seeds_in_words(pair)}, {pair.num_test_a:,} test images"]
     basis += [pair.remark] if pair.remark else []
-    return f"{claim}: accuracy {signed(difference.value)} points ({'; '.join(basis)})"
+    return f"{claim}: accuracy {signed(sign * pair.difference)} points ({'; '.join(basis)}){_power_in_words(pair)}"
+
+
+def _interval_in_words(pair, sign: int) -> str:
+    """Return the interval that the verdict follows from, turned round where ``sign`` is -1, and its p."""
+    if pair.verdict == EQUIVALENT:
+        return f"90 % interval {interval(pair.low_90, pair.high_90)}"
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    if pair.verdict == ONE_SEED:
+        return f"95 % interval {interval(low, high)} over the test images alone"
+    name, p = ("95 % interval", "p") if pair.family == 1 else ("simultaneous 95 % interval", "Holm's p")
+    return f"{name} {interval(low, high)}, {p} {p_text(pair.p_adjusted)}"
+
+
+def _power_in_words(pair) -> str:
+    """Return what an undecided pair could have shown, and what its margin would need."""
+    if pair.verdict != UNDECIDED:
+        return ""
+    shown = f"; with 80 % power this shows {100 * pair.detectable:.1f} points"
+    if not np.isnan(pair.images_needed):
+        limit, images = 100 * pair.detectable_by_images, float(f"{pair.images_needed:.2g}")
+        return (
+            f"{shown}, and more seeds alone do not reach {points(pair.margin)}: {pair.num_test_a:,} test images show "
+            f"nothing under {limit:.1f}, about {images:,.0f} would be needed"
+        )
+    if np.isnan(pair.seeds_needed):
+        return shown
+    seeds = f"about {pair.seeds_needed:.0f}" if np.isfinite(pair.seeds_needed) else f"more than {MOST_SEEDS}"
+    return f"{shown}; {seeds} seeds would be needed for {points(pair.margin)}"

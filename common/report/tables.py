@@ -8,11 +8,20 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import MISSING, QUANTITIES, count_seeds, display, mean_text, seed_range, signed
+from common.evaluation.formatting import (
+    MISSING,
+    QUANTITIES,
+    count_seeds,
+    display,
+    mean_text,
+    p_text,
+    seed_range,
+    signed,
+)
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.report.sentences import named_pairs, seeds_in_words
+from common.report.sentences import named_pairs, seeds_in_words, verdict_in_words
 from common.runtime.files import write_atomically
 
 MODEL = ["dataset", "run"]  # what names a model
@@ -45,17 +54,20 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
 
 
 def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
-    """Write ``verdicts.csv`` (a row a pair and metric), ``verdicts.md`` and ``.tex`` (a row a pair); return the paths.
+    """Write ``verdicts.csv`` (a row a pair and metric), ``verdicts.md`` and ``.tex`` (a row a declared pair).
 
-    Differences have their 95 % interval over images and seeds in brackets, each for itself; McNemar's p has its range
-    over the seeds, and the largest of them is adjusted for the number of a data set's pairs.
+    Returns the paths. The CSV's columns are those of ``Uncertainty.pairs``; the texts have the differences with their
+    simultaneous 95 % intervals in brackets, and Holm's p by accuracy.
     """
     pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
-        *("difference", "low", "high", "verdict", "mcnemar_p_min", "mcnemar_p_max", "holm_p", "remark"),
+        *("declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
+        *("verdict", "winner", "detectable", "detectable_by_images", "seeds_needed", "images_needed"),
+        *("mcnemar_p_by_seed", "remark"),
     )
-    return write_table(folder / "verdicts", pairs[list(columns)], _pair_texts(pairs))
+    declared = pairs[pairs.declared.astype(bool)]
+    return write_table(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
@@ -109,16 +121,15 @@ def _pair_texts(pairs: pd.DataFrame) -> pd.DataFrame:
         "Data set": by_accuracy.dataset,
         "Model A": by_accuracy.label_a,
         "Model B": by_accuracy.label_b,
-        "Seeds": map(seeds_in_words, by_accuracy.seeds_a, by_accuracy.seeds_b),
+        "Seeds": map(seeds_in_words, by_accuracy.itertuples()),
         "Test images": [f"{count:,}" for count in by_accuracy.num_test],
     }
     for name in HEADLINE:
         rows = pairs[pairs.metric == name].itertuples()
         texts[f"{METRICS[name].label}, A - B (points)"] = [_points(row, METRICS[name].digits - 2) for row in rows]
     texts |= {
-        "McNemar p": map(_range_of_p, by_accuracy.mcnemar_p_min, by_accuracy.mcnemar_p_max),
-        "Holm p": map(_p, by_accuracy.holm_p),
-        "By accuracy": by_accuracy.verdict.replace({"better": "A is better", "worse": "B is better"}),
+        "Holm p": map(p_text, by_accuracy.p_adjusted),
+        "By accuracy": map(verdict_in_words, by_accuracy.itertuples()),
         "Remark": by_accuracy.remark,
     }
     return pd.DataFrame({heading: list(column) for heading, column in texts.items()})
@@ -128,14 +139,6 @@ def _points(pair, digits: int) -> str:
     """Return a difference in points with its interval in brackets."""
     value, low, high = (signed(number, digits=digits) for number in (pair.difference, pair.low, pair.high))
     return MISSING if np.isnan(pair.difference) else f"{value} [{low}, {high}]"
-
-
-def _range_of_p(lowest: float, highest: float) -> str:
-    return _p(lowest) if _p(lowest) == _p(highest) else f"{_p(lowest)} to {_p(highest)}"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def write_table(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:

@@ -1,0 +1,116 @@
+"""What was to be compared before the results were seen: the declared pairs of models, the seeds, the margin."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from common.evaluation.comparison import Comparison, Series
+from common.runtime.errors import UserError
+from common.runtime.files import write_atomically
+
+PLAN_FILE = "plan.json"
+MARGIN = 1.0  # points
+MOST_PAIRS = 6  # that are all declared where nobody declared any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``reproduce.py`` writes beside the runs of a data set; nothing of it need be known."""
+
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """Pairs of run names that are compared. A pair of which a run is missing is not there, and not corrected for."""
+    seeds: tuple[int, ...] = ()
+    """The seeds that were planned; of others it is said that they were added."""
+    margin: float = MARGIN
+    """Below how many points a difference in accuracy or F1 counts as none."""
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan of the data set whose runs lie in ``folder``, an empty one where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / PLAN_FILE
+    try:
+        record = json.loads(path.read_bytes())
+        contrasts = tuple((str(a), str(b)) for a, b in record["contrasts"])
+        return Plan(contrasts, tuple(map(int, record["seeds"])), float(record["margin"]))
+    except FileNotFoundError:
+        return Plan()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged: run reproduce.py again, or delete it") from error
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write ``plan`` for the data set whose runs lie in ``folder``; raises UserError where that cannot be."""
+    write_atomically(folder / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+
+def comparable_pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
+    """Return the pairs of models trained on equally many images: else a difference would be the images' as well."""
+    return [pair for pair in combinations(comparison.series, 2) if pair[0].num_train == pair[1].num_train]
+
+
+def declared_pairs(comparison: Comparison, contrasts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the run names of those ``comparable_pairs`` that are corrected for one another and spoken of.
+
+    They are those of ``contrasts``. Where none of these is there, they are all pairs, or if these are more than
+    ``MOST_PAIRS`` those with the model that is best on validation images, the first of equals.
+    """
+    pairs = [(a.name, b.name) for a, b in comparable_pairs(comparison)]
+    wanted = {frozenset(contrast) for contrast in contrasts}
+    if declared := {pair for pair in pairs if frozenset(pair) in wanted}:
+        return declared
+    best = max(comparison.series, key=validation_accuracy).name
+    return {pair for pair in pairs if len(pairs) <= MOST_PAIRS or best in pair}
+
+
+def validation_accuracy(series: Series) -> float:
+    """Return the mean over the seeds, by which the best model is chosen."""
+    return float(np.mean([run.result.val.scores["accuracy"] for run in series.runs]))
+
+
+def matching_contrasts(
+    comparisons: Sequence[Comparison], patterns: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of run names that ``patterns`` (*, ?, [abc]), each of two runs or labels, stand for.
+
+    Raises:
+        UserError: a pattern matches no model, or a pair of them no pair that can be compared.
+    """
+    contrasts = []
+    for first, second in patterns:
+        pairs = [pair for comparison in comparisons for pair in comparable_pairs(comparison)]
+        found = [
+            (a.name, b.name)
+            for a, b in pairs
+            if any(_matches(a, one) and _matches(b, other) for one, other in ((first, second), (second, first)))
+        ]
+        if not found:
+            _refuse(comparisons, first, second)
+        contrasts += found
+    return tuple(dict.fromkeys(contrasts))
+
+
+def _matches(series: Series, pattern: str) -> bool:
+    return pattern in (series.name, series.label) or any(
+        fnmatchcase(name, pattern) for name in (series.name, series.label)
+    )
+
+
+def _refuse(comparisons: Sequence[Comparison], *patterns: str) -> None:
+    models = [series for comparison in comparisons for series in comparison.series]
+    for pattern in patterns:
+        if not any(_matches(series, pattern) for series in models):
+            names = ", ".join(dict.fromkeys(series.name for series in models))
+            raise UserError(f"`contrast` names {pattern!r}, which is no run or label; there are {names}")
+    raise UserError(
+        f"`contrast` {patterns[0]!r} {patterns[1]!r}: no two such models have the same test images and equally many "
+        "training images"
+    )
