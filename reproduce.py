@@ -542,18 +542,18 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
     runs, _ = find_runs(folder, pattern)
     if not runs:
         return
+    comparisons, remarks = compare(runs, {})
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
         if config.profile == "curve":
             from common.report.curve import write_curves
 
-            print(*write_curves(compare(runs, {})[0], folder, figures), sep="\n")
+            print(*remarks, *write_curves(comparisons, folder, figures), sep="\n")
         else:
             plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
         if config.profile == "defects":
             from bench.defects import write_effects
 
-            print(*write_effects(compare(runs, {})[0], folder, figures), sep="\n")
-    comparisons, _ = compare(runs, {})
+            print(*write_effects(comparisons, folder, figures), sep="\n")
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
 

@@ -2,16 +2,22 @@
 
 import json
 import re
+import sys
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import tyro
 from torch import nn
 
+import reproduce
 import train_cnn_head
 import train_vit_lora
-from bench import published_defects
+from bench import defects, published_defects
 from bench.published_defects import (
     ALL,
     DEFECTS,
@@ -23,7 +29,10 @@ from bench.published_defects import (
     mirror,
 )
 from common.data.images import LabelledImages
+from common.grid import scheduler
+from common.grid.grid import Arm, Grid
 from common.models import backbones
+from common.runs.predictions import npz_bytes
 from common.runs.result import RESULT_FILE, find_runs, read_result
 from common.runtime.errors import AlreadyFinished, UserError
 from common.training.loaders import FeatureLoader, ImageLoader
@@ -189,3 +198,126 @@ def test_usage_is_printed_for_what_is_no_defect(capsys):
     assert published_defects.run(["flips", "train_cnn_head", "--dataset", "fashion_mnist"]) == 2
     assert "is none of this run's" in capsys.readouterr().err
     assert isinstance(live_layers(nn.Sequential(nn.BatchNorm2d(3)), ["batchnorm-drift"])[0], nn.BatchNorm2d)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The profile on 60 digits with random weights, a few defects of two arms, two seeds; what it printed lies in it."""
+    folder = tmp_path_factory.mktemp("profile")
+    few = {"weights": "random", "image_size": 32, "epochs": 2, "batch_size": 32, "lr": (1e-2,)}
+    arms = (
+        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | few | {"rank": 2}),
+        Arm(train_cnn_head, "test_efficientnet.r160_in1k", reproduce.HEAD | few),
+    )
+    grid = Grid(arms, {"digits": {"train_limit": 60}}, seeds=(0, 1))
+    chosen = {"lora": ["validation-on-test"], "head_mlp": ["batchnorm-drift", "all"]}
+
+    def run_all(jobs, devices, done):
+        for job in jobs:
+            sys.modules[type(job.config).__module__].main(job.config)
+            done(job)
+        return {}
+
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "run_all", run_all)
+        patch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
+        patch.setattr(reproduce.plot_results, "main", lambda config: None)
+        patch.setattr(defects, "_measured", lambda config: chosen[config.method])
+        patch.setitem(reproduce.PROFILES, "defects", (grid,))
+        patch.setattr("builtins.print", lambda *text, **_: lines.extend(map(str, text)))
+        config = reproduce.Config(profile="defects", results_dir=folder / "results", figures_dir=folder / "figures")
+        reproduce.main(config)
+        reproduce.main(config)  # nothing is made twice
+    (folder / "said.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_the_profile_measures_each_defect_against_the_sound_runs(profile):
+    results = profile / "results" / "defects"
+    said = (profile / "said.txt").read_text()
+    assert "defects, deliberate defects: 6 runs: 0 finished, 0 running, 0 unfinished, 6 missing" in said
+    assert "defects, deliberate defects: 6 runs: 6 finished" in said
+    sound, problems = find_runs(results)
+    assert len(sound) == 4 and not problems  # the defective ones lie where no reader of these looks
+    found = defects.find_defective(results)
+    assert {run.result.method for run in found} == {"lora", "head_mlp"} and len(found) == 6
+    rows = pd.read_csv(results / "defects.csv").set_index("defect")
+    assert list(rows.index) == ["batchnorm-drift", "validation-on-test", "all", "one-seed"]
+    drift = [run for run in found if run.result.config["defect"] == "batchnorm-drift"]
+    heads = [run for run in sound if run.result.method == "head_mlp"]
+    means = [np.mean([run.test.scores["accuracy"] for run in group]) for group in (drift, heads)]
+    assert rows.loc["batchnorm-drift", "difference"] == pytest.approx(means[0] - means[1])
+    assert rows.loc["batchnorm-drift", "predicted"] == "+" and rows.loc["all", "seeds"] == 2
+    assert "of 4 pairs of seeds in the other order" in rows.loc["one-seed", "order"]
+    assert (profile / "figures" / "defects" / "defects.png").exists()
+    assert "deliberate_defects/digits/test_efficientnet.random-head_mlp-lr1e-2-ep2-n60-bs32-px32-DEFECT-all" in said
+
+
+def test_of_what_was_chosen_on_the_test_split_the_choice_is_the_best_there(profile):
+    runs = defects.find_defective(profile / "results" / "defects")
+    for run in (run for run in runs if "validation" in run.result.config["defect"]):
+        assert run.result.val.scores == run.result.test.scores
+        best = max(run.result.history, key=lambda row: row.val_accuracy)
+        assert run.result.best_epoch == best.epoch
+        assert best.val_accuracy == run.result.test.scores["accuracy"]
+
+
+def test_the_optimism_of_a_choice_is_that_of_the_best_of_equally_good_epochs(tmp_path, monkeypatch):
+    """Of E epochs that are all right with the same probability, known by simulation; of one epoch there is none."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros(2_000, np.int64)
+    monkeypatch.setattr(defects, "read_predictions", lambda folder, result: SimpleNamespace(val_labels=labels))
+
+    def optimism(predicted):
+        (tmp_path / published_defects.EPOCHS_FILE).write_bytes(npz_bytes(predicted=predicted))
+        return defects.optimism(SimpleNamespace(folder=tmp_path, result=None))
+
+    independent = (rng.random((8, 2_000)) < 0.2).astype(np.int64)
+    assert 0.01 < optimism(independent) < 0.03  # about 1.4 standard errors of a half, 0.9 points each
+    assert optimism(np.repeat(independent[:1], 8, axis=0)) == pytest.approx(0, abs=2e-3)
+    clear = np.stack([independent[0], np.zeros(2_000, np.int64)])  # one epoch is far better: nothing to be gained
+    assert optimism(clear) == 0
+
+
+def test_seed_pairs_in_another_order_than_the_means_are_counted():
+    assert defects.other_order(np.array([0.9, 0.8]), np.array([0.7, 0.6])) == 0
+    assert defects.other_order(np.array([0.9, 0.5]), np.array([0.6, 0.6])) == 2
+    assert defects.other_order(np.array([0.9, 0.6]), np.array([0.6, 0.6])) == 2  # ties
+
+
+def test_a_damaged_or_sound_record_is_no_defective_one(profile, tmp_path):
+    results = profile / "results" / "defects"
+    sound = find_runs(results)[0][0].folder / RESULT_FILE
+    defective_one = defects.find_defective(results)[0].folder / RESULT_FILE
+    changed = tmp_path / RESULT_FILE
+    changed.write_text(defective_one.read_text().replace('"seed": 0', '"seed": 7', 1))
+    for path in (sound, changed, tmp_path / "missing.json"):
+        with pytest.raises(UserError):
+            defects.read_defective(path)
+
+
+def test_the_whole_profile_is_planned_with_lite0_where_its_weights_are_given(tmp_path):
+    weights = tmp_path / "lite0.safetensors"
+    weights.touch()
+    config = reproduce.Config(profile="defects", lite0_weights=weights)
+    jobs = reproduce._jobs(config, reproduce._grids(config))
+    made = Counter(job.config.defect for job in jobs if hasattr(job.config, "defect"))
+    # Three seeds on MNIST and Fashion-MNIST, and of Lite0; flips on MNIST and digits.
+    assert made == {
+        "lora-on-mlp": 6,
+        "batchnorm-drift": 12 + 3,
+        "stochastic-depth": 6 + 3,
+        "validation-on-test": 18 + 3,
+        "flips": 9 + 9,
+        "imagenet-norm": 18 + 3,
+        "all": 18 + 3,
+    }
+    assert len({job.folder for job in jobs}) == len(jobs)
+    for job in jobs:
+        if hasattr(job.config, "defect"):
+            name, script, *flags = job.command[2:]
+            parsed = tyro.cli(published_defects.SCRIPTS[script].Config, args=flags)
+            assert defective(parsed, name) == job.config
+    with pytest.raises(UserError, match="given for defects only"):
+        reproduce.Config(profile="mini", lite0_weights=weights)

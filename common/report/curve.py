@@ -10,13 +10,14 @@ from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import interval, p_text, signed
 from common.evaluation.frames import frames_of, table
 from common.evaluation.paired import correct_by_seed, paired_difference
-from common.evaluation.significance import ALPHA, holm, simultaneous_levels
+from common.evaluation.significance import BETTER, UNDECIDED, Estimate, holm, simultaneous_levels, verdict
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import draw_one
 from common.figures.few_shot import few_shot_curves, sizes_of
 from common.report.tables import write_summary, write_table
 
-BETTER, WORSE, UNDECIDED, ONE_DRAW = "better", "worse", "no difference seen", "one draw, nothing is claimed"
+# The verdict on the first of two models.
+WORSE, ONE_DRAW = "worse", "undecided by one draw"
 
 
 def write_curves(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
@@ -52,14 +53,13 @@ def curve_differences(comparison: Comparison) -> pd.DataFrame:
         about = {"dataset": comparison.dataset, "model": first, "other": label, "size": sizes[a.name], "unit": unit}
         about |= {"run": a.name, "run_of_other": b.name, "draws": draws, "num_test": a.runs[0].result.data.num_test}
         numbers = {"difference": estimate.value, "low": ends.low, "high": ends.high, "holm_p": p}
-        rows.append(about | numbers | {"verdict": _verdict(estimate.value, p, draws)})
+        rows.append(about | numbers | {"verdict": _verdict(estimate, p, draws)})
     return table(rows)
 
 
-def _verdict(difference: float, holm_p: float, draws: int) -> str:
-    if draws < 2:
-        return ONE_DRAW
-    return UNDECIDED if not holm_p < ALPHA else BETTER if difference > 0 else WORSE
+def _verdict(estimate: Estimate, holm_p: float, draws: int) -> str:
+    word = verdict(estimate, holm_p, one_seed=draws < 2)
+    return {BETTER: BETTER if estimate.value > 0 else WORSE, UNDECIDED: UNDECIDED}.get(word, ONE_DRAW)
 
 
 def change_sentences(differences: pd.DataFrame) -> list[str]:
@@ -72,9 +72,9 @@ def change_sentences(differences: pd.DataFrame) -> list[str]:
 
 def _sentence(dataset: str, model: str, other: str, verdicts: Sequence[tuple[int, str]], unit: str) -> str:
     sizes: dict[str, list[str]] = {}
-    for size, verdict in verdicts:
-        sizes.setdefault(verdict, []).append(f"{size:,}")
-    parts = [f"{verdict} at {_and(its)}" for verdict, its in sizes.items()]
+    for size, word in verdicts:
+        sizes.setdefault(word, []).append(f"{size:,}")
+    parts = [f"{word} at {_and(its)}" for word, its in sizes.items()]
     changes = [f"between {a:,} and {b:,}" for (a, one), (b, two) in pairwise(verdicts) if one != two]
     changed = f"the verdict changes {_and(changes)}" if changes else "the verdict does not change"
     return f"{dataset}: {model} against {other}: {', '.join(parts)} {unit.lower()}; {changed}"
