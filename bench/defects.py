@@ -110,7 +110,10 @@ def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_
             effects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
         )
     files = [*figures, *write_table(results_dir / "defects", rows, texts)]
-    lines = [": ".join(row) for row in texts[["Data set", "Defect", "Model", "Points", "Favours"]].to_numpy().tolist()]
+    lines = [
+        ": ".join(filter(None, row))
+        for row in texts[["Data set", "Deliberate defect", "Model", "Points", "Favours"]].to_numpy().tolist()
+    ]
     return [*map(str, files), *lines]
 
 
@@ -215,7 +218,7 @@ def _texts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Data set": rows["dataset"],
-            "Defect": rows["title"],
+            "Deliberate defect": rows["title"],
             "Model": rows["model"],
             "Predicted": rows["predicted"].fillna(""),
             "Points": points,

@@ -11,6 +11,7 @@ import reproduce
 import train_cnn_head
 import train_vit_lora
 from common.data.dataset import load_dataset
+from common.evaluation import uncertainty
 from common.evaluation.paired import paired_difference
 from common.grid import scheduler
 from common.grid.grid import Arm, Grid
@@ -43,6 +44,7 @@ def curve(tmp_path_factory) -> Path:
     grids = [Grid(arms, {"digits": {"train_limit": size}}, seeds=DRAWS, tuned=True, draws=True) for size in SIZES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "run_all", _in_this_process)
+        patch.setattr(uncertainty, "RESAMPLES", 100)
         patch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
         patch.setitem(reproduce.PROFILES, "curve", tuple(grids))
         patch.setitem(reproduce.USUAL_DATASETS, "curve", ("digits",))

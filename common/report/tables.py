@@ -33,7 +33,8 @@ SUMMARY = (
     *("train_seconds", "feature_seconds", "total_train_seconds", "kept_train_seconds", "saved_bytes"),
 )
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
-WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"}  # the other columns are numbers
+# The other columns are numbers.
+WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark", "Deliberate defect", "Favours"}
 
 
 def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
