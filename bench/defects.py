@@ -110,11 +110,8 @@ def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_
             effects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
         )
     files = [*figures, *write_table(results_dir / "defects", rows, texts)]
-    lines = [
-        ": ".join(filter(None, row))
-        for row in texts[["Data set", "Deliberate defect", "Model", "Points", "Favours"]].to_numpy().tolist()
-    ]
-    return [*map(str, files), *lines]
+    said = texts[["Data set", "Deliberate defect", "Model", "Points", "Favours"]].to_numpy().tolist()
+    return [*map(str, files), *(": ".join(filter(None, row)) for row in said)]
 
 
 def effect_rows(comparisons: Sequence[Comparison], defective_runs: Sequence[Run]) -> pd.DataFrame:
