@@ -18,7 +18,7 @@ from bench import published_defects
 from bench.published_defects import ALL, DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
 from common.config import as_flags
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import interval, signed
+from common.evaluation.formatting import count_seeds, interval, signed
 from common.evaluation.frames import table
 from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import Estimate
@@ -36,7 +36,7 @@ from common.runtime.errors import UserError
 
 FOLDER = "deliberate_defects"  # below the sound runs' results, where no reader of these looks
 HALVES = 200  # pairs of halves of the test split, over which the choice on one is judged by the other
-TITLE = "Deliberate defects of the published code, reported accuracy against the sound run"
+TITLE = "Deliberate defects of the published code, against the sound runs"
 PANELS = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 NO_EFFECT = "no effect with these backbones"
 
@@ -99,11 +99,11 @@ def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_
     if rows.empty:
         return []
     texts = _texts(rows)
-    seeds = rows["seeds"].dropna()
+    seeds = count_seeds(*rows["seeds"].dropna().astype(int).agg(["min", "max"]))
     caption = (
-        "Defective minus sound run, paired by seed and test image; bars: 95 % interval over images and "
-        f"{seeds.min():.0f} to {seeds.max():.0f} seeds, each for itself. Of validation on the test split: the reported "
-        "score minus that of an untouched half, over seeds. These runs are wrong on purpose."
+        "Reported accuracy of defective minus sound runs, paired by seed and test image; bars: 95 % interval over "
+        f"images and {seeds}, each for itself; hollow where it holds 0. Of validation on the test split: the reported "
+        "score minus that on an untouched half, over seeds. These runs are wrong on purpose."
     )
     with style.context():
         figures = style.save(

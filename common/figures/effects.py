@@ -15,13 +15,14 @@ def effects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
     """Draw ``difference`` with its ends ``low`` and ``high`` in points, a panel a data set, a row a change.
 
     Args:
-        rows: a row a change (``title``), data set (``panel``) and ``model``, whose ``family`` gives colour and mark.
+        rows: a row a change (``title``), data set (``panel``) and ``model``, whose ``family`` gives colour and mark, a
+            hollow one where the interval holds 0.
     """
     changes, panels = list(rows["title"].unique()), list(rows["panel"].unique())
     families = rows.groupby("family", sort=False)["model"].agg(lambda models: " / ".join(models.unique()))
     look = {"linestyle": "", "markersize": 5}
     legend = {
-        printable(model, 60): Line2D([], [], color=STYLES[family].color, marker=STYLES[family].marker, **look)
+        printable(model, 90): Line2D([], [], color=STYLES[family].color, marker=STYLES[family].marker, **look)
         for family, model in families.items()
     }
     figure, axes = facets(
@@ -47,7 +48,8 @@ def _panel(ax: Axes, rows: pd.DataFrame, changes: list[str], families: list[str]
         nudge = 0.22 * (families.index(row.family) - (len(families) - 1) / 2)
         y = changes.index(row.title) + nudge
         ax.hlines(y, 100 * row.low, 100 * row.high, color=own.color, linewidth=1.6)
-        ax.plot(100 * row.difference, y, color=own.color, marker=own.marker, markersize=4.5)
+        fill = "white" if row.low <= 0 <= row.high else own.color
+        ax.plot(100 * row.difference, y, color=own.color, marker=own.marker, markersize=4.5, markerfacecolor=fill)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -49,7 +49,7 @@ def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -
     means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
     seeds = frames.runs.query("dataset == @comparison.dataset")
     for place, (label, curve) in enumerate(curves.items()):
-        nudge = 1.02 ** (place - (len(curves) - 1) / 2)  # bars of one size stand beside one another
+        nudge = 1.06 ** (place - (len(curves) - 1) / 2)  # bars of one size stand beside one another
         places = {series.name: sizes[series.name] * nudge for series in curve}
         _curve(ax, places, means.loc[list(places)], seeds, styles[label])
     ticks = sorted(set(sizes.values()))
@@ -122,7 +122,7 @@ def _curve(ax: Axes, places: Mapping[str, float], means: pd.DataFrame, seeds: pd
     dots = seeds[seeds["run"].isin(places)]
     dots = dots[dots.groupby("run")["seed"].transform("size") > 1]
     beside = {"s": 7, "color": look.color, "edgecolors": "white", "linewidths": 0.35, "zorder": 4}
-    ax.scatter(1.05 * dots["run"].map(places), dots["test_accuracy"], **beside)
+    ax.scatter(1.03 * dots["run"].map(places), dots["test_accuracy"], **beside)
 
 
 def _label_ends(ax: Axes, ends: Mapping[str, float], styles: Mapping[str, Style]) -> None:
