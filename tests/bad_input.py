@@ -259,6 +259,8 @@ CASES = [
     Case("results are a file", "plot_results", ["--results-dir={here}/f"], "no finished run matches",
          lambda h: (h / "f").touch()),
     Case("a label without a run", "plot_results", [*PLOT, "--labels", "x"], "RUN=LABEL", in_shell=True),
+    Case("a contrast of no run", "plot_results", [*PLOT, "--contrast", "x", "y"], "which is no run or label"),
+    Case("a margin of nothing", "plot_results", [*PLOT, "--margin=0"], "above 0 and below 100"),
     Case("a label of no run", "plot_results", [*PLOT, "--labels", "x=y"], "which is not a run",
          lambda h: fake_run(h / "results", num_test=20)),
     Case("figures in a file", "plot_results", [*PLOT[:1], "--figures-dir={here}/f"], "must be a folder",

@@ -95,7 +95,7 @@ def test_the_script_writes_every_named_file_and_the_same_bytes_again(folder, tmp
     tables = [str(folder / f"{stem}.{suffix}") for stem in ("summary", "verdicts") for suffix in ("csv", "md", "tex")]
     assert printed[-9:-2] == [*tables, ""]
     assert printed[-2].startswith(
-        "cifar10: ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy +"
+        "cifar10: undecided between ViT-B/16 + LoRA (r=16) and ResNet50 (published head): accuracy +"
     )
     assert printed[-1].startswith("digits: ") and "one seed, 60 test images" in printed[-1]
 
@@ -438,14 +438,15 @@ def test_published_marks_are_not_drawn_beside_other_training_sets_or_data(tmp_pa
 
 def test_differences_are_coloured_by_their_verdict(tmp_path):
     for name, folder_name in ((LORA, None), (RESNET, "a"), (RESNET, "b")):
-        fake_run(tmp_path, name, num_test=60, folder_name=folder_name)
+        for seed in range(3):
+            fake_run(tmp_path, name, seed=seed, num_test=400, folder_name=folder_name)
     (compared,), _ = compare(tmp_path)
     pairs = compute_uncertainty([compared]).pairs.query("metric == 'accuracy'")
     with style.context():
         ax = figure("differences", compared).axes[0]
     marks = [(line.get_marker(), line.get_color()) for line in ax.lines if line.get_marker() not in ("None", "")]
-    assert pairs["verdict"].tolist() == ["better", "better", "no difference seen"]
-    looks = [VERDICTS[word][1] for word in pairs["verdict"]]
+    assert pairs["verdict"].tolist() == ["better", "better", "undecided"]
+    looks = [VERDICTS[pair.verdict, pair.winner][1] for pair in pairs.itertuples()]
     assert marks == [(look["marker"], look["color"]) for look in looks] and len(set(marks)) == 2
     bars = [segment[:, 0].tolist() for lines in ax.collections for segment in lines.get_segments()]
     assert bars == [pytest.approx([100 * pair.low, 100 * pair.high]) for pair in pairs.itertuples()]
@@ -453,8 +454,9 @@ def test_differences_are_coloured_by_their_verdict(tmp_path):
 
 def test_a_verdict_has_no_models_colour():
     models = {shade(look.color, amount) for look in STYLES.values() for amount in SHADES}
-    colors, markers = ({look[name] for _, look in VERDICTS.values()} for name in ("color", "marker"))
-    assert not models & {color.lower() for color in colors} and len(colors) == len(markers) == len(VERDICTS)
+    assert not models & {look["color"].lower() for _, look in VERDICTS.values()}
+    looks = {(look["marker"], look.get("markerfacecolor")) for _, look in VERDICTS.values()}
+    assert len(looks) == len(VERDICTS)  # shapes alone tell them apart
 
 
 def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
@@ -504,15 +506,19 @@ def test_a_cost_that_no_run_knows_is_an_empty_panel(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("costs", "accuracies", "front"),
-    [  # 0 equals 5 but costs more, 4's cost is unknown
-        ([1.0, 2.0, 3.0, 2.0, np.nan, 0.5], [0.5, 0.7, 0.6, 0.8, 0.9, 0.5], [5, 3]),
-        ([1.0, 1.0], [0.5, 0.5], [0]),
-        ([np.nan, np.nan], [1.0, 1.0], []),
+    ("costs", "accuracies", "decided", "front"),
+    [  # 4's cost is unknown; (3, 5): 3 is decided to be better than 5
+        ([1.0, 2.0, 3.0, 2.0, np.nan, 0.5], [0.5, 0.7, 0.6, 0.8, 0.9, 0.5], {(3, 5), (1, 5), (2, 0)}, [5, 3]),
+        ([1.0, 2.0, 3.0], [0.5, 0.6, 0.7], {(1, 0), (2, 1)}, [0, 1, 2]),
+        ([1.0, 2.0, 3.0], [0.5, 0.6, 0.7], {(2, 0)}, [0, 2]),
+        ([1.0, 2.0, 3.0], [0.5, 0.6, 0.7], set(), [0]),
+        ([1.0, 1.0], [0.5, 0.5], set(), [0]),
+        ([np.nan, np.nan], [1.0, 1.0], set(), []),
     ],
 )
-def test_the_pareto_front_by_hand(costs, accuracies, front):
-    assert pareto_front(pd.DataFrame({"cost": costs, "test_accuracy": accuracies})).index.tolist() == front
+def test_the_pareto_front_joins_decided_differences_alone(costs, accuracies, decided, front):
+    means = pd.DataFrame({"run": range(len(costs)), "cost": costs, "test_accuracy": accuracies})
+    assert pareto_front(means, decided).index.tolist() == front
 
 
 def test_models_without_epochs_have_no_learning_curves(tmp_path):

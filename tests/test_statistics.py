@@ -10,12 +10,14 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_ind
 
-from common.evaluation import calibration, metrics, significance
+from common.evaluation import calibration, metrics, power, significance
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.metrics import METRICS
 from common.evaluation.scores import Scores
-from common.evaluation.significance import Sample
+from common.evaluation.significance import Estimate
+from common.evaluation.spread import Spread, freedom, image_error
 
 
 def predictions(images: int, classes: int, *, seed: int = 0, levels: int | None = None):
@@ -98,7 +100,7 @@ def test_a_class_that_a_resample_lacks_is_left_out_and_one_that_all_lack_undoes_
     assert np.isnan(alone["auc_macro"][0]) and np.isfinite(alone["f1_macro"][0])
 
 
-def test_the_interval_over_images_is_that_of_scipy():
+def test_the_error_over_images_is_that_of_scipys_bootstrap():
     probabilities, labels = predictions(200, 2)
     found = resampled_metrics(probabilities, labels, draw_counts(200, 8_000, generator(2)))
 
@@ -111,105 +113,134 @@ def test_the_interval_over_images_is_that_of_scipy():
         return ranks / positive.sum() / (~positive).sum()
 
     for name, statistic in (("accuracy", accuracy), ("auc_macro", auc)):
-        arguments = {"vectorized": False, "n_resamples": 8_000, "method": "percentile", "rng": generator(1)}
-        theirs = stats.bootstrap((np.arange(200),), statistic, **arguments).confidence_interval
-        ours = significance.over_images(0.8, found[name])
-        # The 2.5 % quantile of 8,000 draws has a standard error of 0.03 standard deviations, 0.8 % of the width.
-        assert [ours.low, ours.high] == pytest.approx(list(theirs), abs=0.04 * (ours.high - ours.low))
+        theirs = stats.bootstrap((np.arange(200),), statistic, vectorized=False, n_resamples=8_000, rng=generator(1))
+        ours = image_error(found[name], 200, is_count=False)
+        assert ours == pytest.approx(theirs.standard_error, rel=0.04)  # each is known to 0.8 %
 
 
-def test_the_same_generator_gives_the_same_interval():
-    sample = Sample(np.array([0.5, 0.6, 0.7]), generator(0).normal(0.6, 0.05, (3, 500)))
-    other = Sample(np.array([0.4, 0.5]), generator(1).normal(0.45, 0.05, (2, 500)))
-    assert significance.paired_difference(sample, other, generator(5)) == significance.paired_difference(
-        sample, other, generator(5)
-    )
-    assert significance.paired_difference(sample, other, generator(5)) != significance.paired_difference(
-        sample, other, generator(6)
-    )
+def test_one_seed_has_the_error_over_images():
+    assert Spread(0.8, 0.01, 1_000, [np.array([0.8])]).estimate == Spread(0.8, 0.01, 1_000).estimate
+    low, high = Spread(0.8, 0.01, 1_000).estimate.interval()
+    assert [low, high] == pytest.approx([0.8 - 0.0195996, 0.8 + 0.0195996], abs=1e-7)
 
 
-def test_one_seed_has_the_interval_over_images():
-    resampled = generator().normal(0.8, 0.01, (1, 1_000))
-    sample = Sample(np.array([0.8]), resampled)
-    assert significance.mean_over_seeds(sample, generator()) == significance.over_images(0.8, resampled[0])
+def test_without_spread_over_images_a_mean_has_students_interval_and_p():
+    values = generator(2).normal(0.02, 0.02, 6)
+    found = Spread(values.mean(), 0.0, 1_000, [values]).estimate
+    expected = stats.ttest_1samp(values, 0)
+    assert found.interval(0.9) == pytest.approx(expected.confidence_interval(0.9))
+    assert found.p == pytest.approx(expected.pvalue)
 
 
-def test_without_spread_over_images_the_interval_is_students_over_seeds():
-    values = generator(2).normal(0.7, 0.02, 12)
-    sample = Sample(values, np.repeat(values[:, None], 40_000, axis=1))
-    found = significance.mean_over_seeds(sample, generator())
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert [found.low, found.high] == pytest.approx([low, high], abs=0.06 * (high - low))  # the values are skewed
+def test_a_difference_of_seeds_alone_has_welchs_interval_and_p():
+    a, b = generator(1).normal(0.8, 0.02, 4), generator(2).normal(0.78, 0.01, 3)
+    found = Spread(a.mean() - b.mean(), 0.0, 1_000, [a, b]).estimate
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue) and found.freedom == pytest.approx(expected.df)
+    assert found.interval() == pytest.approx(expected.confidence_interval())
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 8])
-def test_drawn_seeds_vary_as_a_mean_of_all_seeds_does(seeds):
-    values = generator().normal(size=seeds)
-    drawn = significance._draws(Sample(values, np.repeat(values[:, None], 100_000, axis=1)), generator())
-    assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.02)  # a drawn variance is known to 0.5 %
+def test_seeds_count_three_times_against_the_images_and_two_seeds_eight_times():
+    images, seeds = 2.0, 1.0
+    assert freedom(images, [seeds], [5]) == pytest.approx((images + 3 * seeds) ** 2 / (9 * seeds**2 / 4))
+    assert freedom(images, [seeds], [2]) == pytest.approx((images + 8 * seeds) ** 2 / (64 * seeds**2 / 1))
+    assert freedom(0.0, [seeds, 1e-9], [3, 9]) >= 2
+    assert freedom(images, [], []) == freedom(images, [0.0], [3]) == math.inf
 
 
 def test_identical_models_differ_by_nothing():
-    sample = Sample(np.array([0.9]), generator().normal(0.9, 0.01, (1, 100)))
-    same = significance.paired_difference(sample, sample, generator())
-    assert same == (0.0, 0.0, 0.0) and not same.excludes_zero
-    thrice = Sample(np.full(3, 0.9), np.repeat(sample.resampled, 3, axis=0))
-    assert significance.paired_difference(sample, thrice, generator())[1:] == (0.0, 0.0)
-    assert not significance.paired_difference(sample, thrice, generator()).excludes_zero
+    nothing = Spread(1e-17, 0.0, 100, [np.full(3, 0.9), np.full(3, 0.9)]).estimate
+    assert nothing.p == 1 and not nothing.interval().excludes_zero
+
+
+def test_few_images_without_an_error_are_no_proof_that_there_is_none():
+    right = np.ones((1, 200))  # on each resample
+    assert image_error(right, 20, is_count=True) == pytest.approx(3**0.5 / 20)
+    assert image_error(right, 20, is_count=False) == 0
+    assert not Spread(0.0, image_error(right, 20, is_count=True), 20).estimate.is_within(0.01)
+    assert Spread(0.0, image_error(right, 400, is_count=True), 400).estimate.is_within(0.01)  # 3 / 400 is below 1 %
 
 
 def test_a_metric_that_is_not_defined_has_no_interval():
-    nothing = Sample(np.array([np.nan, np.nan]), np.full((2, 50), np.nan))
-    something = Sample(np.array([0.5, 0.6]), np.full((2, 50), 0.5))
-    for found in (
-        significance.mean_over_seeds(nothing, generator()),
-        significance.paired_difference(nothing, something, generator()),
-    ):
-        assert np.isnan(found).all() and not found.excludes_zero
+    for error, value in ((image_error(np.full(50, np.nan), 9, is_count=True), 0.5), (0.1, np.nan)):
+        found = Spread(value, error, 9, [np.array([0.4, 0.6])]).estimate
+        assert np.isnan(found).all() and np.isnan(found.p) and np.isnan(found.interval()).all()
+        assert not found.interval().excludes_zero and not found.is_within(0.5)
 
 
 def test_resamples_without_a_value_are_left_out():
-    resampled = np.append(np.linspace(0, 1, 101), np.nan)
-    assert significance.over_images(0.5, resampled) == pytest.approx((0.5, 0.025, 0.975))
+    assert image_error(np.array([0.0, 1.0, np.nan]), 100, is_count=False) == 0.5
+
+
+def test_intervals_end_at_the_bounds_of_the_metric():
+    assert Estimate(0.99, 0.1, 3).interval(bounds=(0, 1)).high == 1
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.01, 0.02])
+def test_equivalence_is_that_of_statsmodels_two_one_sided_tests(margin):
+    rng = generator(3)
+    for _ in range(50):
+        a, b = rng.normal(0, 0.004, 6), rng.normal(0.003, 0.008, 5)
+        found = Spread(a.mean() - b.mean(), 0.0, 1_000, [a, b]).estimate
+        assert found.is_within(margin) == (ttost_ind(a, b, -margin, margin, usevar="unequal")[0] < 0.05)
+
+
+def test_the_interval_of_each_contrast_excludes_zero_exactly_where_holm_says_so():
+    rng = generator(5)
+    steps = 0
+    for _ in range(3_000):
+        family = [
+            Estimate(rng.normal(0, 3), 1.0, rng.choice([2.0, 2.7, 8.0, 60.0, np.inf]))
+            for _ in range(rng.integers(1, 8))
+        ]
+        p_values = [estimate.p for estimate in family]
+        adjusted, levels = significance.holm(p_values), significance.simultaneous_levels(p_values)
+        for estimate, p, level in zip(family, adjusted, levels, strict=True):
+            assert estimate.interval(level).excludes_zero == (p < 0.05)
+            assert 0.95 <= level <= 1 - 0.05 / len(family) or level == pytest.approx(0.95)
+        steps += any(level < max(levels) for level in levels)
+    assert steps > 100  # the later steps of Holm's did decide some
 
 
 @pytest.mark.parametrize(
-    ("seeds", "spread"), [((1, 1), 0.0), ((2, 2), 0.02), ((3, 3), 0.02), ((5, 1), 0.0), ((3, 3), 0.08)]
+    ("estimate", "p_adjusted", "word"),
+    [
+        (Estimate(0.03, 0.004, 4), 0.01, "better"),
+        (Estimate(-0.03, 0.004, 4), 0.01, "better"),
+        (Estimate(0.004, 0.001, 40), 0.01, "better_within_margin"),
+        (Estimate(0.001, 0.002, 40), 0.6, "equivalent"),
+        (Estimate(0.004, 0.004, 40), 0.3, "undecided"),
+        (Estimate(0.03, 0.014, 40), 0.05, "undecided"),
+    ],
 )
-def test_intervals_of_differences_cover_the_truth(seeds, spread):
-    """Of models whose seeds differ less than test splits do, and of such that differ more, 95 % hold the truth.
-
-    With 600 experiments the share has a standard error of 0.9 %, of which 3.5 give 92 to 98 %; 99.5 % where there are
-    seeds that differ, since Owen's bootstrap and t with two or three seeds err on the wide side. One seed has no spread
-    to estimate: models of one seed are simulated without. Seeds of a model disagree at random on a tenth of the images.
-    """
-    rng = generator(7)
-    images, experiments, covered = 150, 600, 0
-    for _ in range(experiments):
-        counts = draw_counts(images, 200, rng)
-        hardness = rng.random(images)  # shared by the models, which is what pairing profits from
-        samples = []
-        for number, accuracy in zip(seeds, (0.72, 0.68), strict=True):
-            own = np.where(rng.random(images) < 0.5, hardness, rng.random(images))
-            luck = np.where(rng.random((number, images)) < 0.1, rng.random((number, images)), own)
-            correct = luck < accuracy + rng.normal(0, spread, (number, 1))
-            samples.append(Sample(correct.mean(axis=1), correct @ counts / images))
-        interval = significance.paired_difference(*samples, rng)
-        covered += interval.low <= 0.72 - 0.68 <= interval.high
-    assert 0.92 <= covered / experiments <= (0.995 if spread else 0.98)
+def test_the_words(estimate, p_adjusted, word):
+    assert significance.verdict(estimate, p_adjusted, margin=0.01) == word
+    assert significance.verdict(estimate, p_adjusted) == ("better" if p_adjusted < 0.05 else "undecided")
+    assert significance.verdict(estimate, p_adjusted, margin=0.01, one_seed=True) == "one_seed"
 
 
-def test_intervals_over_images_cover_the_truth():
-    """600 test splits of 200 images each from a model of known accuracy; tolerance as above."""
-    rng = generator(11)
-    covered = 0
-    for _ in range(600):
-        correct = rng.random(200) < 0.8
-        resampled = correct @ draw_counts(200, 400, rng) / 200
-        interval = significance.over_images(correct.mean(), resampled)
-        covered += interval.low <= 0.8 <= interval.high
-    assert 0.92 <= covered / 600 <= 0.98
+def test_what_is_detectable_is_found_80_times_in_100():
+    seeds = [np.array([-1.0, 0.0, 1.0] * 4) * 0.01, np.array([-1.0, 0.0, 1.0] * 4) * 0.005]
+    spread = Spread(0.0, 0.004, 1_000, seeds)
+    shown = power.detectable(spread.estimate, 0.05)
+    value, error, degrees = spread.estimate
+    found = stats.nct.sf(stats.t.isf(0.025, degrees), degrees, shown / error)
+    assert value == 0 and found == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_seeds_and_images_that_are_needed_make_the_target_detectable():
+    seeds = [np.array([0.80, 0.82, 0.81]), np.array([0.80, 0.805, 0.80])]
+    spread = Spread(0.0, 0.001, 10_000, seeds)
+    count = power.seeds_needed(spread, 0.01, 0.05)
+    spreads = [values.std(ddof=1) for values in seeds]
+    for number, enough in ((count, True), (count - 1, False)):
+        patterns = [generator().permutation(np.resize([-1.0, 1.0], number)) for _ in spreads]
+        alike = [0.8 + its * sd / its.std(ddof=1) for its, sd in zip(patterns, spreads, strict=True)]
+        assert (power.detectable(spread._replace(seeds=alike).estimate, 0.05) <= 0.01) == enough
+    images = power.images_needed(spread, 0.001, 0.05)
+    larger = spread._replace(image_error=0.001 * (10_000 / images) ** 0.5, seeds=())
+    assert power.detectable_by_images(larger, 0.05) == pytest.approx(0.001, rel=1e-3)
+    assert power.seeds_needed(spread, 0.001, 0.05) == math.inf
 
 
 @pytest.mark.parametrize("disagreements", [(0, 0), (3, 0), (5, 5), (1, 9), (40, 21)])

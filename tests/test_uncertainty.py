@@ -6,16 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_results import MODELS, fake_run
+from statsmodels.stats.multitest import multipletests
 
 from common.evaluation import comparison, metrics, uncertainty
-from common.evaluation.formatting import count_seeds, interval, signed
+from common.evaluation.formatting import count_seeds, interval, p_text, signed
 from common.evaluation.frames import frames_of
 from common.evaluation.metrics import HEADLINE, METRICS
-from common.evaluation.significance import Estimate, verdict
+from common.evaluation.plan import PLAN_FILE, Plan, matching_contrasts, read_plan, write_plan
+from common.evaluation.spread import Spread
 from common.evaluation.uncertainty import DIFFERENCES, INTERVALS, Uncertainty, compute_uncertainty
+from common.evaluation.verdicts import verdict_rows
 from common.report import sentences
 from common.report.sentences import named_pairs
-from common.runs.result import RESULT_FILE, find_runs, write_result
+from common.runs.predictions import PREDICTIONS_FILE
+from common.runs.result import RESULT_FILE, find_runs, read_result, write_result
+from common.runtime.errors import UserError
+from common.runtime.files import write_atomically
 
 LORA, RESNET, EFFICIENTNET, *_ = MODELS
 
@@ -94,7 +100,7 @@ def test_a_changed_digit_or_another_algorithm_is_made_again(folder, sampled, mon
     path = next(folder.rglob(INTERVALS))
     path.write_text(path.read_text().replace("0.9", "0.8", 1))
     assert numbers(uncertainty_of(folder)) == before and len(sampled) == 5
-    monkeypatch.setattr(uncertainty, "ALGORITHM", 2)
+    monkeypatch.setattr(uncertainty, "ALGORITHM", -1)
     assert numbers(uncertainty_of(folder)) == before and len(sampled) == 9
 
 
@@ -165,14 +171,118 @@ def test_pairs_are_models_with_equally_many_training_images(tmp_path):
     assert lonely == "nothing to compare, a single model"
 
 
-def test_identical_predictions_are_no_difference(tmp_path):
-    for folder_name in ("a", "b"):
-        fake_run(tmp_path, RESNET, num_test=40, folder_name=folder_name)
-    pair = uncertainty_of(tmp_path).pairs.iloc[0]
-    assert (pair.mcnemar_p_min, pair.mcnemar_p_max, pair.holm_p) == (1.0, 1.0, 1.0)
+def test_one_seed_decides_nothing_however_large_the_difference(tmp_path):
+    for name, seeds in ((LORA, 3), (RESNET, 1)):
+        for seed in range(seeds):
+            fake_run(tmp_path, name, seed=seed, num_test=400)
+    pairs = uncertainty_of(tmp_path).pairs
+    assert set(pairs.verdict) == {"one_seed"} and pairs.p.isna().all() and pairs.p_adjusted.isna().all()
+    assert pairs.low.min() > 0.02  # the images alone would decide
     (sentence,) = verdict_sentences(compare(tmp_path))
-    assert "no difference seen between ResNet50 (published head) [a] and" in sentence
-    assert "accuracy 0.0 points (95 % interval 0.0 to 0.0; one seed, 40 test images; one learning rate" in sentence
+    assert sentence.startswith("undecided: one seed, between ViT-B/16 + LoRA (r=16) and ResNet50 (published head): ")
+    assert "over the test images alone; 3 seeds against one seed, 400 test images; " in sentence
+
+
+def test_a_deterministic_run_is_compared_over_images_and_the_others_seeds(tmp_path):
+    for folder_name, seeds in (("probe", 1), ("probe2", 1), (LORA, 3)):
+        for seed in range(seeds):
+            name = LORA if folder_name == LORA else RESNET
+            run = fake_run(tmp_path, name, seed=seed, num_test=400, folder_name=folder_name, shift=len(folder_name))
+            if folder_name != LORA:
+                write_result(run.folder, replace(run.result, method="head_probe"))
+    (compared,) = compare(tmp_path)
+    found = {(pair.a, pair.b): pair for pair in compute_uncertainty([compared]).pairs.iloc[::3].itertuples()}
+    assert {pair.metric for pair in found.values()} == {"accuracy"}
+    accuracy = {series.name: [run.result.test.scores["accuracy"] for run in series.runs] for series in compared.series}
+    pair = found[LORA, "probe"]
+    assert pair.verdict == "better" and pair.winner == "a"
+    assert pair.difference == pytest.approx(np.mean(accuracy[LORA]) - accuracy["probe"][0])
+    assert pair.mcnemar_p_by_seed.startswith("0: ") and pair.mcnemar_p_by_seed.count(":") == 3
+    sentences = verdict_sentences([compared])
+    assert "; 3 seeds against a deterministic run, 400 test images" in sentences[0]
+    assert "; a deterministic run, 400 test images" in sentences[2] and found["probe", "probe2"].p_adjusted <= 1
+
+
+def test_identical_models_are_equivalent_where_images_suffice(tmp_path):
+    for size, dataset in ((40, "few"), (1_000, "many")):
+        for folder_name in ("a", "b"):
+            for seed in range(3):
+                fake_run(tmp_path, RESNET, seed=seed, num_test=size, folder_name=folder_name, dataset=dataset)
+                first, own = (tmp_path / dataset / each for each in ("a/seed0", f"{folder_name}/seed{seed}"))
+                write_atomically(own / PREDICTIONS_FILE, (first / PREDICTIONS_FILE).read_bytes())
+                write_result(own, replace(read_result(first / RESULT_FILE), seed=seed))
+    found = uncertainty_of(tmp_path).pairs.set_index(["dataset", "metric"])
+    assert (found.difference == 0).all() and (found.p_adjusted == 1).all()
+    assert found.verdict["many"].to_dict() == {
+        "accuracy": "equivalent",
+        "f1_macro": "equivalent",
+        "auc_macro": "undecided",
+    }
+    assert set(found.verdict["few"]) == {"undecided"}  # 40 images without a difference leave a rate of up to 3 / 40
+    few, many = verdict_sentences(compare(tmp_path))
+    assert (
+        "[a] and ResNet50 (published head) [b] are equivalent within 1 point: accuracy 0.0 points (90 % inter" in many
+    )
+    assert "and more seeds alone do not reach 1 point: 40 test images show nothing under " in few
+    assert set(compute_uncertainty(compare(tmp_path), margin=0.1).pairs.verdict) == {"undecided"}
+
+
+def _three_models(folder, *, seeds=(0, 1, 2)):
+    for name in (LORA, RESNET, EFFICIENTNET):
+        for seed in seeds:
+            fake_run(folder, name, dataset="digits", seed=seed, num_test=300)
+
+
+def test_only_declared_pairs_are_tested_and_corrected_and_a_missing_run_undeclares_its_own(tmp_path):
+    _three_models(tmp_path)
+    plan = Plan(contrasts=((RESNET, LORA), (LORA, "missing")), seeds=(0, 1), margin=2.0)
+    write_plan(tmp_path / "digits", plan)
+    assert read_plan(tmp_path / "digits") == plan
+    pairs = uncertainty_of(tmp_path).pairs.query("metric == 'accuracy'").set_index(["a", "b"])
+    assert pairs.declared.to_dict() == {
+        (LORA, RESNET): True, (LORA, EFFICIENTNET): False, (RESNET, EFFICIENTNET): False
+    }  # fmt: skip
+    declared, other = pairs.loc[LORA, RESNET], pairs.loc[LORA, EFFICIENTNET]
+    assert declared.family == 1 and declared.p_adjusted == declared.p and declared.margin == 2
+    assert (declared.verdict, declared.winner) == ("better", "a")
+    assert other.p < 0.05 and other.low > 0 and (other.verdict, other.winner) == ("undecided", "")
+    (sentence,) = verdict_sentences(compare(tmp_path))
+    assert "2 seeds planned, 1 added after a first look, for which the interval does not correct" in sentence
+    both = ((LORA, RESNET), (LORA, EFFICIENTNET))
+    chosen = compute_uncertainty(compare(tmp_path), contrasts=both).pairs.query("metric == 'accuracy'")
+    assert chosen.declared.tolist() == [True, True, False] and set(chosen.family) == {2}
+    adjusted = chosen[chosen.declared].p_adjusted.tolist()
+    assert adjusted == pytest.approx(multipletests(chosen[chosen.declared].p, method="holm")[1].tolist())
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"contrasts": [["a"]], "seeds": [], "margin": 1}', b"\xff"])
+def test_a_damaged_plan_is_named(tmp_path, content):
+    (tmp_path / PLAN_FILE).write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: run reproduce"):
+        read_plan(tmp_path)
+
+
+def test_without_a_plan_up_to_six_pairs_are_declared_and_above_those_with_the_best_on_validation(tmp_path):
+    names = list(MODELS)[:5]
+    for number, name in enumerate(names, start=1):
+        fake_run(tmp_path, name, num_test=40)
+        pairs = uncertainty_of(tmp_path).pairs.query("metric == 'accuracy'")
+        assert len(pairs) == number * (number - 1) / 2
+        assert pairs.declared.sum() == (len(pairs) if number < 5 else 4)
+    val = {run.name: run.result.val.scores["accuracy"] for run in find_runs(tmp_path)[0]}
+    best = max(val, key=val.get)
+    assert all(best in (pair.a, pair.b) for pair in pairs[pairs.declared.astype(bool)].itertuples())
+
+
+def test_contrasts_are_named_by_run_label_or_pattern(tmp_path):
+    _three_models(tmp_path, seeds=(0,))
+    comparisons = compare(tmp_path)
+    assert matching_contrasts(comparisons, [("ResNet50 (published head)", "*lora*")]) == ((LORA, RESNET),)
+    assert matching_contrasts(comparisons, [(LORA, "*head_mlp")]) == ((LORA, RESNET), (LORA, EFFICIENTNET))
+    with pytest.raises(UserError, match=f"'nothing', which is no run or label; there are {LORA}"):
+        matching_contrasts(comparisons, [(LORA, "nothing")])
+    with pytest.raises(UserError, match="no two such models"):
+        matching_contrasts(comparisons, [(LORA, "*lora*")])
 
 
 def test_a_class_without_images_leaves_the_auc_undefined(tmp_path):
@@ -192,39 +302,55 @@ def test_the_better_model_comes_first_and_the_remark_names_the_untuned(tmp_path)
     value, low, high = (f"{100 * number:+.1f}" for number in pairs.loc[0, ["difference", "low", "high"]])
     assert verdict_sentences(comparisons) == [
         "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy "
-        f"{value} points (95 % interval {low} to {high}; 3 seeds, 360 test images; "
+        f"{value} points (95 % interval {low} to {high}, p {p_text(pairs.loc[0, 'p'])}; 3 seeds, 360 test images; "
         "one learning rate, not tuned, for ViT-B/16 + LoRA (r=16); the last epoch is the best)"
     ]
     swapped = pairs.rename(columns={"label_a": "label_b", "label_b": "label_a"})
-    swapped = swapped.assign(difference=-0.2, low=-0.25, high=-0.1, verdict="worse")
+    swapped = swapped.assign(difference=-0.2, low=-0.25, high=-0.1, winner="b", family=3, p_adjusted=0.012)
     (sentence,) = sentences.verdict_sentences(comparisons[0], swapped)
     assert sentence.startswith(
-        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy +20.0 points (95 % interval +10.0"
+        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head): accuracy +20.0 points "
+        "(simultaneous 95 % interval +10.0 to +25.0, Holm's p 0.012; 3 seeds"
+    )
+    narrow = swapped.assign(difference=-0.004, verdict="better_within_margin")
+    (sentence,) = sentences.verdict_sentences(comparisons[0], narrow)
+    assert sentence.startswith(
+        "ViT-B/16 + LoRA (r=16) is better than ResNet50 (published head), by less than 1 point: accuracy +0.4 points"
     )
 
 
 @pytest.mark.parametrize(
-    ("ends", "word"),
+    ("needed", "said"),
     [
-        ((0.001, 0.2), "better"),
-        ((-0.2, -0.001), "worse"),
-        ((0.0, 0.2), "no difference seen"),
-        ((-0.2, 0.0), "no difference seen"),
-        ((-0.1, 0.3), "no difference seen"),
-        ((np.nan, np.nan), "not defined"),
+        ({"seeds_needed": 9.0}, "; with 80 % power this shows 2.9 points; about 9 seeds would be needed for 1 point"),
+        ({"seeds_needed": np.inf}, "2.9 points; more than 100 seeds would be needed for 1 point"),
+        ({}, "; with 80 % power this shows 2.9 points"),
+        (
+            {"images_needed": 1163.0},
+            "2.9 points, and more seeds alone do not reach 1 point: 360 test images show nothing under 1.8, about "
+            "1,200 would be needed",
+        ),
     ],
 )
-def test_the_interval_decides(ends, word):
-    assert verdict(Estimate(sum(ends) / 2, *ends)) == word
+def test_an_undecided_pair_says_what_it_could_have_shown_and_what_would_be_needed(tmp_path, needed, said):
+    for name in (LORA, RESNET):
+        fake_run(tmp_path, name, num_test=360)
+    comparisons = compare(tmp_path)
+    pairs = named_pairs(frames_of(comparisons), compute_uncertainty(comparisons))
+    plain = {"verdict": "undecided", "detectable": 0.029, "detectable_by_images": 0.018}
+    pairs = pairs.assign(**plain, **{"seeds_needed": np.nan, "images_needed": np.nan} | needed)
+    (sentence,) = sentences.verdict_sentences(comparisons[0], pairs)
+    assert sentence.endswith(said)
 
 
 def test_of_an_error_less_is_better():
-    assert verdict(Estimate(-0.1, -0.2, -0.05), higher_is_better=False) == "better"
-    assert verdict(Estimate(0.1, 0.05, 0.2), higher_is_better=False) == "worse"
+    spreads = {("a", "b"): Spread(-0.1, 0.01, 100), ("a", "c"): Spread(0.1, 0.01, 100)}
+    rows = verdict_rows(spreads, metric="brier", margin=1.0, declared=spreads, one_seed=())
+    assert [row["winner"] for row in rows.values()] == ["a", "b"]
 
 
 def test_numbers_in_words():
-    assert interval(Estimate(0.01, -0.0012, 0.031)) == "-0.1 to +3.1"
+    assert interval(-0.0012, 0.031) == "-0.1 to +3.1"
     assert signed(0.0003) == "+0.03"  # an interval that excludes zero must not read as if it began there
     assert signed(0.0) == signed(-0.0) == "0.0"
     assert [count_seeds(1), count_seeds(3, 3), count_seeds(2, 5)] == ["1 seed", "3 seeds", "2 to 5 seeds"]

@@ -12,6 +12,7 @@ from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import count_seeds, joined_notes, points, seed_range, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
+from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside
 from common.figures.palette import VERDICTS
@@ -57,12 +58,13 @@ def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: 
     fewest, most = seed_range([comparison])
     over = "test images and seeds" if most > 1 else "test images"
     left_out = f"{shown} of {pairs} pairs, the others are in verdicts.csv. " if shown < pairs else ""
-    together = ", which hold together (Holm)" if declared.family.max() > 1 else ""
+    kind = "simultaneous 95 % intervals (Holm)" if declared.family.max() > 1 else "95 % intervals"
+    alone = " One seed decides nothing: its bar is over the images alone." if ONE_SEED in set(declared.verdict) else ""
     margins = declared.margin.dropna()
     band = f" Band: the margin of {points(margins.iloc[0])}." if len(margins) else ""
     return (
-        f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: 95 % intervals over {over}{together}, "
-        f"without the choice of the learning rate. A model is called better where the bar excludes 0.{band} "
+        f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: {kind} over {over}, "
+        f"without the choice of the learning rate. A model is called better where the bar excludes 0.{alone}{band} "
         f"{joined_notes([comparison])}"
     )
 
