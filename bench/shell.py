@@ -51,6 +51,20 @@ def plots(scratch: Path, *, repeats: int, seeds: int = 5, test_images: int = 10_
     }
 
 
+def grid(scratch: Path, *, repeats: int) -> dict[str, Any]:
+    """Time ``reproduce.py demo`` from nothing to its figures: runs forked from one process, and each started anew."""
+    numbers = itertools.count()
+
+    def demo(*before: str) -> float:
+        folder = scratch / str(next(numbers))
+        words = ["--results-dir", folder / "results", "--figures-dir", folder / "figures"]
+        return run_script("bench/demo_grid.py", *before, *words)
+
+    sides = {"forked": demo, "each started anew": lambda: demo("--anew")}
+    found = alternate(sides, repeats, desc="grid")
+    return {"records": [paired("reproduce.py demo", found)], "notes": ["whole processes, figures included"]}
+
+
 def _fake_study(results_dir: Path, *, seeds: int, test_images: int) -> int:
     """Write the runs of three models on three data sets; return how many."""
     sys.path.insert(0, str(ROOT / "tests"))

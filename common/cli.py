@@ -12,6 +12,8 @@ from typing import Any
 from common.runtime import signals
 from common.runtime.errors import AlreadyFinished, UserError
 
+SPIN_COUNT = "1000"  # libgomp's own is 300,000
+
 
 def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None = None) -> int:
     """Parse the command line into ``config_type``, call ``main`` with it and return the exit code.
@@ -21,6 +23,7 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     """
     signals.raise_on_sigterm()
     _print_any_letter()
+    _share_the_cores()
     try:
         try:
             main(parse(config_type, argv, description=main.__globals__["__doc__"]))
@@ -82,6 +85,17 @@ def _own_part(config_type: type) -> type:
 def with_flags(message: str) -> str:
     """Return a message of the library with each `setting` spelt as its flag: `train_limit` becomes --train-limit."""
     return re.sub(r"`([a-z][a-z_]*)`", lambda setting: "--" + setting[1].replace("_", "-"), message)
+
+
+def _share_the_cores() -> None:
+    """Let PyTorch's threads, and those of children, wait for each other in a short spin and then asleep.
+
+    libgomp (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html) spins for long, which on an idle machine
+    gains nothing and beside another busy process makes a training step many times slower. It reads the variable when
+    PyTorch is imported, which is later than this; a user's own setting wins.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def _print_any_letter() -> None:

@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+# Before PyTorch is imported: test processes side by side take one thread each, and none spins for the others.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from finished import ARMS, FINE, left
 from process_fork import ForkServer

@@ -256,6 +256,8 @@ def _make_grid_tiny() -> None:
     )
     small = {"train_limit": 60, "test_limit": 20, "image_size": 32, "precision": "fp32"}
     reproduce.PROFILES["demo"] = (Grid(arms, {"digits": small}, seeds=(0,)),)
+    scheduler.fork_context = lambda: None
+    scheduler.import_ahead = lambda *_: None
     scheduler.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})
     reproduce.prefetch = SimpleNamespace(wanted=lambda *_: [], fetch=lambda *_: {})
     style.save = save

@@ -1,6 +1,7 @@
 """The scripts as a user runs them: from a shell, with right and with wrong arguments."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,19 @@ def test_a_results_folder_that_is_a_file_is_named(tmp_path, capsys):
     argv = [*TINY, "--backbone=test_resnet", "--results-dir", str(tmp_path / "results")]
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 2
     assert "results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "'1000'"), ({"GOMP_SPINCOUNT": "7"}, "'7'"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "'0'")],
+)
+def test_threads_wait_in_a_short_spin_unless_the_user_chose_another(chosen, spins):
+    """Of a real script, by what libgomp itself says it was told when PyTorch loaded it."""
+    told = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    told |= {"OMP_DISPLAY_ENV": "verbose"} | chosen
+    code = "import evaluate; from common import cli; cli.run(lambda config: __import__('torch'), evaluate.Config)"
+    words = [sys.executable, "-c", code, "a/run"]
+    done = subprocess.run(words, cwd=REPOSITORY, env=told, capture_output=True, text=True)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("PyTorch's OpenMP runtime here is not libgomp")
+    assert f"GOMP_SPINCOUNT = {spins}" in done.stderr

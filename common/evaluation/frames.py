@@ -12,6 +12,10 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 from common.runs.schema import as_json
 
+# A folder's name may hold half a letter, which pyarrow's strings, pandas' own where it is installed, cannot store. For
+# all tables, since pandas asks again with each that follows from another, in the drawing processes too.
+pd.set_option("mode.string_storage", "python")
+
 RUN = ["dataset", "run", "seed", "label"]
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
 SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
@@ -57,9 +61,8 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a table of ``rows``; a folder's name may hold half a letter, which only Python's own strings can store."""
-    with pd.option_context("mode.string_storage", "python"):
-        return pd.DataFrame(rows, columns=columns)
+    """Return a table of ``rows``."""
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:

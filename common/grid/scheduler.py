@@ -10,15 +10,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from common.grid.forked import IMPORTED, ForkedRun
 from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.predictions import read_predictions
 from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
 from common.runtime.errors import UserError
+from common.runtime.parallel import fork_context, import_ahead
 from common.runtime.progress import progress
 
 POLL_SECONDS = 0.1
@@ -94,12 +97,13 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
         done: says in a line what a finished job gave.
     """
     waiting, free, failures = deque(jobs), list(devices), {}
-    active: dict[Job, tuple[subprocess.Popen, str | None]] = {}
+    active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]] = {}
+    context = _context_of_forks() if any(job.config for job in jobs) else None
     with progress(desc="runs", total=len(jobs), unit="run") as bar, _stopping(active):
         while waiting or active:
             while waiting and free:
                 job, device = waiting.popleft(), free.pop(0)
-                active[job] = _start(job, device), device
+                active[job] = _start(job, device, context), device
             time.sleep(POLL_SECONDS)
             for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
                 process, device = active.pop(job)
@@ -114,8 +118,16 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
     return failures
 
 
+def _context_of_forks() -> BaseContext | None:
+    """Return how training scripts are forked, once a server has imported what they need; CUDA forbids it."""
+    if visible_gpus():
+        return None
+    import_ahead(*IMPORTED)
+    return fork_context()
+
+
 @contextmanager
-def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterator[None]:
+def _stopping(active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]]) -> Iterator[None]:
     """Stop the children and wait for them where the block is left by an exception.
 
     By SIGTERM, which saves their state like Ctrl-C does, but is not ignored where a shell started all this in the
@@ -131,14 +143,16 @@ def _stopping(active: dict[Job, tuple[subprocess.Popen, str | None]]) -> Iterato
         raise
 
 
-def _start(job: Job, device: str | None) -> subprocess.Popen:
-    """Start a job that writes its output to its log."""
+def _start(job: Job, device: str | None, context: BaseContext | None) -> subprocess.Popen | ForkedRun:
+    """Start a job that writes its output to its log; a training script forks in ``context`` where there is one."""
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "wb") as log:
+            if context and job.config is not None:
+                return ForkedRun(context, job.command, job.log, environment)
             # In a session of its own: a Ctrl-C in the terminal reaches it once, through ``_stopping``.
             return subprocess.Popen(
                 [sys.executable, *job.command[1:]],
