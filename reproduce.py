@@ -289,6 +289,8 @@ def main(config: Config) -> None:
 def _recipe(config: Config) -> str:
     if config.profile == "paper" and not config.tune:
         return "the published recipe: a constant learning rate, the study's own, for every arm"
+    if config.profile == "defects":
+        return "a constant learning rate, chosen beforehand, without and with each defect of the published code"
     rates = "chosen beforehand" if config.profile == "demo" else "of each arm chosen on validation images, by one seed"
     return f"the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; learning rates {rates}"
 
