@@ -92,7 +92,8 @@ def main(config: Config) -> None:
     print(*write_summary(frames, uncertainty, config.results_dir), sep="\n")
     print(*write_verdicts(frames, uncertainty, config.results_dir), "", sep="\n")
     pairs = named_pairs(frames, uncertainty)
-    print(*filter(None, [families_sentence(pairs)]), sep="\n")
+    if families := families_sentence(pairs):
+        print(families)
     for comparison in comparisons:
         print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
 

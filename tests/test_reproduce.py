@@ -15,6 +15,7 @@ import reproduce
 import train_cnn_head
 import train_vit_lora
 from common.config import as_flags
+from common.evaluation.plan import read_plan
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for
 from common.grid.scheduler import Job
@@ -480,3 +481,23 @@ sys.exit(cli.run(main, Config))
 def test_wrong_values_are_refused_by_name(flags, words):
     with pytest.raises(UserError, match=words):
         Config(**flags)
+
+
+def test_each_profile_declares_at_most_six_pairs_of_arms_that_it_has():
+    for profile, contrasts in reproduce.CONTRASTS.items():
+        arms = {(arm.backbone, arm.method) for grid in reproduce.PROFILES[profile] for arm in grid.arms}
+        assert 0 < len(contrasts) <= reproduce.MOST_CONTRASTS
+        assert {arm for pair in contrasts for arm in pair} <= arms and len(
+            {frozenset(pair) for pair in contrasts}
+        ) == len(contrasts)
+
+
+def test_the_plan_names_the_runs_of_the_grid_whatever_part_of_it_is_asked_for(tmp_path):
+    config = Config(profile="mini", methods=("probe",), seeds=(0, 7), results_dir=tmp_path, margin=0.5)
+    whole = reproduce._whole_grids(config)
+    reproduce._write_plans(config, whole)
+    runs = {job.folder.parent.relative_to(tmp_path / "mini") for job in reproduce._jobs(config, whole)}
+    for dataset in ("digits", "mnist", "fashion_mnist"):
+        plan = read_plan(tmp_path / "mini" / dataset)
+        assert (plan.seeds, plan.margin, len(plan.contrasts)) == ((0, 1, 2, 3, 4), 0.5, 5)
+        assert {Path(dataset, name) for pair in plan.contrasts for name in pair} <= runs

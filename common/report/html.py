@@ -19,7 +19,7 @@ from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
 from common.figures.palette import run_styles
 from common.report import explorer, provenance, thumbnails
-from common.report.sentences import named_pairs, verdict_sentences
+from common.report.sentences import families_sentence, named_pairs, verdict_sentences
 from common.report.tables import HEADLINE_SCORES, MODEL, SCORES, model_texts, with_statistics
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
@@ -52,6 +52,7 @@ def write_report(
         comparisons=comparisons,
         summary=model_rows(comparisons, runs, SUMMARY, uncertainty),
         metrics=model_rows(comparisons, runs, SCORES),
+        families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
         seeds=count_seeds(*seed_range(comparisons)),
         pictures={
