@@ -2,17 +2,18 @@
 
     python evaluate.py results/cifar10/RUN/seed0                      # is the stored result reproduced?
     python evaluate.py results/cifar10/RUN --dataset path/to/labelled/images --out scores.json
-    python evaluate.py results/cifar10/RUN/seed0 --predict path/to/images --out labels.csv
-    python evaluate.py results/cifar10/RUN/seed0 --export model.safetensors     # or model.pt2
+    python evaluate.py results/cifar10/RUN/seed0 --predict path/to/images --out labels.csv --top 5
+    python evaluate.py results/cifar10/RUN/seed0 --export model.onnx            # or .safetensors, .pt2
+    python evaluate.py results/cifar10/RUN/seed0 --embed features.npz
+    python evaluate.py results/cifar10/RUN results/cifar10/OTHER --corrupt all  # how much do they lose on bad images?
 
 RUN is a run's folder (all its seeds) or the folder of one seed. Everything is rebuilt from that folder and the
 backbone's weights; without other flags the test split is scored again and compared with the stored predictions.
 """
 
-import csv
-import io
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +22,37 @@ import tyro
 
 from common import cli
 from common.config import check_device, check_weights, require
+from common.data.corruptions import KINDS
 from common.evaluation.metrics import scores_in_words
-from common.runtime import errors
 from common.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from common.data.dataset import DatasetSplits
+    from common.data.images import LabelledImages
     from common.runs.result import Run
     from common.training.restore import RestoredModel
 
 # Largest logit difference that another machine's or library's order of summation explains.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+
+
+# What is done instead of scoring the test split again, one at a time: the setting that names its file, and the endings.
+ACTIONS = {
+    "dataset": ("out", (".json",)),
+    "predict": ("out", (".csv", ".json")),
+    "export": ("export", (".safetensors", ".pt2", ".onnx")),
+    "embed": ("embed", (".npz",)),
+    "corrupt": (None, ()),
+}
+# Further settings, and the actions that they belong to.
+SETTINGS = {
+    "out": ("dataset", "predict"),
+    "top": ("predict",),
+    "with_preprocessing": ("export",),
+    "images": ("embed",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +63,22 @@ class Config:
     """Folders of finished runs: results/DATASET/RUN, or results/DATASET/RUN/seedN."""
     dataset: str | None = None
     """Score these labelled images instead: a data set's name or an image folder, with the classes of the run."""
-    predict: Path | None = None
-    """Label all images below this folder; needs --out FILE.csv."""
+    predict: tuple[str, ...] | None = None
+    """Label images: a folder (all below it), files, or a pattern such as 'new/*.jpg'; needs --out FILE.csv or .json."""
+    top: int | None = None
+    """Of --predict: write the likeliest classes alone, at most so many (default: the probability of every class)."""
     export: Path | None = None
-    """Write the model: FILE.safetensors (a plain timm checkpoint) or FILE.pt2 (a torch.export program)."""
+    """Write the model: FILE.safetensors (a plain timm checkpoint), FILE.pt2 (a torch.export program) or FILE.onnx."""
+    with_preprocessing: bool = False
+    """Of --export FILE.onnx or FILE.pt2: uint8 RGB images of any size go in, and probabilities come out."""
+    embed: Path | None = None
+    """Write to FILE.npz the pooled features that the classifier reads, of the run's own images or of --images."""
+    images: tuple[str, ...] | None = None
+    """Of --embed: other images than the run's own; a folder, files, or a pattern."""
+    corrupt: tuple[str, ...] | None = None
+    """Score the test split under corruptions (Hendrycks and Dietterich 2019) at five severities: all, or kinds."""
     out: Path | None = None
-    """File for the labels of --predict (.csv) or the scores of --dataset (.json)."""
+    """File for the labels of --predict (.csv, .json) or the scores of --dataset (.json)."""
     weights: str | None = None
     """The backbone's weights, if they are not where they were in training: a .safetensors file."""
     data_dir: Path | None = None
@@ -59,32 +91,34 @@ class Config:
     def __post_init__(self) -> None:
         if not self.runs:
             raise UserError("name at least one run's folder: results/DATASET/RUN, or results/DATASET/RUN/seedN")
-        asked = [name for name in ("dataset", "predict", "export") if getattr(self, name)]
+        asked = [name for name in ACTIONS if getattr(self, name) or getattr(self, name) == ()]
         if len(asked) > 1:
             raise UserError(f"`{asked[0]}` and `{asked[1]}` do not go together: one at a time")
-        suffixes = {"predict": (".csv",), "dataset": (".json",)}.get(asked[0] if asked else "", ())
-        if self.out:
-            require(self.out.suffix in suffixes, "out", str(self.out), _out_rule(suffixes))
-        elif self.predict:
-            raise UserError("`predict` needs `out` FILE.csv")
-        if self.export:
-            require(
-                self.export.suffix in (".safetensors", ".pt2"),
-                "export",
-                str(self.export),
-                "FILE.safetensors or FILE.pt2",
-            )
-        target = self.out or self.export
-        if target and target.exists():
-            raise UserError(f"{str(target)!r} exists already; name another file or remove it")
+        for name, owners in SETTINGS.items():
+            if getattr(self, name) and not set(asked) & set(owners):
+                raise UserError(f"`{name}` goes with {' or '.join(f'`{owner}`' for owner in owners)} alone")
+        self._check_file(*ACTIONS[asked[0]] if asked else (None, ()))
+        if self.predict is not None and not self.out:
+            raise UserError("`predict` needs `out` FILE.csv or FILE.json")
+        require(self.top is None or self.top >= 1, "top", self.top, "at least 1")
+        if self.corrupt is not None:
+            known = bool(self.corrupt) and set(self.corrupt) <= {"all", *KINDS}
+            require(known, "corrupt", " ".join(self.corrupt), f"all, or some of {', '.join(KINDS)}")
         if self.weights not in (None, "pretrained", "random"):
             check_weights(self.weights)
         check_device(self.device)
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
 
-
-def _out_rule(suffixes: tuple[str, ...]) -> str:
-    return f"a {suffixes[0]} file" if suffixes else "left out without `predict` or `dataset`"
+    def _check_file(self, name: str | None, endings: tuple[str, ...]) -> None:
+        """Refuse a file to write, the setting ``name``, that is of another kind or exists."""
+        file = getattr(self, name) if name else None
+        if file is None:
+            return
+        require(file.suffix in endings, name, str(file), " or ".join(f"FILE{ending}" for ending in endings))
+        if file.exists():
+            raise UserError(f"{str(file)!r} exists already; name another file or remove it")
+        if self.with_preprocessing and file.suffix == ".safetensors":
+            raise UserError("`with_preprocessing` needs `export` FILE.onnx or FILE.pt2: the other holds weights alone")
 
 
 def main(config: Config) -> None:
@@ -93,19 +127,15 @@ def main(config: Config) -> None:
     from common.training.restore import restore_run
 
     runs = [run for folder in config.runs for run in _find(folder)]
-    if len(runs) > 1 and (config.out or config.export):
+    if len(runs) > 1 and (config.out or config.export or config.embed):
         raise UserError(f"{len(runs)} runs, but one output file: name one run's seed folder")
     device = resolve_device(config.device)
+    if config.corrupt is not None:
+        return score_corrupted(runs, config, device)
+    actions = {"dataset": score_other, "predict": label, "export": export, "embed": embed}
+    action = next((actions[name] for name in actions if getattr(config, name) is not None), score_again)
     for run in runs:
-        model = restore_run(run, weights=config.weights, device=device, workers=config.workers)
-        if config.predict:
-            label(model, config.predict, config.out)
-        elif config.export:
-            export(model, config.export)
-        elif config.dataset:
-            score_other(model, config)
-        else:
-            score_again(model, config)
+        action(restore_run(run, weights=config.weights, device=device, workers=config.workers), config)
 
 
 def _find(folder: Path) -> list["Run"]:
@@ -119,26 +149,35 @@ def _find(folder: Path) -> list["Run"]:
     return [Run(seed, read_result(seed / RESULT_FILE)) for seed in finished]
 
 
+def _load_own_data(run: "Run", config: Config) -> "DatasetSplits":
+    """Return the images that the run was made from, with its own splits (else UserError)."""
+    from common.data.dataset import load_dataset_of_run
+
+    settings = run.result.config
+    dataset = load_dataset_of_run(settings, data_dir=config.data_dir, workers=config.workers)
+    if dataset.fingerprint != run.result.data.fingerprint:
+        raise UserError(f"{settings['dataset']!r} does not hold the images that {str(run.folder)!r} was made from")
+    return dataset
+
+
 def score_again(model: "RestoredModel", config: Config) -> None:
-    """Score the run's own test split and compare with the stored predictions."""
+    """Score the run's own test split (validation, where it has none) and compare with the stored predictions."""
     import numpy as np
 
-    from common.data.dataset import load_dataset_of_run
     from common.evaluation import metrics
     from common.runs.predictions import read_predictions
 
     stored, settings = model.run.result, model.run.result.config
-    dataset = load_dataset_of_run(settings, data_dir=config.data_dir, workers=config.workers)
-    if dataset.fingerprint != stored.data.fingerprint:
-        raise UserError(
-            f"{settings['dataset']!r} does not hold the images that {str(model.run.folder)!r} was made from"
-        )
+    dataset = _load_own_data(model.run, config)
     before = read_predictions(model.run.folder, stored)
-    logits = model.logits(dataset.test, "test")
-    test, _ = metrics.score(logits, dataset.test.labels, dataset.classes)
-    difference = float(np.abs(logits - before.logits).max())
-    changed = int((logits.argmax(1) != before.logits.argmax(1)).sum())
-    print(f"{model.run.folder}: {scores_in_words(test)}")
+    split, images, expected = "test", dataset.test, before.logits
+    if stored.test is None:
+        split, images, expected = "validation", dataset.val, before.val_logits
+    logits = model.logits(images, split)
+    scores, _ = metrics.score(logits, images.labels, dataset.classes)
+    difference = float(np.abs(logits - expected).max())
+    changed = int((logits.argmax(1) != expected.argmax(1)).sum())
+    print(f"{model.run.folder}: " + "no test images, validation: " * (stored.test is None) + scores_in_words(scores))
     verdict = "identical" if difference == 0 else f"largest logit difference {difference:.2g}"
     verdict += f", {changed} of {len(logits):,} predictions changed"
     if difference > TOLERANCE[settings["precision"]]:
@@ -179,71 +218,81 @@ def score_other(model: "RestoredModel", config: Config) -> None:
         print(f"wrote {config.out}")
 
 
-def label(model: "RestoredModel", folder: Path, out: Path) -> None:
-    """Write one row an image: file, class, probability, and the probability of each class."""
+def score_corrupted(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
+    """Score the runs' own test splits under corruptions, and write ``corruption.json`` beside each run's result."""
+    from common.evaluation.corruption_scores import corruption_summary
+    from common.training.robustness import check_size, groups, restore_group, score_group
+
+    kinds = KINDS if "all" in config.corrupt else config.corrupt
+    for run in runs:
+        check_size(run)
+    print("the corruptions' constants are ImageNet-C's, made for images of 224 pixels: most are harder on smaller ones")
+    for group in groups(runs):
+        models = restore_group(group, weights=config.weights, device=device, workers=config.workers)
+        score_group(models, _load_own_data(group[0], config).test, kinds)
+    print(*map(corruption_summary, runs), sep="\n")
+
+
+def label(model: "RestoredModel", config: Config) -> None:
+    """Write of each image the file, the likeliest class, and the probabilities of all classes or of the ``top``."""
     from common.data.dataset import load_unlabelled
     from common.evaluation import metrics
+    from common.evaluation.labelling import LABEL_FILES
     from common.runtime.files import write_atomically
 
-    images = load_unlabelled(folder)
+    images = load_unlabelled(*config.predict)
     probabilities = metrics.softmax(model.logits(images, "predicting"))  # (N, C)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["file", "class", "probability", *(f"p_{name}" for name in model.classes)])
-    for file, row in zip(images.files, probabilities, strict=True):
-        best = int(row.argmax())
-        relative = file.relative_to(folder).as_posix()
-        rows.writerow([relative, model.classes[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
-    write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
-    print(f"wrote {out} ({len(images):,} images)")
+    text = LABEL_FILES[config.out.suffix](_names(images, config.predict), probabilities, model.classes, config.top)
+    write_atomically(config.out, text.encode("utf-8", "surrogateescape"))
+    print(f"wrote {config.out} ({len(images):,} images)")
 
 
-def export(model: "RestoredModel", path: Path) -> None:
-    """Write the model as a plain timm checkpoint or as a torch.export program, and say how to load it."""
+def _names(images: "LabelledImages", paths: Sequence[str]) -> list[str]:
+    """Return each image's file as it is written: relative to the one folder of ``paths``, else as it was named."""
+    root = paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else None
+    return [(file.relative_to(root) if root else file).as_posix() for file in images.files]
+
+
+def export(model: "RestoredModel", config: Config) -> None:
+    """Write the model for other programs, and say how to use it."""
+    from common.training import export
+
+    print(*export.export(model, config.export, with_preprocessing=config.with_preprocessing), sep="\n")
+
+
+def embed(model: "RestoredModel", config: Config) -> None:
+    """Write pooled features with the names of their images; of the run's own images the split and label as well."""
+    import numpy as np
+
+    from common.data.dataset import load_unlabelled
+    from common.runs.predictions import npz_bytes
     from common.runtime.files import write_atomically
 
-    size, classes = model.backbone.image_size, len(model.classes)
-    if path.suffix == ".pt2":
-        content = _export_program(model)
-        usage = f"torch.export.load({str(path)!r}).module()(images)  # (B, 3, {size}, {size}) -> (B, {classes})"
+    if config.images is not None:
+        images = load_unlabelled(*config.images)
+        columns = {"files": np.array(_names(images, config.images))}
+        features = model.features(images, "embedding")
     else:
-        from safetensors.torch import save
-
-        state = {
-            name: tensor.cpu().contiguous()
-            for name, tensor in model.method.timm_state(model.backbone, model.model).items()
+        dataset = _load_own_data(model.run, config)
+        folder = Path(model.run.result.config["dataset"])
+        splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
+        features = np.concatenate([model.features(images, name) for name, images in splits.items()])
+        columns = {
+            "files": np.array([name for split, images in splits.items() for name in _own_names(images, split, folder)]),
+            "split": np.repeat(list(splits), [len(images) for images in splits.values()]),
+            "labels": np.concatenate([images.labels for images in splits.values()]),
+            "indices": np.concatenate([images.indices for images in splits.values()]),
+            "classes": np.array(dataset.classes),
         }
-        content = save(state, metadata={"format": "pt"})
-        arguments = f"num_classes={classes}, checkpoint_path={str(path)!r}{_size(model)}"
-        usage = f"timm.create_model({model.backbone.tag!r}, {arguments})"
-    write_atomically(path, content)
-    print(f"wrote {path}\nload it with {usage}")
-    print(
-        f"input: RGB / 255, resized to {size}x{size}, minus mean {model.backbone.mean}, over std {model.backbone.std}"
-    )
-    print(f"classes: {', '.join(map(errors.shown, model.classes))}")
+    write_atomically(config.embed, npz_bytes(features=features, **columns))
+    print(f"wrote {config.embed}: features {features.shape} float32, {', '.join(columns)}")
 
 
-def _size(model: "RestoredModel") -> str:
-    """Return the argument that a ViT at another than its own image size needs."""
-    import timm
-
-    own = timm.get_pretrained_cfg(model.backbone.tag).input_size[-1]
-    needed = hasattr(model.backbone.module, "set_input_size") and own != model.backbone.image_size
-    return f", img_size={model.backbone.image_size}" if needed else ""
-
-
-def _export_program(model: "RestoredModel") -> bytes:
-    import torch
-
-    size = model.backbone.image_size
-    images = torch.zeros(2, 3, size, size)
-    batch = torch.export.Dim("batch", min=1)
-    plain = model.method.plain(model.backbone, model.model)
-    program = torch.export.export(plain.cpu(), (images,), dynamic_shapes=({0: batch},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return buffer.getvalue()
+def _own_names(images: "LabelledImages", split: str, folder: Path) -> list[str]:
+    """Return each image's file within the data set's ``folder``, or the split and place of what has none."""
+    if images.files is None:
+        return [f"{split}/{index}" for index in images.indices]
+    return [(file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix() for file in images.files]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@
 
 Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
-(the declared pairs), and a sentence on each declared pair (docs/statistics.md); with --report, one HTML file that needs
-no network. The first time takes about a second a run of 10,000 images for the intervals, which are kept beside the
-runs. The same results give the same bytes.
+(the declared pairs), and a sentence on each declared pair (docs/statistics.md); where the same methods were applied to
+several backbones also results/effects.csv, .md and .tex; with --report, one HTML file that needs no network. The first
+time takes about a second a run of 10,000 images for the intervals, which are kept beside the runs. The same results
+give the same bytes.
 """
 
 import sys
@@ -53,6 +54,8 @@ class Config:
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
 
+    folds: int | None = None
+    """Only runs of so many folds, 1: of a single split (default: those of each data set that are most)."""
     width: Literal["one", "two"] = "two"
     """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 
@@ -68,10 +71,12 @@ def main(config: Config) -> None:
     """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
     from common.evaluation.frames import frames_of
     from common.evaluation.plan import matching_contrasts
+    from common.evaluation.robustness import corrupted_pairs
     from common.evaluation.uncertainty import compute_uncertainty
     from common.figures import draw_all
+    from common.report.effects import effect_sentences
     from common.report.sentences import families_sentence, named_pairs, verdict_sentences
-    from common.report.tables import write_summary, write_verdicts
+    from common.report.tables import write_corruptions, write_effects, write_summary, write_verdicts
     from common.runs.convergence import gains
 
     # Data: the finished runs, those tested on the same images together, as tables
@@ -90,12 +95,23 @@ def main(config: Config) -> None:
 
     # Tables and verdicts
     print(*write_summary(frames, uncertainty, config.results_dir), sep="\n")
+    print(*write_effects(uncertainty, config.results_dir), sep="\n", end="\n" * (not uncertainty.effects.empty))
     print(*write_verdicts(frames, uncertainty, config.results_dir), "", sep="\n")
     pairs = named_pairs(frames, uncertainty)
     if families := families_sentence(pairs):
         print(families)
     for comparison in comparisons:
-        print(*(f"{comparison.dataset}: {line}" for line in verdict_sentences(comparison, pairs)), sep="\n")
+        lines = verdict_sentences(comparison, pairs) + effect_sentences(comparison.dataset, uncertainty.effects)
+        print(*(f"{comparison.dataset}: {line}" for line in lines), sep="\n")
+
+    # Corrupted test images, where evaluate.py scored runs on them
+    if len(frames.corruptions):
+        print(*write_corruptions(frames, config.results_dir), sep="\n")
+        pairs = corrupted_pairs(comparisons, contrasts=contrasts, margin=config.margin)
+        pairs = named_pairs(frames, replace(uncertainty, pairs=pairs))
+        for comparison in comparisons:
+            lines = verdict_sentences(comparison, pairs) if comparison.dataset in set(pairs.dataset) else []
+            print(*(f"{comparison.dataset}, corrupted images: {line}" for line in lines), sep="\n")
 
     # Report
     if config.report:
@@ -108,6 +124,7 @@ def main(config: Config) -> None:
 def _load(config: Config) -> list[Comparison]:
     """Return the runs that were asked for, compared where they can be, and print what was left out or must be known."""
     runs, problems = find_runs(config.results_dir, config.runs)
+    runs = [run for run in runs if config.folds in (None, run.folds)]
     comparisons, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]

@@ -7,6 +7,8 @@
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
+    python reproduce.py compare --dataset path/to/few/images --folds 5         # each image is tested once
+    python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
     python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
     python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
 
@@ -28,19 +30,23 @@ import tyro
 
 import plot_results
 import train_cnn_head
+import train_cnn_lora
+import train_full
 import train_vit_lora
 from common import cli
 from common.config import check_folder, check_weights, require
-from common.data.dataset import load_dataset, result_name
+from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
-from common.evaluation.comparison import compare
-from common.evaluation.plan import MARGIN, Plan, write_plan
+from common.evaluation.comparison import Series, compare
+from common.evaluation.plan import MARGIN, Plan, validation_accuracy, write_plan
 from common.grid import prefetch, scheduler
-from common.grid.grid import Arm, Grid, narrow_grid
+from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
-from common.runs.result import RESULT_FILE, find_runs
+from common.runs.methods import METHODS
+from common.runs.naming import model_name
+from common.runs.result import RESULT_FILE, Run, find_runs
 from common.runtime.environment import cores
 from common.runtime.progress import duration
 
@@ -50,6 +56,7 @@ SHARED = {"weight_decay": 0.01, "augment": "none"}
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
 HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
 FROZEN = {"rank": 0, "head": "linear"} | SHARED  # the ViT, with a head of one layer
+FULL = {"parts": "all"} | SHARED
 CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # without any setting of optimiser steps
 
 # The published recipe has a constant rate and five epochs, the tuned one a schedule and three rates to choose from,
@@ -57,7 +64,11 @@ CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # withou
 PUBLISHED = {"epochs": 5, "batch_size": 64}
 TUNED = {"schedule": "cosine", "warmup": 0.1}
 LORA_RATES, HEAD_RATES = {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}
-SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of both on the small backbones
+FULL_RATES = {"lr": (3e-5, 1e-4, 3e-4), "extend": 2}
+SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of all of them on the small backbones
+# LoRA chooses between them as among rates
+VIT_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})
+CNN_TARGETS = ({"targets": "pointwise"}, {"targets": "all-convs"})
 
 SMALL = {"batch_size": 32} | TUNED
 SMALL_PROBES = (
@@ -75,16 +86,29 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
     )
 
 
+def _small_crossed(steps: dict[str, Any]) -> tuple[Arm, ...]:
+    """Return what crosses method and backbone beside the study's arms: LoRA on the CNNs, and full fine-tuning."""
+    cnns = ("demo_resnet.cifar10", "demo_efficientnet.cifar10")
+    return (
+        *(Arm(train_cnn_lora, cnn, LORA | SMALL | SMALL_RATES | steps, CNN_TARGETS) for cnn in cnns),
+        *(Arm(train_full, tag, FULL | SMALL | SMALL_RATES | steps) for tag in ("demo_vit.cifar10", *cnns)),
+    )
+
+
 # The demo's rates were chosen once, by validation accuracy at seed 0, among 1e-3, 3e-3, 1e-2 and 3e-2.
 DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "lr": (1e-2,)}), datasets={"digits": {}})
 MINI = Grid(
-    SMALL_PROBES + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES),
+    SMALL_PROBES
+    + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES)
+    + _small_crossed({"epochs": 3}),
     datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
     seeds=(0, 1, 2, 3, 4),
     tuned=True,
 )
 MINI_DIGITS = Grid(
-    SMALL_PROBES + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES),
+    SMALL_PROBES
+    + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES)
+    + _small_crossed({"epochs": 5}),
     datasets={"digits": {}},
     seeds=MINI.seeds,
     tuned=True,
@@ -99,17 +123,24 @@ PAPER = Grid(
         Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", FROZEN | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "resnet50.tv2_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_cnn_lora, "resnet50.tv2_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
+        Arm(train_cnn_lora, "efficientnet_b0.ra_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
+        Arm(train_full, "vit_base_patch16_224.augreg_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_full, "resnet50.tv2_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_full, "efficientnet_b0.ra_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
 )
+CROSSED = ("cnn_lora", "full")  # what the study does not have: made where --methods asks for it
 STUDY = ("vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
 COMPARE = {"batch_size": 32} | TUNED
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
-COMPARE_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})  # LoRA chooses between them as among rates
 COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
-    "that were not tried, or what they cost on other machines; the seeds share one split of the images"
+    "that were not tried, or what they cost on other machines; "
 )
+ONE_SPLIT = "the seeds share one split of the images"
+ONE_CHOICE = "the folds share training images, and learning rates chosen on validation images of the first"
 CURVE_IMAGES_A_CLASS = (10, 30, 100, 300, 1_000)
 CURVE_STEPS = 500  # of LoRA at least, by more epochs where there are few images (3 to 100)
 
@@ -180,7 +211,7 @@ MOST_CONTRASTS = 6
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
-Method = Literal["probe", "head", "lora"]
+Method = Literal["probe", "head", "lora", "full"]
 
 
 @dataclass(frozen=True)
@@ -195,7 +226,8 @@ class Config:
     backbones: tuple[str, ...] = STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
-    """mini, paper, compare: probe, head, lora, or some of them (default: all); probes alone take minutes."""
+    """mini, paper, compare: which methods, each on every backbone; all four cross method and backbone (default: the
+    study's, which are probe, head, and LoRA on the ViT). Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -209,10 +241,15 @@ class Config:
     are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
     """Data sets to run (default: all of the profile; of curve fashion_mnist)."""
+    folds: int | None = None
+    """compare: test a folder without a test split in so many folds, one seed each (default: 5 below 1,000 images; 1: a
+    single split, five seeds)."""
     lite0_weights: Path | None = None
     """defects: tf_efficientnet_lite0.safetensors; with it the CNN's defects also on DATA_DIR/cifar10/, JPEG files."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
+    source: Literal["auto", "local", "hub", "torchvision"] = "auto"
+    """What the data sets that can be downloaded are read from, as in the training scripts."""
     results_dir: Path = Path("results")
     """Results go to RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
@@ -240,6 +277,11 @@ class Config:
             require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
             require(0 <= seed < 2**63, "seeds", seed, "0 or more")
+        require(self.folds is None or is_comparison, "folds", self.folds, "given for compare only")
+        require(self.folds is None or 1 <= self.folds <= 1_000, "folds", self.folds, "1 to 1000")
+        require(
+            not self.seeds or self.folds in (None, 1), "seeds", self.seeds, "left out with `folds`: one seed a fold"
+        )
         require(0 < self.margin < 100, "margin", self.margin, "above 0 and below 100 points")
         require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
 
@@ -248,6 +290,8 @@ def main(config: Config) -> None:
     # The grids, as one child process a run
     whole = _whole_grids(config)
     grids = _grids(config, whole)
+    if config.profile == "compare":
+        config = replace(config, folds=grids[0].folds)
     devices = _devices(config, grids)
     grids = [_with_threads(grid, len(devices)) for grid in grids]
     if config.show_list:
@@ -264,7 +308,7 @@ def main(config: Config) -> None:
         _announce_downloads(config, remote)
         if not config.download_only:
             grids = _announce_time(config, grids, at_once=len(devices))
-    absent = prefetch.fetch(remote, config.data_dir)
+    absent = prefetch.fetch(remote, config.data_dir, source=config.source)
     if config.download_only:
         print(f"{config.profile}: " + ("not all could be fetched" if absent else "all data and weights are in place"))
         _exit_with_failures(absent)
@@ -321,13 +365,12 @@ def _whole_grids(config: Config) -> Sequence[Grid]:
 def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
     """Return the profile's grids (``whole``, if known), reduced to the methods, seeds and data sets asked for."""
     grids = whole or _whole_grids(config)
-    if config.methods:
-        kept = [[arm for arm in grid.arms if _kind(arm) in config.methods] for grid in grids]
-        grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
-        require(bool(grids), "methods", config.methods, "such as the backbones have")
+    kept = [[arm for arm in grid.arms if _is_wanted(arm, config.methods)] for grid in grids]
+    grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
+    require(bool(grids), "methods", config.methods, "such as the backbones have")
     datasets = config.datasets or USUAL_DATASETS.get(config.profile, ())
     grids = [narrow_grid(grid, seeds=config.seeds, datasets=datasets) for grid in grids]
-    return [grid for grid in grids if grid.datasets]
+    return [_with_source(grid, config.source) for grid in grids if grid.datasets]
 
 
 def _fixed_grids(config: Config) -> list[Grid]:
@@ -339,15 +382,21 @@ def _fixed_grids(config: Config) -> list[Grid]:
     return grids
 
 
-def _kind(arm: Arm) -> str:
-    """Return which of ``--methods`` an arm is."""
-    return "probe" if arm.method == "head_probe" else arm.method.split("_")[0]
+def _with_source(grid: Grid, source: str) -> Grid:
+    """Return ``grid`` with the data sets that can be downloaded read from ``source``."""
+    own = {name: {"source": source} if name in DATASETS and DATASETS[name].download else {} for name in grid.datasets}
+    return replace(grid, datasets={name: {**its, **own[name]} for name, its in grid.datasets.items()})
+
+
+def _is_wanted(arm: Arm, methods: Sequence[str]) -> bool:
+    return METHODS[arm.method].kind in methods if methods else arm.method not in CROSSED
 
 
 def _tuned(grid: Grid) -> Grid:
     """Return the published grid by the tuned recipe."""
-    recipes = {"probe": {}, "head": TUNED | HEAD_RATES, "lora": TUNED | LORA_RATES}
-    return replace(grid, arms=tuple(arm.with_recipe(**recipes[_kind(arm)]) for arm in grid.arms), tuned=True)
+    recipes = {"head": TUNED | HEAD_RATES, "lora": TUNED | LORA_RATES, "full": TUNED | FULL_RATES, "probe": {}}
+    arms = (arm.with_recipe(**recipes[METHODS[arm.method].kind]) for arm in grid.arms)
+    return replace(grid, arms=tuple(arms), tuned=True)
 
 
 def _comparison_grids(config: Config) -> list[Grid]:
@@ -358,7 +407,9 @@ def _comparison_grids(config: Config) -> list[Grid]:
     tags = list(map(resolve_tag, config.backbones))
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
-    loaded = load_dataset(config.dataset, data_dir=config.data_dir)
+    folds = 1 if config.seeds else config.folds
+    loaded = load_dataset(config.dataset, data_dir=config.data_dir, folds=folds, source=config.source)
+    _announce_folds(loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
     steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
@@ -373,11 +424,28 @@ def _comparison_grids(config: Config) -> list[Grid]:
             *(Arm(train_vit_lora, tag, FROZEN | steps | _rates(tag, HEAD_RATES)) for tag in vits),
             *(Arm(train_cnn_head, tag, HEAD | steps | _rates(tag, HEAD_RATES)) for tag in cnns),
         ],
-        "lora": [Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), COMPARE_TARGETS) for tag in vits],
+        "lora": [
+            *(Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), VIT_TARGETS) for tag in vits),
+            *(Arm(train_cnn_lora, tag, LORA | steps | _rates(tag, LORA_RATES), CNN_TARGETS) for tag in cnns),
+        ],
+        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES)) for tag in tags],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
-    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": MINI.seeds, "tuned": True}
+    seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds
+    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": seeds, "folds": loaded.folds, "tuned": True}
     return [Grid(tuple(its), **common) for its in arms.values() if its]
+
+
+def _announce_folds(loaded: DatasetSplits) -> None:
+    """Say on standard error (commands may be printed) where the images are tested in folds."""
+    if loaded.folds > 1:
+        images = len(loaded.train) + len(loaded.val) + len(loaded.test)
+        print(
+            f"compare: {images:,} images without a test split: {loaded.folds} stratified folds, one seed each, so that "
+            "every image is tested once (--folds 1: a single split, five seeds)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
@@ -413,7 +481,7 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
         own = [narrow_grid(grid, datasets=[dataset]) for grid in grids if dataset in grid.datasets]
         names = defaultdict(dict)  # of the runs of each arm, one a variant
         for job in (job for grid in own for job in next(_stages(config, [grid])).jobs):
-            names[job.config.backbone, job.config.method][job.folder.parent.name] = None
+            names[job.config.backbone, job.config.method][model_name(job.folder.parent.name)] = None
         pairs = [(a, b) for first, second in contrasts[:MOST_CONTRASTS] for a in names[first] for b in names[second]]
         plan = Plan(tuple(pairs), own[0].seeds, config.margin)
         write_plan(config.results_dir / config.profile / result_name(dataset), plan)
@@ -467,7 +535,8 @@ def _announce_time(config: Config, grids: list[Grid], *, at_once: int) -> list[G
     seconds, feature_bytes = estimate.job_seconds(jobs, images, at_once=at_once)
     total = sum(seconds.values())
     begun = any(job.config.seed not in FEWER_SEEDS and job.folder.exists() for job in jobs)
-    if config.profile in ("mini", "compare") and not config.seeds and not begun and total > DAY:
+    has_five_seeds = config.profile in ("mini", "compare") and not config.seeds and grids[0].folds == 1
+    if has_five_seeds and not begun and total > DAY:
         print(f"five seeds take {duration(total)} here: three in their place (--seeds 0 1 2 3 4 makes five)")
         grids = [narrow_grid(grid, seeds=FEWER_SEEDS) for grid in grids]
         jobs = _jobs(config, grids)
@@ -541,7 +610,7 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
     from common.report import tables  # pandas takes a third of a second, --help does not wait
 
     folder, figures, pattern = _drawn(config)
-    runs, _ = find_runs(folder, pattern)
+    runs = _finished(config)
     if not runs:
         return
     comparisons, remarks = compare(runs, {})
@@ -551,7 +620,9 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
 
             print(*remarks, *write_curves(comparisons, folder, figures), sep="\n")
         else:
-            plot_results.main(plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern))
+            plot_results.main(
+                plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern, folds=config.folds)
+            )
         if config.profile == "defects":
             from bench.defects import write_effects
 
@@ -566,22 +637,51 @@ def _drawn(config: Config) -> tuple[Path, Path, str]:
     return config.results_dir / config.profile, config.figures_dir / config.profile, shown
 
 
+def _finished(config: Config) -> list[Run]:
+    """Return the profile's finished runs, of a comparison those on its images and in as many folds."""
+    folder, _, pattern = _drawn(config)
+    return [run for run in find_runs(folder, pattern)[0] if run.test and config.folds in (None, run.folds)]
+
+
 def _conclude(config: Config, grids: list[Grid]) -> None:
     """Print whether training was long enough, which arm to use, and the command of one run of each arm."""
     from common.report.recommendation import recommendation
 
-    folder, _, pattern = _drawn(config)
-    runs, _ = find_runs(folder, pattern)
-    for (dataset, name), gain in gains(runs, folder).items():
+    runs = _finished(config)
+    for (dataset, name), gain in gains(runs, _drawn(config)[0]).items():
         word = "not converged" if gain > NOT_CONVERGED else "converged"
         print(f"{dataset}: {name}: {word}: twice the epochs add {100 * gain:+.1f} points on validation images")
     if runs and config.profile == "compare":
-        print("", *recommendation(compare(runs, {})[0][0]), COMPARE_LIMITS, sep="\n")
+        comparison = compare(runs, {})[0][0]
+        last, shared = [], ONE_SPLIT
+        if comparison.folds > 1:
+            best = max(comparison.series, key=validation_accuracy)
+            last, shared = _last_model(config, grids, best), ONE_CHOICE
+        print("", *recommendation(comparison), *last, COMPARE_LIMITS + shared, sep="\n")
     firsts = [next(_stages(config, [replace(grid, datasets=dict([*grid.datasets.items()][:1]))])) for grid in grids]
     jobs = reversed([job for stage in firsts for job in stage.jobs])  # of several variants the first
     lines = {(job.config.backbone, job.config.method): job.shell_line for job in jobs}
     print("\none run of each arm by itself, to edit and run again:")
     print(*(f"  {line}" for line in reversed(lines.values())), sep="\n", flush=True)
+
+
+def _last_model(config: Config, grids: list[Grid], best: Series) -> list[str]:
+    """Return the commands that train the chosen arm, as it was set and at the rate it chose, on all images, and use it.
+
+    There are none where the run that is best is not of these grids.
+    """
+    from common.report.recommendation import labelling_command
+
+    folders, history = [run.folder for run in best.runs], best.runs[0].result.history
+    configs = [job.config for stage in _stages(config, grids) for job in stage.jobs if job.folder in folders]
+    if not configs:
+        return []
+    job = job_for(on_all_images(configs[0], seed=grids[0].first_seed, lr=history[0].lr if history else None))
+    return [
+        "none of these models has seen all images; train one more that has (it has no test score of its own, the mean "
+        f"over the folds stands for it):\n  {job.shell_line}",
+        labelling_command(job.folder),
+    ]
 
 
 def _exit_with_failures(failures: dict[str, str]) -> None:

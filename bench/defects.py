@@ -24,7 +24,7 @@ from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import Estimate
 from common.evaluation.spread import Spread
 from common.figures import style
-from common.figures.effects import effects
+from common.figures.defects import effects
 from common.grid.grid import Grid, grid_configs, job_for
 from common.grid.scheduler import Job
 from common.report.tables import write_table

@@ -49,7 +49,7 @@ from common.runs.naming import run_folder  # noqa: E402
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes  # noqa: E402
 from common.runs.result import RESULT_FILE  # noqa: E402
 from common.runtime.errors import AlreadyFinished, UserError  # noqa: E402
-from common.runtime.seeding import numpy_generator, torch_seed  # noqa: E402
+from common.runtime.seeding import numpy_generator  # noqa: E402
 from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader, Loader  # noqa: E402
 from common.training.methods.lora import Lora  # noqa: E402
 from common.training.run import RunContext, announce_data, open_run  # noqa: E402
@@ -259,25 +259,21 @@ class PublishedLora(Lora):
     def build(
         self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device
     ) -> lora.LoraViT:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         lora.require_plain_vit(backbone, "all-linear")
-        vit = backbone.module
         settings = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
         config = LoraConfig(**settings, target_modules=list(self.LAYERS), modules_to_save=["head"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(seed, "init"))
-            vit.reset_classifier(classes)
-            model = get_peft_model(vit, config)
-        for block in vit.blocks:
+        model = lora.adapt(backbone, config, classes=classes, seed=seed)
+        for block in backbone.module.blocks:
             block.attn.proj.register_forward_hook(read_weight_alone)
         if device.type == "cpu" and precision == "bf16":
             backbones.unfuse_attention(model)  # its fused kernel is slow there
-        return lora.LoraViT(model, precision).to(device).train(False)
+        options = {"classifier": "head", "precision": precision, "memory_format": torch.contiguous_format}
+        return lora.LoraViT(model, **options).to(device).train(False)
 
-    def describe(self) -> dict[str, Any]:
-        sound = super().describe()["lora"]
-        return {"lora": sound | {"target_modules": list(self.LAYERS)}}
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        return {"lora": self.matrices() | {"target_modules": list(self.LAYERS)}}
 
 
 def read_weight_alone(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,9 @@ class DataConfig:
     """Name under which an image folder's results are kept (default: the folder's own name)."""
     data_dir: Path = Path("data")
     """Where the named data sets lie, or are downloaded to."""
+    source: Literal["auto", "local", "hub", "torchvision"] = "auto"
+    """What a named data set is read from: auto (what lies there, else a download), local (without a download), hub (the
+    Hugging Face Hub's parquet files) or torchvision (its files)."""
     weights: str = setting("pretrained", published="pretrained")
     """Backbone weights: pretrained (timm's download), random (to try the code out), or a .safetensors file."""
     image_size: int | None = setting(None, short="px", published=None)
@@ -43,7 +46,13 @@ class DataConfig:
     test_limit: int | None = setting(None, short="test", published=None)
     """Test on this many images, stratified, the same for every method and seed."""
     split_seed: int = setting(0, short="split", published=0)
-    """Seed of the validation split and of the limits; apart from the seed, so that all seeds see the same images."""
+    """Seed of the validation split, limits and folds; apart from the seed, so that all seeds see the same images."""
+    folds: int = setting(1, published=1)
+    """Of a folder without a test split: test on one of so many stratified parts, and train on the others."""
+    fold: int = setting(0, published=0)
+    """Which of the folds is the test part, from 0."""
+    all_images: bool = setting(False, short="all-images", published=False)
+    """Of a folder without a test split: keep no test part, for a last model on all images. It has no test score."""
     skip_damaged: bool = setting(False, short="skip", published=False)
     """Leave unreadable images out and record them, instead of stopping with their list."""
 
@@ -55,6 +64,10 @@ class DataConfig:
             value = getattr(self, limit)
             require(value is None or value >= 1, limit, value, "at least 1")
         require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "0 or more, below 2**63")
+        require(1 <= self.folds <= 1_000, "folds", self.folds, "1 (a single split) to 1000")
+        require(0 <= self.fold < self.folds, "fold", self.fold, f"0 or more, and below `folds`, {self.folds}")
+        is_tested = self.folds > 1 or self.test_limit is not None
+        require(not (self.all_images and is_tested), "all_images", True, "given without `folds` and `test_limit`")
         check_weights(self.weights)
 
 
@@ -65,7 +78,8 @@ class TuningConfig:
     extend: int = setting(0, published=0)
     """Further rates at most, each by a factor of 3, while the best one is the highest or the lowest."""
     tuned_on: int | None = setting(None, published=None)
-    """Train the learning rate alone that the finished run of this seed chose among the same ones."""
+    """Train the learning rate alone that the finished run of this seed chose among the same ones; with folds, its run
+    of fold 0."""
 
     def __post_init__(self) -> None:
         require(0 <= self.extend <= 10, "extend", self.extend, "0 to 10")

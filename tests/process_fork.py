@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = ("train_cnn_head", "train_vit_lora", "evaluate", "plot_results", "reproduce")
+SCRIPTS = ("train_cnn_head", "train_vit_lora", "train_full", "train_cnn_lora", "evaluate", "plot_results", "reproduce")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +122,7 @@ def test_no_data_and_no_network_says_how_to_provide_them(name, tmp_path, monkeyp
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     message = _refusal(name, data_dir=tmp_path / "data")
     for part in ("is missing", str(tmp_path / "data"), "train/<class>/", "http", "no network", "`data_dir`"):
         assert part in message
@@ -183,7 +185,7 @@ def test_mnists_files_are_read_as_torchvision_reads_them(tmp_path):
     from torchvision import datasets
 
     _mnist_files(tmp_path)
-    for part, images in registry.read("mnist", tmp_path, download=False).parts.items():
+    for part, images in registry.read("mnist", tmp_path, source="local").parts.items():
         kind = datasets.MNIST(str(tmp_path), train=part == "train")
         np.testing.assert_array_equal(images.pixels, kind.data.numpy())
         np.testing.assert_array_equal(images.labels, kind.targets.numpy())
@@ -193,9 +195,9 @@ def test_mnists_files_are_read_as_torchvision_reads_them(tmp_path):
 def test_cifars_files_are_read_as_torchvision_reads_them(tmp_path, name, monkeypatch):
     kind = write_cifar(tmp_path, name)
     with pytest.raises(UserError, match=f"{name} is not under"):  # pickles of other sums are not opened
-        registry.read(name, tmp_path, download=False)
+        registry.read(name, tmp_path, source="local")
     publish_cifar(tmp_path, name, monkeypatch)
-    for part, images in registry.read(name, tmp_path, download=False).parts.items():
+    for part, images in registry.read(name, tmp_path, source="local").parts.items():
         theirs = kind(str(tmp_path), train=part == "train")
         np.testing.assert_array_equal(images.pixels, theirs.data)
         assert images.labels.tolist() == theirs.targets

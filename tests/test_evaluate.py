@@ -98,7 +98,7 @@ def test_the_exported_program_takes_any_batch_and_gives_the_same_logits(runs, ki
 
 def test_a_head_of_two_layers_is_no_timm_checkpoint(runs, tmp_path, capsys):
     assert _evaluate(runs["mlp"], "--export", tmp_path / "model.safetensors") == 2
-    assert "--export FILE.pt2" in capsys.readouterr().err
+    assert "take --export FILE.pt2 or FILE.onnx" in capsys.readouterr().err
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -163,8 +163,15 @@ def test_a_damaged_file_of_a_run_is_named_and_not_scored(runs, name, tmp_path, c
     ("flags", "said"),
     [
         (["--predict", "somewhere"], "needs --out"),
-        (["--predict", "somewhere", "--out", "x.json"], "a .csv file"),
-        (["--export", "model.onnx"], "FILE.safetensors or FILE.pt2"),
+        (["--predict", "somewhere", "--out", "x.txt"], "FILE.csv or FILE.json"),
+        (["--predict", "--out", "x.csv"], "no image"),
+        (["--export", "model.bin"], "FILE.safetensors or FILE.pt2 or FILE.onnx"),
+        (["--export", "x.safetensors", "--with-preprocessing"], "needs --export FILE.onnx"),
+        (["--embed", "x.npy"], "FILE.npz"),
+        (["--embed", "x.npz", "--predict", "somewhere"], "do not go together"),
+        (["--corrupt", "all", "--dataset", "digits"], "do not go together"),
+        (["--top", "5"], "--top goes with --predict alone"),
+        (["--images", "somewhere"], "--images goes with --embed alone"),
         (["--dataset", "digits", "--export", "model.pt2"], "do not go together"),
         (["--device", "tpu"], "auto, cpu, cuda"),
         (["--predict", "nowhere", "--out", "x.csv"], "no folder with images"),

@@ -16,7 +16,7 @@ from common.training.loop import OptimizerConfig
 from common.training.methods import IMPLEMENTATIONS, new_method
 
 CPU = torch.device("cpu")
-SETTINGS = {"rank": 2, "alpha": 8.0, "dropout": 0.1, "head_dropout": 0.5}
+SETTINGS = {"rank": 2, "alpha": 8.0, "dropout": 0.1, "head_dropout": 0.5, "batchnorm": "train"}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +38,7 @@ def test_every_method_has_facts_and_behaviour():
 
 
 def test_a_method_without_steps_uses_no_setting_of_the_optimizer():
-    of_steps = {each.name for each in dataclasses.fields(OptimizerConfig)} - {"seed"}
+    of_steps = {each.name for each in dataclasses.fields(OptimizerConfig)} - {"seed", "decays_vectors"}
     without = [spec for spec in METHODS.values() if not spec.has_steps]
     assert without and all(of_steps <= set(spec.unused_settings) for spec in without)
 

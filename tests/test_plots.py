@@ -40,7 +40,8 @@ STEMS = {
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
     *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
-PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name != "few_shot"]
+OF_SOME = ("few_shot", "corruptions", "method_and_backbone")  # where the runs have what they show
+PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name not in OF_SOME]
 ACROSS = [name for name, spec in FIGURES.items() if spec.across]
 
 

@@ -40,7 +40,7 @@ def test_an_entry_has_torchvisions_files_and_sums(name):
     spec = DATASETS[name]
     kind = getattr(datasets, spec.torchvision)
     if hasattr(kind, "base_folder"):
-        assert spec.folder == kind.base_folder
+        assert (spec.folder, spec.archive) == (kind.base_folder, kind.filename)
         assert dict(spec.files) == dict(map(tuple, [*kind.train_list, *kind.test_list]))
     else:
         assert spec.folder == f"{kind.__name__}/raw"
@@ -55,7 +55,7 @@ def test_digits_have_the_sizes_of_their_entry():
 
 
 def test_what_has_no_download_is_neither_fetched_nor_looked_for_on_the_internet(tmp_path, monkeypatch):
-    own = replace(DATASETS["mnist"], torchvision=None)
+    own = replace(DATASETS["mnist"], torchvision=None, hub=None, download=None)
     monkeypatch.setitem(DATASETS, "own", own)
     configs = [train_cnn_head.Config(dataset=name, weights="random") for name in ("digits", "own", "mnist")]
     assert prefetch.wanted(configs) == ["mnist"]

@@ -130,8 +130,13 @@ def test_the_record_holds_what_the_runs_predicted(folder):
     (compared,) = compare(folder)
     tested = explorer.read_test_predictions(compared)
     record = explorer.explorer_record(compared, tested, None, "none here")
-    runs = [run for model in record["models"] for run in model["runs"]]
-    for run, packed in zip(explorer.runs_of(compared), runs, strict=True):
+    packs = [
+        trained | tested
+        for model in record["models"]
+        for trained, tested in zip(model["runs"], model["tested"], strict=True)
+    ]
+    runs = [run for series in compared.series for run in series.runs]
+    for run, packed in zip(runs, packs, strict=True):
         arrays = np.load(run.folder / PREDICTIONS_FILE)
         exponents = np.exp(arrays["logits"].astype(float))
         assert np.array_equal(unpacked(packed["predicted"], "<u2"), arrays["logits"].argmax(axis=1))
@@ -140,7 +145,8 @@ def test_the_record_holds_what_the_runs_predicted(folder):
             (exponents / exponents.sum(axis=1, keepdims=True)).max(axis=1),
             atol=1e-5,
         )
-        assert packed["seed"] == run.seed and packed["val_loss"] == [row.val_loss for row in run.result.history]
+        assert packed["seed"] == run.seed and packed["name"] == f"seed {run.seed}"
+        assert packed["val_loss"] == [row.val_loss for row in run.result.history]
     assert np.array_equal(unpacked(record["labels"], "<u2"), arrays["labels"])
     assert np.array_equal(unpacked(record["indices"], "<u4"), arrays["indices"])
     assert (record["sheet"], record["remark"]) == (None, "none here")
@@ -187,7 +193,7 @@ def test_what_all_seeds_share_is_said_once(folder):
 
 
 def test_uncommitted_changes_and_tried_rates_are_said(folder):
-    (run, *_) = explorer.runs_of(compare(folder)[0])
+    run = compare(folder)[0].series[0].runs[0]
     environment = {**run.result.environment, "git_commit": "abc", "git_dirty": True, "torch": "2.9"}
     trials = [{"lr": 1e-4}, {"lr": 1e-3}]
     rows = dict(
@@ -204,8 +210,9 @@ def test_uncommitted_changes_and_tried_rates_are_said(folder):
 
 def test_thumbnails_are_the_images_the_run_was_tested_on(tmp_path):
     digits = digit_runs(tmp_path, models=1, seeds=1, test_limit=100)
-    run = compare(tmp_path)[0].series[0].runs[0]
-    images, remark = thumbnails.test_images(run, None)
+    (comparison,) = compare(tmp_path)
+    tested = explorer.read_test_predictions(comparison)
+    images, remark = thumbnails.test_images(comparison.series[0].runs[0], tested.labels, tested.indices, None)
     positions = np.array([3, 50, 99])
     sheet = thumbnails.draw_sheet(images, positions)
     assert remark == "" and sheet.side == 8

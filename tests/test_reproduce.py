@@ -170,7 +170,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, capsys, 
 def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, capsys, tmp_path):
     asked = []
 
-    def fetch(name: str, data_dir: Path) -> None:
+    def fetch(name: str, data_dir: Path, source: str) -> None:
         asked.append(name)
         if name.startswith("resnet50"):
             raise UserError("no pretrained weights: bring the file")

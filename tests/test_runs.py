@@ -68,7 +68,8 @@ OTHER = {
     "alpha": 8.0, "dropout": 0.25, "head_dropout": 0.25, "image_size": 96, "resize": "crop", "val_fraction": 0.25,
     "test_limit": 300, "split_seed": 3, "skip_damaged": True, "precision": "fp32", "compile": "off",
     "deterministic": True, "schedule": "cosine", "warmup": 0.125,
-    "extend": 2, "tuned_on": 7, "targets": "all-linear", "also_train": "norms",
+    "extend": 2, "tuned_on": 7, "folds": 5, "fold": 2, "all_images": True,
+    "targets": "all-linear", "also_train": "norms",
 }  # fmt: skip
 # Named by the folders around the run's, or not at all.
 NAMED_OTHERWISE = {"dataset", "backbone", "seed", "extend", "tuned_on"}
@@ -77,6 +78,7 @@ NAMED_OTHERWISE = {"dataset", "backbone", "seed", "extend", "tuned_on"}
 @pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])
 def test_every_field_is_a_setting_or_on_the_list_of_those_that_change_no_result(script):
     with_it = {"extend": {"lr": (1e-3, 3e-3)}, "tuned_on": {"lr": (1e-3, 3e-3)}}  # what it needs to be possible
+    with_it |= {"fold": {"folds": 5}}
     with_it |= {"head": {"rank": 0}} if script is train_vit_lora else {}
     for each in dataclasses.fields(script.Config):
         if each.name in NOT_IDENTITY:
@@ -93,7 +95,7 @@ def test_every_field_is_a_setting_or_on_the_list_of_those_that_change_no_result(
 
 @pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])
 def test_the_longest_name_is_short_enough_for_a_folder_and_still_its_own(script):
-    known = {each.name for each in dataclasses.fields(script.Config)} - {"backbone", "head"}
+    known = {each.name for each in dataclasses.fields(script.Config)} - {"backbone", "head", "all_images"}
     changed = {name: value for name, value in OTHER.items() if name in known}
     names = [_name(script, VIT, **changed, **more) for more in ({}, {"dataset_name": "x"}, {"run_name": None})]
     assert len(set(names)) == 1 and len(names[0]) < 150

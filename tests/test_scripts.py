@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import train_cnn_head
+import train_cnn_lora
 import train_vit_lora
 from common import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = ["train_vit_lora.py", "train_cnn_head.py", "evaluate.py", "plot_results.py"]
+TRAINERS = ["train_vit_lora.py", "train_cnn_head.py", "train_cnn_lora.py", "train_full.py"]
+SCRIPTS = [*TRAINERS, "evaluate.py", "plot_results.py"]
 TINY = [
     *("--dataset=digits", "--weights=random", "--image-size=32", "--epochs=1"),
     *("--train-limit=60", "--test-limit=20", "--no-feature-cache"),
@@ -128,6 +130,7 @@ def test_what_lora_adapts_is_refused_where_there_is_no_lora(flag, tmp_path, caps
         (train_vit_lora, ["--rank=0"], "test_resnet", "use train_cnn_head.py"),
         (train_vit_lora, [], "deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         (train_cnn_head, [], "test_vit", "use train_vit_lora.py"),
+        (train_cnn_lora, [], "test_vit", "use train_vit_lora.py"),
     ],
 )
 def test_each_script_refuses_the_others_backbones(script, flags, backbone, said, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A data set ready for training: train, validation and test images, fixed by the split seed."""
 
+import glob
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.data import image_folder, registry, splits
-from common.data.images import LabelledImages
+from common.data.images import EXTENSIONS, LabelledImages
 from common.data.registry import DATASETS
 from common.data.splits import RawSplits, limit, split
 from common.runtime.errors import UserError, suggestion
@@ -21,7 +22,9 @@ class DatasetSplits:
     """Three disjoint sets of images over the same classes, and what a result has to say about them.
 
     ``fingerprint`` is the SHA-256 (64 hexadecimal digits) of all the data, whatever the limits and the split seed;
-    ``skipped`` names the damaged files that were left out, relative to the image folder.
+    ``skipped`` names the damaged files that were left out, relative to the image folder. ``read_from``: what the data
+    were read from, in a few words. ``test`` is one of ``folds`` parts of all images where these are more than one, and
+    empty where all images were asked for.
     """
 
     name: str
@@ -32,11 +35,17 @@ class DatasetSplits:
     fingerprint: str
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    read_from: str = ""
+    folds: int = 1
 
 
-def check_dataset(dataset: str) -> None:
-    """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError)."""
+def check_dataset(dataset: str, source: str = "auto") -> None:
+    """Refuse, without reading any data, what is neither a named data set nor an existing folder (UserError).
+
+    Also refused is a ``source`` (``registry.read``) that does not have it.
+    """
     if dataset in DATASETS or Path(dataset).is_dir():
+        registry.require_source(dataset, source)
         return
     guess = suggestion(dataset.lower().replace("-", "_"), DATASETS)
     raise UserError(f"no data set {dataset!r}{guess}: use one of {registry.DATASET_CHOICES}")
@@ -70,48 +79,62 @@ def load_dataset(
     split_seed: int = 0,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    folds: int | None = 1,
+    fold: int = 0,
+    all_images: bool = False,
     skip_damaged: bool = False,
     workers: int | None = None,
-    download: bool = True,
+    source: str = "auto",
 ) -> DatasetSplits:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
-    ``test_limit`` so many test images, all stratified. ``workers`` threads check an image folder (default: all cores).
-    Without ``download``, a named data set that is not on disk is missing.
+    ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
+    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
+    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``).
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
-    source = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, download=download)
-    train, val, test = limit(split(source, val_fraction, split_seed), train_limit, test_limit, split_seed)
-    fingerprint = splits.fingerprint(source.classes, source.parts)
-    notes = (*source.notes, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
+    raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
+    folds = splits.usual_folds(raw) if folds is None else folds
+    parts = split(raw, val_fraction, split_seed, folds=folds, fold=fold, all_images=all_images)
+    train, val, test = limit(parts, train_limit, test_limit, split_seed)
+    fingerprint = splits.fingerprint(raw.classes, raw.parts)
+    drawn = _note_test_part(folds, fold, all_images) if "all" in raw.parts else []
+    notes = (*raw.notes, *drawn, *_note_other_bytes(dataset, fingerprint), *_note_copies(train, val, test))
     return DatasetSplits(
-        result_name(dataset, name), source.classes, train, val, test, fingerprint, notes, source.skipped
+        result_name(dataset, name), raw.classes, train, val, test, fingerprint, notes, raw.skipped, raw.read_from, folds
     )
 
 
 def load_dataset_of_run(
-    settings: Mapping[str, Any], *, data_dir: Path | None = None, workers: int | None = None, download: bool = True
+    settings: Mapping[str, Any],
+    *,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    source: str | None = None,
 ) -> DatasetSplits:
     """Load and split the data of a run, from its settings: those of a script, or those in a ``result.json``.
 
     Args:
         data_dir: where the named data sets lie now, if not where the settings say.
         workers: threads that check an image folder (default: as the settings say).
+        source: what a named data set is read from (default: as the settings say; older records do not).
     """
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
+    later = {name: settings[name] for name in ("folds", "fold", "all_images") if name in settings}
     return load_dataset(
         settings["dataset"],
         name=settings["dataset_name"],
         data_dir=data_dir or Path(settings["data_dir"]),
         workers=settings["workers"] if workers is None else workers,
-        download=download,
+        source=source or settings.get("source", "auto"),
         **{choice: settings[choice] for choice in choices},
+        **later,  # older records mean by their absence what is the default
     )
 
 
@@ -123,36 +146,60 @@ def load_labelled(
     They are the test split of a named data set or of an image folder that has one, and else all of its images. Data
     that are missing or damaged are a UserError.
     """
-    source = _read(dataset, data_dir, workers=workers)
-    return source.parts["all"] if "all" in source.parts else source.parts["test"], source.classes
+    raw = _read(dataset, data_dir, workers=workers)
+    return raw.parts["all"] if "all" in raw.parts else raw.parts["test"], raw.classes
 
 
-def load_unlabelled(folder: Path) -> LabelledImages:
-    """Return all images below ``folder`` (any depth), sorted by path, with labels -1; nothing is decoded yet.
+def load_unlabelled(*paths: Path | str) -> LabelledImages:
+    """Return the images that ``paths`` name, each once and with label -1; nothing is decoded yet.
+
+    A path is an image file, a folder (all images below it, at any depth, sorted by path), or a pattern of ``glob``.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a folder below it that may not be read.
+        UserError: a path names no image, or a folder that may not be read.
     """
+    files = tuple(dict.fromkeys(file for path in paths for file in _images_at(str(path))))
+    if not files:
+        raise UserError("no image is named: give a folder, files, or a pattern")
+    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+
+
+def _images_at(path: str) -> list[Path]:
+    matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    files = [file for match in matches for file in (_files_below(match) if os.path.isdir(match) else [Path(match)])]
+    images = [file for file in files if image_folder.is_image(file)]
+    if not images:
+        kinds = ", ".join(EXTENSIONS)
+        raise UserError(f"{path!r} is no folder with images, no image file ({kinds}) and no pattern of any")
+    return images
+
+
+def _files_below(folder: str) -> list[Path]:
+    """Return the files below ``folder``, without hidden ones, sorted by path."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror or error}") from error
 
-    folder = Path(folder)
-    walk = os.walk(folder, onerror=unreadable) if folder.is_dir() else ()
-    found = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
-    files = tuple(sorted(filter(image_folder.is_image, found)))
-    if not files:
-        raise UserError(f"{str(folder)!r} is no folder with images")
-    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+    walk = os.walk(folder, onerror=unreadable)
+    return sorted(Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
 
 
 def _read(
-    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, download: bool = True
+    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, source: str = "auto"
 ) -> RawSplits:
-    check_dataset(dataset)
+    check_dataset(dataset, source)
     if dataset in DATASETS:
-        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, download=download)
+        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, source=source)
     return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+
+
+def _note_test_part(folds: int, fold: int, all_images: bool) -> list[str]:
+    """Note what the test part of data without a test split is."""
+    if all_images:
+        return ["all images are for training and validation: this model has no test score"]
+    if folds > 1:
+        return [f"the folder has no test split: fold {fold} (from 0) of {folds} stratified ones is the test part"]
+    return ["the folder has no test split: 20 % of each class were set aside by the split seed"]
 
 
 def _note_other_bytes(dataset: str, fingerprint: str) -> list[str]:

@@ -46,7 +46,7 @@ def _read_idx_pair(images_file: Path, labels_file: Path) -> LabelledImages:
         raise UserError(f"{str(images_file)!r} has {len(pixels):,} images, {str(labels_file)!r} {len(labels):,} labels")
     if 0 in pixels.shape:
         raise UserError(f"{str(images_file)!r} has images without pixels: remove that file")
-    return _in_memory(pixels, labels)
+    return in_memory(pixels, labels)
 
 
 def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def _read_cifar(folder: Path, names: Iterable[str]) -> LabelledImages:
     key = "fine_labels" if "fine_labels" in batches[0] else "labels"
     pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch[key] for batch in batches])
-    return _in_memory(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels)
+    return in_memory(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels)
 
 
 def read_digits(*_: object) -> dict[str, LabelledImages]:
@@ -86,11 +86,11 @@ def read_digits(*_: object) -> dict[str, LabelledImages]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = _in_memory(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
+    images = in_memory(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
     train, test = stratified_split(images.labels, 0.2, np.random.default_rng(DIGITS_SPLIT_SEED))
     return {"train": images.subset(train), "test": images.subset(test)}
 
 
-def _in_memory(pixels: np.ndarray, labels: np.ndarray) -> LabelledImages:
+def in_memory(pixels: np.ndarray, labels: np.ndarray) -> LabelledImages:
     """Wrap (N, H, W[, 3]) uint8 ``pixels`` and N integer ``labels``, in natural order."""
     return LabelledImages(labels.astype(np.int64), np.arange(len(labels)), pixels, digests=digests_of(pixels))

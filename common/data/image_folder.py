@@ -1,4 +1,4 @@
-"""Image folders: ``train/<class>/*`` with ``test/<class>/*`` (and ``val/``), or ``<class>/*`` alone."""
+"""Image folders: ``train/<class>/*`` with ``test/<class>/*`` (and ``val/``), ``<class>/*`` alone, or a label file."""
 
 import os
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data import label_file
 from common.data.images import EXTENSIONS, LabelledImages, decode_bytes
-from common.data.splits import RawSplits
+from common.data.splits import SPLIT_NAMES, RawSplits
 from common.runtime.errors import UserError
 from common.runtime.files import digest
 from common.runtime.progress import progress
 
 NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
-SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
 MAX_BYTES = 2**30  # ... as long as all together fit into 1 GiB
 SMALL_FILE = 10_000  # bytes; below, decoding is mostly Python, and threads that wait for its lock halve the speed
@@ -36,14 +36,19 @@ def read(folder: Path, *, skip_damaged: bool = False, workers: int | None = None
     Images lie directly in their class's folder. Hidden files, other extensions and unrelated folders are ignored and
     counted in a note; a folder inside a class is refused, because it is more often a wrong path than a class. Symbolic
     links are followed. Where all images have one size of at most 64 x 64 they are kept in memory (grey as RGB if
-    there are both); otherwise they stay files.
+    there are both); otherwise they stay files. Where a label file lies in ``folder``, it says what its images are.
 
     Raises:
-        UserError: no such layout, a class without images, less than two classes, a test class that ``train`` lacks,
-            or damaged files, all of them counted, unless ``skip_damaged`` leaves them out.
+        UserError: no such layout, a label file that does not fit (``label_file.read``), a class without images, less
+            than two classes, a test class that ``train`` lacks, or damaged files, all of them counted, unless
+            ``skip_damaged`` leaves them out.
     """
-    roots, notes = _layout(folder)
-    listed = {part: _list_classes(root, notes) for part, root in roots.items()}
+    table, notes = label_file.find(folder, is_needed=not _has_class_folders(folder))
+    if table:
+        listed = label_file.read(table, _below(folder), notes)
+    else:
+        roots = _layout(folder, notes)
+        listed = {part: _list_classes(root, notes) for part, root in roots.items()}
     classes = _common_classes(listed, folder)
     files = {part: [found.get(name, []) for name in classes] for part, found in listed.items()}
     scans = _scan([file for part in files.values() for of_class in part for file in of_class], workers)
@@ -52,7 +57,8 @@ def read(folder: Path, *, skip_damaged: bool = False, workers: int | None = None
     parts = {part: _images(by_class, scans, pixels) for part, by_class in files.items()}
     for part, images in parts.items():
         notes += _missing_classes(part, images, classes, folder)
-    return RawSplits(classes, parts, tuple(notes), skipped)
+    read_from = f"label file {table.name}" if table else "class folders"
+    return RawSplits(classes, parts, tuple(notes), skipped, read_from)
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
@@ -65,8 +71,23 @@ def _visible(folder: Path) -> list[os.DirEntry]:
         raise UserError(f"cannot read the folder {str(folder)!r}: {error.strerror or error}") from error
 
 
-def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the root folder of each part and the notes on how the layout was understood."""
+def _has_class_folders(folder: Path) -> bool:
+    """Tell whether ``folder`` may be laid out by folders: by splits, or by two classes and more."""
+    names = [entry.name.lower() for entry in _visible(folder) if _is_folder(entry)]
+    return len(names) > 1 or any(name in SPLIT_NAMES for name in names)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return all images below ``folder``, at any depth, sorted by path; those in hidden folders are passed over."""
+    found = []
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in NO_CLASSES]
+        found += [Path(entry) for entry in _visible(Path(parent)) if is_image(entry)]
+    return sorted(found)
+
+
+def _layout(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """Return the root folder of each part; ``notes`` say how the layout was understood."""
     names = [entry.name for entry in _visible(folder) if _is_folder(entry)]
     found: dict[str, Path] = {}
     for name in names:
@@ -76,18 +97,19 @@ def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if part:
             found[part] = folder / name
     if not found:
-        return {"all": folder}, ["the folder has no test split: 20 % of each class were set aside by the split seed"]
+        return {"all": folder}
     if "train" not in found or len(found) == 1:
         raise UserError(
             f"{str(folder)!r} has {', '.join(sorted(found))} but needs train with test (or val); "
             "a folder of class folders alone is split 80/20"
         )
     ignored = [name for name in names if folder / name not in found.values()]
-    notes = [f"ignored beside train: {', '.join(map(repr, ignored))}"] if ignored else []
+    if ignored:
+        notes.append(f"ignored beside train: {', '.join(map(repr, ignored))}")
     if "test" not in found:
         notes.append(f"there is no test folder: {found['val'].name!r} serves as the test split")
         found["test"] = found.pop("val")
-    return {part: found[part] for part in ("train", "val", "test") if part in found}, notes
+    return {part: found[part] for part in ("train", "val", "test") if part in found}
 
 
 def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:

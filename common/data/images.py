@@ -48,6 +48,19 @@ class LabelledImages:
         )
 
 
+def joined(*parts: LabelledImages) -> LabelledImages:
+    """Return the images of several parts of one data set in the order of their ``indices``."""
+    order = np.argsort(np.concatenate([part.indices for part in parts]), kind="stable")
+    first = parts[0]
+    return LabelledImages(
+        labels=np.concatenate([part.labels for part in parts]),
+        indices=np.concatenate([part.indices for part in parts]),
+        pixels=None if first.pixels is None else np.concatenate([part.pixels for part in parts]),
+        files=None if first.files is None else sum((part.files for part in parts), ()),
+        digests=None if first.digests is None else np.concatenate([part.digests for part in parts]),
+    ).subset(order)
+
+
 def decode(path: Path) -> np.ndarray:
     """Decode an image file to uint8, (H, W) where it is grey and (H, W, 3) RGB otherwise; see ``decode_bytes``.
 

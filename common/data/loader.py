@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.data import augmentation
+from common.data.corruptions import corrupt
 from common.data.images import LabelledImages, decode
 from common.data.transforms import Transform, channels_first, normalise, resize
 from common.runtime.environment import cores
@@ -105,7 +106,10 @@ class _Batches(Dataset):
             pixels = self._resized(positions)
         except UserError as error:
             return str(error)  # an exception from a worker process would arrive wrapped in its traceback
-        return self._augmented(pixels, positions) if self.transform.augment == "light" else pixels
+        if self.transform.augment == "none":
+            return pixels
+        change = self._augmented if self.transform.augment == "light" else self._corrupted
+        return change(pixels, positions)
 
     def _resized(self, positions: np.ndarray) -> torch.Tensor:
         if self.images.pixels is not None:
@@ -115,6 +119,12 @@ class _Batches(Dataset):
         if len({image.shape[1] for image in resized}) > 1:  # grey and colour in one batch
             resized = [image.expand(-1, 3, -1, -1) for image in resized]
         return torch.cat(resized)
+
+    def _corrupted(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+        kind, severity = self.transform.augment.rsplit("-", 1)
+        images = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()  # (B, S, S, 3)
+        pairs = zip(images, self.images.indices[positions].tolist(), strict=True)
+        return channels_first(np.stack([corrupt(image, kind, int(severity), index) for image, index in pairs]))
 
     def _augmented(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
         seed, epoch = self.augment_key

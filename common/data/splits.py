@@ -12,17 +12,28 @@ from common.runtime.errors import UserError
 from common.runtime.files import digest
 
 Splits = tuple[LabelledImages, LabelledImages, LabelledImages]  # train, validation and test
-_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT = range(5)  # one generator for each draw, keyed with the split seed
+# One generator for each draw, keyed with the split seed.
+_VAL, _TEST, _TRAIN_LIMIT, _VAL_LIMIT, _TEST_LIMIT, _FOLDS = range(6)
+
+SMALL, FOLDS = 1_000, 5  # images, below which data without a test split are best cut into so many folds
 
 
 @dataclass(frozen=True)
 class RawSplits:
-    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone."""
+    """Data as they came, before any draw: parts ``train`` and ``test``, maybe ``val``; or ``all`` alone.
+
+    ``read_from`` says in a few words what they were read from.
+    """
 
     classes: tuple[str, ...]
     parts: dict[str, LabelledImages]
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    read_from: str = ""
+
+
+# What a folder or a label file may call the parts.
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
 def stratified_sample(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,6 +78,19 @@ def stratified_split(labels: np.ndarray, fraction: float, rng: np.random.Generat
     return rest, sample
 
 
+def stratified_folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Return which of ``folds`` stratified parts each of the (N,) int ``labels`` is in: (N,) int64, from 0.
+
+    The images are dealt out class by class, each class in random order: the parts of the whole, and those of every
+    class, differ by one image at most. A class of at least ``folds`` images is in every part.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    parts = np.empty(len(labels), dtype=np.int64)
+    parts[order] = np.arange(len(labels)) % folds
+    return parts
+
+
 def fingerprint(classes: Sequence[str], parts: Mapping[str, LabelledImages]) -> str:
     """Return the SHA-256, 64 hexadecimal digits, of the class names and each part's labels, sizes and contents.
 
@@ -90,14 +114,52 @@ def count_copies(images: LabelledImages, others: Sequence[LabelledImages]) -> in
     return int(np.isin(images.digests, np.concatenate([other.digests for other in others])).sum())
 
 
-def split(source: RawSplits, val_fraction: float, split_seed: int) -> Splits:
-    """Return train, validation and test images: the parts the data came with, or drawn where they did not."""
+def usual_folds(source: RawSplits) -> int:
+    """Return into how many folds small data without a test split are best cut: 1, a single split, for all others."""
+    images = source.parts.get("all")
+    if images is None or len(images) >= SMALL:
+        return 1
+    return min(FOLDS, int(np.bincount(images.labels).min()))
+
+
+def split(
+    source: RawSplits, val_fraction: float, split_seed: int, *, folds: int = 1, fold: int = 0, all_images: bool = False
+) -> Splits:
+    """Return train, validation and test images: the parts the data came with, or drawn where they did not.
+
+    Of data without a test split a fifth is for the test, or with several ``folds`` the one numbered ``fold``, or
+    nothing where ``all_images`` are wanted. Validation is then drawn from the rest.
+
+    Raises:
+        UserError: the data have a test split of their own, or too few images of a class for what is asked.
+    """
     parts = dict(source.parts)
     if "all" in parts:
-        parts["train"], parts["test"] = _draw(parts.pop("all"), 0.2, source.classes, split_seed, _TEST)
+        whole = parts.pop("all")
+        if all_images:
+            parts["train"], parts["test"] = whole, whole.subset(np.arange(0))
+        elif folds > 1:
+            parts["train"], parts["test"] = _take_fold(whole, folds, fold, source.classes, split_seed)
+        else:
+            parts["train"], parts["test"] = _draw(whole, 0.2, source.classes, split_seed, _TEST)
+    elif all_images or folds > 1:
+        asked = "`all_images`" if all_images else f"`folds` {folds}"
+        raise UserError(f"{asked} is for an image folder without a test split; these data have one of their own")
     if "val" not in parts:
         parts["train"], parts["val"] = _draw(parts["train"], val_fraction, source.classes, split_seed, _VAL)
     return parts["train"], parts["val"], parts["test"]
+
+
+def _take_fold(
+    images: LabelledImages, folds: int, fold: int, classes: tuple[str, ...], split_seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Set aside the fold numbered ``fold``: returns (rest, fold)."""
+    counts = np.bincount(images.labels, minlength=len(classes))
+    if counts.min() < folds:
+        smallest = f"the smallest class, {classes[counts.argmin()]!r}, has {counts.min()}"
+        raise UserError(f"`folds` {folds} needs at least {folds} images of each class, and {smallest}")
+    parts = stratified_folds(images.labels, folds, np.random.default_rng([split_seed, _FOLDS]))
+    return images.subset(np.flatnonzero(parts != fold)), images.subset(np.flatnonzero(parts == fold))
 
 
 def _draw(

@@ -13,7 +13,7 @@ class Transform:
     """How one backbone wants its images: side in pixels, channel means and deviations (of 0..1), interpolation.
 
     ``resize``: ``squash`` maps the whole image to the square; ``crop`` maps its shorter side to size / crop_pct and
-    cuts out the centre. ``augment``: ``none`` or ``light``.
+    cuts out the centre. ``augment``: ``none``, ``light``, or a corruption and its severity such as ``fog-3``.
     """
 
     size: int

@@ -21,7 +21,7 @@ COMPUTED_WITH = {  # fields of a record's environment: another value gives other
 
 @dataclass(frozen=True)
 class Series:
-    """One model on one data set: the seeds of a run, its label, and what kind of model it is."""
+    """One model on one data set: the seeds of a run (or its folds), its label, and what kind of model it is."""
 
     name: str
     label: str
@@ -40,19 +40,29 @@ class Series:
         return len({run.result.config.get("split_seed", 0) for run in self.runs}) > 1
 
     @property
+    def folds(self) -> int:
+        """Into how many folds the images were cut, of which each run was tested on another; 1: a single split."""
+        return self.runs[0].folds
+
+    @property
+    def repeat(self) -> str:
+        """What a person calls one of its runs: "seed" or "fold"."""
+        return "fold" if self.folds > 1 else "seed"
+
+    @property
     def is_deterministic(self) -> bool:
-        """Whether every seed gives the same result, so that one run is all there is to know."""
-        return METHODS[self.method].is_deterministic and not self.has_draws
+        """Whether one run is all there is to know: each seed has the same images and result, and there are no folds."""
+        return METHODS[self.method].is_deterministic and self.folds == 1 and not self.has_draws
 
     @property
     def is_one_seed(self) -> bool:
-        """Whether the spread of its seeds is unknown: there is one, and another would give another result."""
+        """Whether the spread of its seeds (or folds) is unknown: one is there, another would give another result."""
         return len(self.runs) == 1 and not self.is_deterministic
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The models of one data set that were tested on the same images."""
+    """The models of one data set that were tested on the same images, as a whole or fold by fold."""
 
     dataset: str
     series: tuple[Series, ...]
@@ -67,8 +77,19 @@ class Comparison:
 
     @property
     def data(self) -> DataRecord:
-        """The ``data`` record of one of its runs: classes and number of test images are the same in all."""
+        """The ``data`` record of one of its runs: the classes are the same in all."""
         return self.series[0].runs[0].result.data
+
+    @property
+    def folds(self) -> int:
+        """Into how many folds the images were cut; 1: all runs were tested on the same images."""
+        return self.series[0].folds
+
+    @property
+    def num_test(self) -> int:
+        """The number of test images, of all folds together."""
+        runs = [run for series in self.series for run in series.runs]
+        return sum({run.fold: run.result.data.num_test for run in runs}.values())
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:
@@ -80,10 +101,11 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     Raises:
         UserError: a name among ``labels`` is no run's.
     """
-    unknown = set(labels) - {name for run in runs for name in (run.name, f"{run.dataset}/{run.name}")}
+    unknown = set(labels) - {name for run in runs for name in (run.model_name, f"{run.dataset}/{run.model_name}")}
     if unknown:
         raise UserError(f"`labels` names {sorted(unknown)[0]!r}, which is not a run among those found")
-    comparisons, lines = [], []
+    runs, lines = _one_a_fold(runs)
+    comparisons = []
     for dataset in sorted({run.dataset for run in runs}, key=natural_order):
         same, left_out = _same_test_images([run for run in runs if run.dataset == dataset])
         comparisons += [_comparison(same, labels)] if same else []
@@ -95,8 +117,8 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
 def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
     names, by_name, notes = run_labels(runs, labels), defaultdict(list), []
-    for run in runs:
-        by_name[run.name].append(run)
+    for run in sorted(runs, key=lambda run: run.fold):
+        by_name[run.model_name].append(run)
     series = [
         Series(name, names[name], family_of(group[0].result), group[0].result.method, tuple(group))
         for name, group in by_name.items()
@@ -112,13 +134,28 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
 
 
 def _unlike_seeds(series: Series) -> str:
-    """Say in what the seeds of a model differ that rounds otherwise or computes something else, or return ""."""
+    """Say in what the runs of a model differ that rounds otherwise or computes something else, or return ""."""
     environments = [run.result.environment for run in series.runs]
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
     different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
     different += ["their training images, which each drew itself"] * series.has_draws
-    return f"the seeds of {series.label} differ in {', '.join(different)}" if different else ""
+    return f"the {series.repeat}s of {series.label} differ in {', '.join(different)}" if different else ""
+
+
+def _one_a_fold(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs that have a test score, of several seeds on one fold the first alone, and lines on the rest."""
+    kept, lines, seen = [], [], set()
+    for run in runs:
+        place = (run.dataset, run.model_name, run.result.config.get("split_seed"), run.folds, run.fold)
+        if run.test is None:
+            lines.append(f"left out: {str(run.folder)!r} was trained on all images and has no test score")
+        elif run.folds > 1 and place in seen:
+            lines.append(f"left out: {str(run.folder)!r} is a further seed on its fold; folds have one seed each")
+        else:
+            kept.append(run)
+        seen.add(place)
+    return kept, lines
 
 
 def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
@@ -134,7 +171,7 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
     )
     lines += [
         f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
-        "that are drawn; choose with `runs`"
+        "that are drawn; choose with `runs`, or by `folds`"
         for group in order[:-1]
         for run in group
     ]
@@ -142,8 +179,14 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _test_images(run: Run) -> str:
-    """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order."""
+    """Return a hash of the test split: data fingerprint, classes, and which images with which labels in what order.
+
+    Of folds it is a hash of what draws them, the same for all folds of one cut.
+    """
     predictions = read_predictions(run.folder, run.result)
     data = run.result.data
+    if run.folds > 1:
+        drawn = [run.result.config.get(name) for name in ("folds", "split_seed", "test_limit")]
+        return sha256(repr((data.fingerprint, data.classes, drawn)).encode("utf-8", "backslashreplace"))
     text = repr((data.fingerprint, data.classes, data.num_test)).encode("utf-8", "backslashreplace")
     return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())

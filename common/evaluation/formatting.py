@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,17 +53,38 @@ def mean_text(column: str, values: Sequence[float]) -> str:
     return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies)
 
 
-def seed_range(comparisons: Sequence[Comparison]) -> tuple[int, int]:
-    """Return the fewest and the most seeds that a model of ``comparisons`` has."""
-    counts = [len(series.runs) for comparison in comparisons for series in comparison.series]
-    return min(counts), max(counts)
+class Repeats(NamedTuple):
+    """The fewest and the most runs that a model of some comparisons has, and what one of them is called."""
+
+    fewest: int
+    most: int
+    word: str  # "seed", "fold" or "seed or fold"
+
+    @property
+    def text(self) -> str:
+        """The numbers in words: "1 seed", "5 folds" or "2 to 5 seeds"."""
+        return count_seeds(self.fewest, self.most, self.word)
+
+    @property
+    def basis(self) -> str:
+        """What the intervals of means and differences are over."""
+        folds, seeds = "folds", "test images and seeds" if self.most > 1 else "test images"
+        return {"fold": folds, "seed": seeds}.get(self.word, f"{seeds}, or {folds}")
 
 
-def count_seeds(fewest: int, most: int | None = None) -> str:
-    """Return the numbers of seeds in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
+def repeats(comparisons: Sequence[Comparison]) -> Repeats:
+    """Return how many seeds or folds the models of ``comparisons`` have."""
+    series = [series for comparison in comparisons for series in comparison.series]
+    counts, words = [len(each.runs) for each in series], {each.repeat for each in series}
+    return Repeats(min(counts), max(counts), " or ".join(sorted(words, reverse=True)))
+
+
+def count_seeds(fewest: int, most: int | None = None, word: str = "seed") -> str:
+    """Return the numbers of seeds (or what ``word`` says) in words: "1 seed", "3 seeds" or "2 to 5 seeds"."""
+    words = f"{word}s".replace(" or ", "s or ")
     if most is not None and most != fewest:
-        return f"{fewest} to {most} seeds"
-    return "1 seed" if fewest == 1 else f"{fewest} seeds"
+        return f"{fewest} to {most} {words}"
+    return f"1 {word}" if fewest == 1 else f"{fewest} {words}"
 
 
 def joined_notes(comparisons: Sequence[Comparison]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
+from common.evaluation.corruption_scores import corruption_rows
 from common.evaluation.metrics import METRICS
 from common.runs.record import RunResult
 from common.runs.result import Run
@@ -25,9 +26,10 @@ CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 
 @dataclass(frozen=True)
 class Frames:
-    """Three tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
+    """Four tables of the runs compared, in their order; each row says which ``dataset``, ``run``, ``seed``, ``label``.
 
-    ``run`` is the folder's name, shared by the seeds of one model. What is not known is NaN.
+    ``run`` is the folder's name (without a fold), shared by the seeds of one model; ``seed`` is the fold's number where
+    there are ``folds``. What is not known is NaN.
     """
 
     runs: pd.DataFrame
@@ -36,13 +38,15 @@ class Frames:
     """A row an epoch and ``split`` ("train" or "val"): loss, accuracy, and whether the epoch was ``kept``."""
     per_class: pd.DataFrame
     """A row a ``class`` of the test split, in the data set's order: precision, recall, f1, auc, support."""
+    corruptions: pd.DataFrame
+    """A row a ``kind`` and ``severity`` of corrupted test images, where a run was scored on them: accuracy, ece."""
 
 
 def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str], float] | None = None) -> Frames:
     """Return the tables of all runs of ``comparisons``; ``gains`` by (data set, run) are of ``runs.convergence``."""
     gains = gains or {}
     members = [
-        (dict(zip(RUN, (run.dataset, run.name, run.seed, series.label), strict=True)), series, run)
+        (dict(zip(RUN, (run.dataset, series.name, run.number, series.label), strict=True)), series, run)
         for comparison in comparisons
         for series in comparison.series
         for run in series.runs
@@ -52,11 +56,13 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
     ]
     history = [key | row for key, _, run in members for row in _history_rows(run)]
     per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
+    corruptions = [key | row for key, _, run in members for row in corruption_rows(run)]
     may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
     return Frames(
         runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
         history=table(history, [*RUN, "epoch", "split", "loss", "accuracy", "kept"]),
         per_class=table(per_class).astype(dict.fromkeys(CLASS_SCORES, float)),
+        corruptions=table(corruptions, [*RUN, "kind", "severity", "accuracy", "ece"]),
     )
 
 
@@ -69,6 +75,7 @@ def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
     result = run.result
     splits = (("test", result.test), ("val", result.val))
     return {
+        "folds": run.folds,
         "backbone": result.backbone,
         "weights_source": result.model.weights.source,
         **{name: getattr(result.data, name) for name in ("num_train", "num_val", "num_test")},
@@ -80,7 +87,7 @@ def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
         "is_tuned": len(result.trials) > 1 or result.config.get("tuned_on") is not None,
         "rate_is_at_end": _rate_is_at_end(result),
         "ends_at_best": _ends_at_best(result),
-        "gain": gains.get((run.dataset, run.name), np.nan),
+        "gain": gains.get((run.dataset, run.model_name), np.nan),
         "device": str(result.environment.get("device")),
     }
 

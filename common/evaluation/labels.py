@@ -13,18 +13,19 @@ VIT_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H",
 
 
 def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the label of each run of one data set by its name: the user's, or a friendly one with what sets it apart.
+    """Return the label of each model of one data set by its name: the user's, or a friendly one and what sets it apart.
 
-    ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
+    The name is that of its runs, without a fold. ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
     """
-    friendly = {run.name: friendly_name(run.result) for run in runs}
+    models = {run.model_name: run for run in runs}
+    friendly = {name: friendly_name(run.result) for name, run in models.items()}
     names = {}
-    for run in runs:
-        label = friendly[run.name]
-        alike = [name for name, other in friendly.items() if other == label]
-        chosen = labels.get(f"{run.dataset}/{run.name}") or labels.get(run.name)
-        names[run.name] = chosen or label + _distinction(run.name, alike)
-        names[run.name] += " [random weights]" if has_random_weights(run) else ""
+    for name, run in models.items():
+        label = friendly[name]
+        alike = [each for each, other in friendly.items() if other == label]
+        chosen = labels.get(f"{run.dataset}/{name}") or labels.get(name)
+        names[name] = chosen or label + _distinction(name, alike)
+        names[name] += " [random weights]" if has_random_weights(run) else ""
     shown = Counter(names.values())  # a legend has one entry a label: what is still alike shows its folder
     return {name: label if shown[label] == 1 else f"{label} [{name}]" for name, label in names.items()}
 
@@ -33,12 +34,13 @@ def friendly_name(result: RunResult) -> str:
     """Return a label such as "ViT-B/16 + LoRA (r=16)" or "ResNet50 (probe)": the backbone's name, and the method's."""
     spec, recorded = METHODS[result.method], result.method_settings
     unusual = [recorded[name] for name, usual in spec.usual.items() if recorded.get(name, usual) != usual]
-    variant = "".join(f", {value}" for value in unusual)
+    variant = "".join(f", {spec.words.get(value, value)}" for value in unusual)
     settings = defaultdict(lambda: "?", recorded, variant=variant)  # an older or foreign record may lack one
-    return f"{_backbone_name(result.backbone)} {spec.label.format_map(settings)}"
+    return f"{backbone_name(result.backbone)} {spec.label.format_map(settings)}"
 
 
-def _backbone_name(backbone: str) -> str:
+def backbone_name(backbone: str) -> str:
+    """Return how a timm name is written: "ViT-B/16" for "vit_base_patch16_224.augreg_in1k"."""
     backbone = backbone.partition(".")[0]
     if match := re.match(r"(vit|deit3?)_(tiny|small|base|large|huge|giant)_patch(\d+)", backbone):
         kind = {"vit": "ViT", "deit": "DeiT", "deit3": "DeiT-III"}[match[1]]
@@ -63,9 +65,13 @@ def _distinction(name: str, alike: Sequence[str]) -> str:
 
 def family_of(result: RunResult) -> str:
     """Return which of ``FAMILIES`` a model belongs to: its method's where that has one, else its backbone's."""
+    return METHODS[result.method].family or family_of_backbone(result.backbone)
+
+
+def family_of_backbone(backbone: str) -> str:
+    """Return which of ``FAMILIES`` a timm name belongs to."""
     families = {"vit": r"vit_|deit|demo_vit", "resnet": "(demo_)?resnet", "efficientnet": "(tf_|demo_)?efficientnet"}
-    of_backbone = next((family for family, pattern in families.items() if re.match(pattern, result.backbone)), "other")
-    return METHODS[result.method].family or of_backbone
+    return next((family for family, pattern in families.items() if re.match(pattern, backbone)), "other")
 
 
 def has_random_weights(run: Run) -> bool:

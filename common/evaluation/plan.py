@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
+from common.evaluation.folds import on_same_folds
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
@@ -53,8 +54,12 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def comparable_pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
-    """Return the pairs of models trained on equally many images: else a difference would be the images' as well."""
-    return [pair for pair in combinations(comparison.series, 2) if pair[0].num_train == pair[1].num_train]
+    """Return the pairs of models trained on equally many images: else a difference would be the images' as well.
+
+    Of models tested in folds, the runs on the folds that both have.
+    """
+    pairs = filter(None, (on_same_folds(*pair) for pair in combinations(comparison.series, 2)))
+    return [(a, b) for a, b in pairs if a.num_train == b.num_train]
 
 
 def declared_pairs(comparison: Comparison, contrasts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:

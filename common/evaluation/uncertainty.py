@@ -14,6 +14,8 @@ import pandas as pd
 from common.evaluation import calibration, metrics
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
+from common.evaluation.factorial import EFFECT_COLUMNS, effect_rows
+from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
 from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_plan
@@ -35,7 +37,7 @@ LARGE = 200_000  # images times classes: about a second's work, for which other 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Four tables, in the order of the comparisons; ``dataset`` and ``run`` are those of ``Frames``.
+    """Five tables, in the order of the comparisons; ``dataset`` and ``run`` are those of ``Frames``.
 
     ``value``, ``low`` and ``high`` are a number and the ends of its 95 % interval, NaN where it is not defined.
     """
@@ -56,6 +58,13 @@ class Uncertainty:
     where it is undecided and the margin is not detectable;
     mcnemar_p_by_seed: whether the two networks of a seed err equally often, "seed: p; ...", by accuracy only;
     unplanned_a, unplanned_b: how many seeds the plan does not name."""
+    effects: pd.DataFrame
+    """The effects of method and backbone where these are crossed (``factorial``); may have no row. Its columns are
+    dataset; effect: "method", "backbone" or "interaction"; within: the backbone or method that stays the same, of an
+    interaction the method whose gain over the probe is compared; first, other: what the difference is between;
+    accuracy, log_odds: the value on either scale, with _low, _high, the ends of its interval, simultaneous in the
+    family of effects, and _p_adjusted, Holm's;
+    verdict: "positive", "negative", "depends_on_scale", "undecided" or "one_seed"."""
     calibration: pd.DataFrame
     """dataset, run, seed, brier, ece, temperature, ece_scaled, bins, bins_scaled: ``scaled`` is after the temperature,
     which is NaN (``bins_scaled`` None) without validation images. Bins are a dict of lists, an entry a bin of equal
@@ -83,24 +92,26 @@ def compute_uncertainty(
     Raises:
         UserError: a plan is damaged.
     """
-    runs, means, pairs, calibrations = [], [], [], []
+    runs, means, pairs, effects, calibrations = [], [], [], [], []
     for comparison in comparisons:
         kept = _kept(comparison)
         for series in comparison.series:
             model = {"dataset": comparison.dataset, "run": series.name}
             means += [model | _row(name, kept.of_models(name, series)) for name in HEADLINE]
             for run in series.runs:
-                seed = model | {"seed": run.seed}
+                seed = model | {"seed": run.number}
                 runs += [seed | _row(name, kept.of_run(name, run)) for name in METRICS if METRICS[name].resampled]
                 calibrations.append(seed | kept.runs[run.folder]["calibration"])
         plan = read_plan(_folder(comparison))
         plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
         pairs += _pair_rows(comparison, plan, kept)
+        effects += effect_rows(comparison)
     calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
-    return Uncertainty(table(runs), table(means), table(pairs, _PAIR_COLUMNS), calibrations)
+    pairs, effects = table(pairs, PAIR_COLUMNS), table(effects, EFFECT_COLUMNS)
+    return Uncertainty(table(runs), table(means), pairs, effects, calibrations)
 
 
-_PAIR_COLUMNS = (
+PAIR_COLUMNS = (
     *("dataset", "a", "b", "metric", "declared", "family", "margin", "difference", "level", "low", "high"),
     *("low_90", "high_90", "p", "p_adjusted", "verdict", "winner"),
     *("detectable", "detectable_by_images", "seeds_needed", "images_needed"),
@@ -121,9 +132,11 @@ class _Kept:
         images = run.result.data.num_test
         return Spread(_number(record["values"][metric]), _number(record["image_errors"][metric]), images)
 
-    def of_models(self, metric: str, *group: Series) -> Spread:
+    def of_models(self, metric: str, *group: Series) -> Spread | FoldSpread:
         """Return ``metric`` of a model, its mean over the seeds, or the first model's minus the second's."""
         values = [np.array([self.of_run(metric, run).value for run in series.runs]) for series in group]
+        if group[0].folds > 1 and len(values[0]) > 1:
+            return fold_spread(values[0] - (values[1] if len(group) == 2 else 0.0), group[0].runs)
         value = values[0].mean() - (values[1].mean() if len(group) == 2 else 0.0)
         seeds = [its for its, series in zip(values, group, strict=True) if not series.is_deterministic]
         error = self.groups[_key(*group)]["image_errors"][metric]
@@ -238,14 +251,14 @@ def _joint(group: Sequence[Series], sampled: Mapping[Path, _Sampled]) -> dict:
 
 
 def _networks(a: Series, b: Series) -> list[tuple[str, Run, Run]]:
-    """Return each seed with the networks of a and b of that seed; a deterministic model's is that of every seed."""
+    """Return each seed (or fold) with its networks of a and b; a deterministic model's is that of every seed."""
     if a.is_deterministic:
-        return [(str(run.seed), a.runs[0], run) for run in (b.runs[:1] if b.is_deterministic else b.runs)]
-    theirs = {run.seed: run for run in b.runs}
+        return [(str(run.number), a.runs[0], run) for run in (b.runs[:1] if b.is_deterministic else b.runs)]
+    theirs = {run.number: run for run in b.runs}
     return [
-        (str(run.seed), run, b.runs[0] if b.is_deterministic else theirs[run.seed])
+        (str(run.number), run, b.runs[0] if b.is_deterministic else theirs[run.number])
         for run in a.runs
-        if b.is_deterministic or run.seed in theirs
+        if b.is_deterministic or run.number in theirs
     ]
 
 
@@ -263,13 +276,14 @@ def _pair_rows(comparison: Comparison, plan: Plan, kept: _Kept) -> list[dict]:
         {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": name}
         | rows[name][a.name, b.name]
         | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if name == "accuracy" else ""}
-        | {"unplanned_a": _count_unplanned(a, plan), "unplanned_b": _count_unplanned(b, plan)}
+        | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
         for a, b in pairs
         for name in HEADLINE
     ]
 
 
-def _count_unplanned(series: Series, plan: Plan) -> int:
+def count_unplanned(series: Series, plan: Plan) -> int:
+    """Return how many seeds of a model the plan does not name."""
     return sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
 
 

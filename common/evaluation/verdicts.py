@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from common.evaluation import power
+from common.evaluation.folds import FoldSpread
 from common.evaluation.metrics import METRICS
 from common.evaluation.significance import (
     ALPHA,
@@ -23,7 +24,7 @@ Pair = tuple[str, str]  # of run names
 
 
 def verdict_rows(
-    spreads: Mapping[Pair, Spread],
+    spreads: Mapping[Pair, Spread | FoldSpread],
     *,
     metric: str,
     margin: float,
@@ -62,7 +63,7 @@ def verdict_rows(
     return rows
 
 
-def _interval_row(spread: Spread, metric: str, level: float) -> dict:
+def _interval_row(spread: Spread | FoldSpread, metric: str, level: float) -> dict:
     estimate, bounds = spread.estimate, METRICS[metric].bounds
     widest = (bounds[0] - bounds[1], bounds[1] - bounds[0])
     (low, high), (low_90, high_90) = (estimate.interval(each, widest) for each in (level, 1 - 2 * ALPHA))
@@ -70,7 +71,7 @@ def _interval_row(spread: Spread, metric: str, level: float) -> dict:
     return {"difference": estimate.value, "level": level} | ends
 
 
-def _tested_row(spread: Spread, metric: str, margin: float, p_adjusted: float, alpha: float) -> dict:
+def _tested_row(spread: Spread | FoldSpread, metric: str, margin: float, p_adjusted: float, alpha: float) -> dict:
     """Return what the test says; of an undecided difference also what would make ``margin`` ``detectable``."""
     estimate = spread.estimate
     word = verdict(estimate, p_adjusted, margin=None if np.isnan(margin) else margin)

@@ -9,8 +9,21 @@ from matplotlib.figure import Figure
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.frames import Frames
+from common.evaluation.robustness import corrupted
 from common.evaluation.uncertainty import Uncertainty
-from common.figures import bars, differences, few_shot, learning_curves, per_class, reliability, roc, style, trade_offs
+from common.figures import (
+    bars,
+    corruptions,
+    differences,
+    effects,
+    few_shot,
+    learning_curves,
+    per_class,
+    reliability,
+    roc,
+    style,
+    trade_offs,
+)
 from common.runtime.parallel import parallel_map
 
 
@@ -26,12 +39,20 @@ class FigureSpec:
     """Whether there is anything to draw for a data set."""
 
 
+def _has_effects(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+    return comparison.dataset in set(uncertainty.effects["dataset"])
+
+
 def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
     return comparison.dataset in set(uncertainty.pairs["dataset"])
 
 
 def _has_epochs(comparison: Comparison, _: Uncertainty) -> bool:
     return any(map(learning_curves.has_epochs, comparison.series))
+
+
+def _has_corruptions(comparison: Comparison, _: Uncertainty) -> bool:
+    return bool(corrupted(comparison)[1])
 
 
 def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
@@ -51,6 +72,8 @@ FIGURES = {
     "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
+    "corruptions": FigureSpec(corruptions.corruptions, "Corrupted test images", wanted=_has_corruptions),
+    "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
     "few_shot": FigureSpec(few_shot.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, mean_sd, seed_range
+from common.evaluation.formatting import Repeats, count_seeds, joined_notes, mean_sd, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.published_study import published_caption, published_results
@@ -22,7 +22,7 @@ from common.figures.style import wrapped
 
 def final_benchmark_comparison(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw the headline metrics as bars from zero, with every seed as a dot."""
-    title = f"{comparison.title}: {comparison.data.num_test:,} test images"
+    title = f"{comparison.title}: {comparison.num_test:,} test images"
     return _bars([comparison], frames, uncertainty, title)
 
 
@@ -33,14 +33,14 @@ def overview(comparisons: Sequence[Comparison], frames: Frames, uncertainty: Unc
 
 def _bars(comparisons: Sequence[Comparison], frames: Frames, uncertainty: Uncertainty, title: str) -> Figure:
     """Draw a block of panels a data set, in it a panel a metric."""
-    fewest, most = seed_range(comparisons)
+    own_repeats = repeats(comparisons)
     columns = panel_columns(len(HEADLINE))
     rows = -(-len(HEADLINE) // columns)
     models = [len(comparison.series) for comparison in comparisons]
     figure = new_figure(
         0.25 + rows * sum(0.33 * count + 0.35 for count in models),
         title=title,
-        caption=f"{count_seeds(fewest, most).capitalize()}: {_spread(most)} Dotted lines: chance. "
+        caption=f"{own_repeats.text.capitalize()}: {_spread(own_repeats)} Dotted lines: chance. "
         f"{published_caption(comparisons)} {joined_notes(comparisons)}",
     )
     ratios = np.repeat([count + 0.5 for count in models], rows)
@@ -55,11 +55,11 @@ def _bars(comparisons: Sequence[Comparison], frames: Frames, uncertainty: Uncert
     return figure
 
 
-def _spread(seeds: int) -> str:
+def _spread(own: Repeats) -> str:
     """Return the sentences that explain the numbers, whiskers and dots of the bars."""
-    if seeds == 1:
-        return "whiskers and [ ]: 95 % interval over test images; the spread between seeds is not known."
-    return "mean ± standard deviation; whiskers and [ ]: its 95 % interval over test images and seeds; a dot is a seed."
+    if own.most == 1:
+        return f"whiskers and [ ]: 95 % interval over test images; the spread between {own.word}s is not known."
+    return f"mean ± standard deviation; whiskers and [ ]: its 95 % interval over {own.basis}; a dot is a {own.word}."
 
 
 def _metric_bars(ax: Axes, comparison: Comparison, frames: Frames, uncertainty: Uncertainty, metric: str) -> None:
@@ -114,5 +114,5 @@ def _row_label(series: Series, comparison: Comparison) -> str:
     label = wrapped(series.label, 30)
     if len({len(other.runs) for other in comparison.series}) == 1:
         return label
-    seeds = count_seeds(len(series.runs))
+    seeds = count_seeds(len(series.runs), word=series.repeat)
     return f"{label}, {seeds}" if len(label.splitlines()[-1]) < 20 else f"{label}\n{seeds}"

@@ -9,7 +9,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, joined_notes, points, seed_range, signed
+from common.evaluation.formatting import joined_notes, points, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.significance import ONE_SEED
@@ -39,7 +39,7 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
         [METRICS[metric].label for metric in HEADLINE],
         heights=(0.1 + 0.36 * count,),
         sharex=False,
-        title=f"{comparison.title}: paired differences, {comparison.data.num_test:,} test images",
+        title=f"{comparison.title}: paired differences, {comparison.num_test:,} test images",
         caption=_caption(comparison, declared, count, len(pairs) // len(HEADLINE)),
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in looks},
     )
@@ -55,15 +55,18 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
 
 def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: int) -> str:
     """Return what the marks, bars and the band are, and which of all ``pairs`` are ``shown``."""
-    fewest, most = seed_range([comparison])
-    over = "test images and seeds" if most > 1 else "test images"
+    own = repeats([comparison])
     left_out = f"{shown} of {pairs} pairs, the others are in verdicts.csv. " if shown < pairs else ""
     kind = "simultaneous 95 % intervals (Holm)" if declared.family.max() > 1 else "95 % intervals"
-    alone = " One seed decides nothing: its bar is over the images alone." if ONE_SEED in set(declared.verdict) else ""
+    alone = (
+        f" One {own.word} decides nothing: its bar is over the images alone."
+        if ONE_SEED in set(declared.verdict)
+        else ""
+    )
     margins = declared.margin.dropna()
     band = f" Band: the margin of {points(margins.iloc[0])}." if len(margins) else ""
     return (
-        f"{left_out}Upper minus lower model, {count_seeds(fewest, most)}; bars: {kind} over {over}, "
+        f"{left_out}Upper minus lower model, {own.text}; bars: {kind} over {own.basis}, "
         f"without the choice of the learning rate. A model is called better where the bar excludes 0.{alone}{band} "
         f"{joined_notes([comparison])}"
     )

@@ -1,57 +1,107 @@
-"""What a change adds to several models' accuracy on several data sets, with intervals."""
+"""Method and backbone crossed: the accuracy of each cell, and every effect with its interval on two scales."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common.figures.layout import facets, label_outside
-from common.figures.palette import STYLES
-from common.figures.style import printable, wrapped
+from common.evaluation.comparison import Comparison
+from common.evaluation.factorial import DEPENDS, NEGATIVE, POSITIVE, SCALES, crossed
+from common.evaluation.formatting import joined_notes, repeats
+from common.evaluation.frames import Frames
+from common.evaluation.labels import backbone_name, family_of_backbone
+from common.evaluation.metrics import METRICS
+from common.evaluation.significance import BETTER, ONE_SEED, UNDECIDED
+from common.evaluation.uncertainty import Uncertainty
+from common.figures.layout import label_ends, new_figure, widen
+from common.figures.palette import STYLES, VERDICTS
+from common.figures.style import printable
+from common.runs.methods import KINDS
+
+ROW, CELLS_HEIGHT = 0.17, 2.0  # inches
+LABELS_FROM = 0.77  # of the width of the cells; beside them the labels would take it from the effects, too
+LABELS = {"accuracy": "Accuracy (points)", "log_odds": "Log-odds of accuracy"}
+HEADINGS = {
+    "method": "Method, within a backbone",
+    "backbone": "Backbone, within a method",
+    "interaction": "Interaction",
+}
+_LOOKS = {
+    POSITIVE: ("above 0 on both scales", VERDICTS[BETTER, "a"][1]),
+    NEGATIVE: ("below 0 on both scales", VERDICTS[BETTER, "b"][1]),
+    DEPENDS: ("depends on the scale", {"color": "black", "marker": "D", "markerfacecolor": "white"}),
+    UNDECIDED: ("undecided", VERDICTS[UNDECIDED, ""][1]),
+    ONE_SEED: ("one seed", VERDICTS[ONE_SEED, ""][1]),
+}
 
 
-def effects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
-    """Draw ``difference`` with its ends ``low`` and ``high`` in points, a panel a data set, a row a change.
-
-    Args:
-        rows: a row a change (``title``), data set (``panel``) and ``model``, whose ``family`` gives colour and mark, a
-            hollow one where the interval holds 0.
-    """
-    changes, panels = list(rows["title"].unique()), list(rows["panel"].unique())
-    families = rows.groupby("family", sort=False)["model"].agg(lambda models: " / ".join(models.unique()))
-    look = {"linestyle": "", "markersize": 5}
-    legend = {
-        printable(model, 90): Line2D([], [], color=STYLES[family].color, marker=STYLES[family].marker, **look)
-        for family, model in families.items()
-    }
-    figure, axes = facets(
-        panels,
-        heights=(0.15 + 0.38 * len(changes),),
-        wrap=False,
-        sharex=False,
-        title=title,
-        caption=caption,
-        legend=legend,
+def method_and_backbone(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
+    """Draw a line a backbone over the methods, above a row an effect with its interval in points and in log-odds."""
+    effects = uncertainty.effects[uncertainty.effects.dataset == comparison.dataset]
+    heights = [CELLS_HEIGHT, ROW * (len(effects) + effects.effect.nunique() + 0.5)]
+    looks = [look for word, look in _LOOKS.items() if word in set(effects.verdict)]
+    own = repeats([comparison])
+    figure = new_figure(
+        sum(heights) + 0.8,
+        title=f"{comparison.title}: method and backbone crossed, {comparison.num_test:,} test images",
+        caption=f"Above: mean of {own.text} and its 95 % interval over {own.basis}; the "
+        "axis does not start at 0. Below: an interaction is what a method adds to the first backbone's probe, less "
+        "what it adds to the other's. Bars: 95 % intervals, which hold together for the effects of one kind "
+        f"(Holm). {joined_notes([comparison])}",
+        legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in looks},
     )
-    for panel, ax in zip(panels, axes[:, 0], strict=True):
-        _panel(ax, rows[rows["panel"] == panel], changes, list(families.index))
-    label_outside(axes[:, 0], "Difference (points)", "")
-    axes[0, 0].set_yticks(range(len(changes)), [wrapped(change, 22) for change in changes])
-    axes[0, 0].set_ylim(len(changes) - 0.5, -0.5)
+    grid = figure.add_gridspec(2, 2, height_ratios=heights)
+    _draw_cells(figure.add_subplot(grid[0, :]), comparison, uncertainty)
+    left = figure.add_subplot(grid[1, 0])
+    for scale, ax in zip(SCALES, (left, figure.add_subplot(grid[1, 1], sharey=left)), strict=True):
+        _draw_effects(ax, effects, scale)
+    left.figure.axes[-1].tick_params(labelleft=False)
     return figure
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, changes: list[str], families: list[str]) -> None:
-    for row in rows.itertuples():
-        own = STYLES[row.family]
-        nudge = 0.22 * (families.index(row.family) - (len(families) - 1) / 2)
-        y = changes.index(row.title) + nudge
-        ax.hlines(y, 100 * row.low, 100 * row.high, color=own.color, linewidth=1.6)
-        fill = "white" if row.low <= 0 <= row.high else own.color
-        ax.plot(100 * row.difference, y, color=own.color, marker=own.marker, markersize=4.5, markerfacecolor=fill)
+def _draw_cells(ax: Axes, comparison: Comparison, uncertainty: Uncertainty) -> None:
+    """Draw the accuracy of each cell, a line a backbone, named at its end."""
+    cells = crossed(comparison)
+    means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
+    kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
+    backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
+    ends = []
+    for place, backbone in enumerate(backbones):
+        look = STYLES[family_of_backbone(backbone)]
+        own = {kinds.index(kind): means.loc[series.name] for (its, kind), series in cells.items() if its == backbone}
+        x = np.array(list(own)) + 0.04 * (place - (len(backbones) - 1) / 2)
+        rows = pd.DataFrame(list(own.values()))
+        ax.plot(x, rows["value"], color=look.color, marker=look.marker, linestyle=look.linestyle, markersize=5)
+        ax.vlines(x, rows["low"], rows["high"], color=look.color, linewidth=1.6)
+        ends.append((backbone_name(backbone), rows["value"].iloc[-1], look.color))
+    ax.set_xticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
+    ax.set(ylabel=METRICS["accuracy"].label, xlim=(-0.2, (len(kinds) - 0.7) / LABELS_FROM - 0.2))
+    ax.grid(axis="y")
+    widen([ax])
+    label_ends(ax, ends, height=CELLS_HEIGHT, x=LABELS_FROM)
+
+
+def _draw_effects(ax: Axes, effects: pd.DataFrame, scale: str) -> None:
+    """Draw one scale: a row an effect, those of a kind under their heading."""
+    factor, texts, row = (100 if scale == "accuracy" else 1), {}, -1.0
+    for kind, members in effects.groupby("effect", sort=False):
+        row += 1
+        texts[row] = HEADINGS[kind]
+        for effect in members.itertuples():
+            row += 1
+            texts[row] = f"{printable(effect.within)}: {printable(effect.first)} minus {printable(effect.other)}"
+            look = _LOOKS[effect.verdict][1]
+            low, high = (factor * getattr(effect, f"{scale}_{end}") for end in ("low", "high"))
+            ax.hlines(row, low, high, color=look["color"], linewidth=1.4)
+            ax.plot(factor * getattr(effect, scale), row, markersize=4, **look)
     ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(list(texts), list(texts.values()), fontsize=6.5)
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in HEADINGS.values() else "normal")
+    ax.set(ylim=(row + 0.5, -0.5), xlabel=LABELS[scale])
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.spines["left"].set_visible(False)
-    ax.grid(axis="x")
+    ax.spines["left"].set(visible=False)
+    ax.grid(axis="x", color="#e3e3e3")

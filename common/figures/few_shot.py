@@ -3,30 +3,27 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import QUANTITIES, count_seeds, seed_range
+from common.evaluation.formatting import QUANTITIES, count_seeds, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.figures.layout import new_figure, widen
+from common.figures.layout import label_ends, new_figure, widen
 from common.figures.palette import Style, run_styles
-from common.figures.style import wrapped
 from common.runs.naming import run_identity
 
 ACCURACY = METRICS["accuracy"].label
+HEIGHT = 3.0  # inches
 # What is chosen for each size anew: how long to train, and at which of several rates.
 FITTED_TO_SIZE = ("epochs", "lr", "extend", "tuned_on")
 DRAWS = "its bar: 95 % interval over test images and draws of the training images; small dots: each draw"
-SEEDS = "bars: 95 % interval over test images and seeds; small dots: each seed"
 
 
 def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
@@ -40,8 +37,8 @@ def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -
     styles = {label: own[min((series.name for series in curve), key=len)] for label, curve in curves.items()}
     members = replace(comparison, series=tuple(series for curve in curves.values() for series in curve))
     figure = new_figure(
-        3.0,
-        title=f"{comparison.title}: accuracy by training images, {comparison.data.num_test:,} test images",
+        HEIGHT,
+        title=f"{comparison.title}: accuracy by training images, {comparison.num_test:,} test images",
         caption=f"Marks: mean of {_basis(members)}. The axis does not start at 0.",
     )
     ax = figure.subplots()
@@ -58,7 +55,8 @@ def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -
     ax.xaxis.set(minor_formatter=NullFormatter(), minor_locator=NullLocator())
     ax.grid(axis="y")
     widen([ax])
-    _label_ends(ax, {label: means.loc[curve[-1].name, "value"] for label, curve in curves.items()}, styles)
+    ends = [(label, means.loc[curve[-1].name, "value"], styles[label].color) for label, curve in curves.items()]
+    label_ends(ax, ends, height=HEIGHT)
     return figure
 
 
@@ -87,7 +85,7 @@ def _alike(series: Sequence[Series], apart_from: Sequence[str]) -> list[list[Ser
     for each in series:
         result = each.runs[0].result
         settings = run_identity(result.config, result.method)
-        same = sorted(item for item in settings.items() if item[0] not in ("seed", "split_seed", *apart_from))
+        same = sorted(item for item in settings.items() if item[0] not in ("seed", "split_seed", "fold", *apart_from))
         groups[repr((result.backbone, same))].append(each)
     return list(groups.values())
 
@@ -106,11 +104,12 @@ def sizes_of(comparison: Comparison) -> tuple[dict[str, int], str]:
 
 def _basis(comparison: Comparison) -> str:
     """Say in the caption what a mark is the mean of, and what its interval is over."""
-    fewest, most = seed_range([comparison])
+    own = repeats([comparison])
     if any(series.has_draws for series in comparison.series):
-        draws = f"{fewest} to {most}" if fewest < most else f"{most}"
-        return f"{draws} draws of the training images, each with a training seed of its own; {DRAWS}"
-    return f"{count_seeds(fewest, most)}; {SEEDS if most > 1 else 'bars: 95 % interval over test images'}"
+        draws = count_seeds(own.fewest, own.most, "draw")
+        return f"{draws} of the training images, each with a training seed of its own; {DRAWS}"
+    dots = f"; small dots: each {own.word}" if own.most > 1 else ""
+    return f"{own.text}; bars: 95 % interval over {own.basis}{dots}"
 
 
 def _curve(ax: Axes, places: Mapping[str, float], means: pd.DataFrame, seeds: pd.DataFrame, look: Style) -> None:
@@ -123,19 +122,3 @@ def _curve(ax: Axes, places: Mapping[str, float], means: pd.DataFrame, seeds: pd
     dots = dots[dots.groupby("run")["seed"].transform("size") > 1]
     beside = {"s": 7, "color": look.color, "edgecolors": "white", "linewidths": 0.35, "zorder": 4}
     ax.scatter(1.03 * dots["run"].map(places), dots["test_accuracy"], **beside)
-
-
-def _label_ends(ax: Axes, ends: Mapping[str, float], styles: Mapping[str, Style]) -> None:
-    """Write each line's label at its right end, in its colour, none over another."""
-    low, high = ax.get_ylim()
-    lines = {label: wrapped(label, 20) for label in ends}
-    order = sorted(ends, key=ends.get)
-    needed = {label: (high - low) * 0.055 * (lines[label].count("\n") + 1.3) for label in order}
-    places = dict(ends)
-    # Upwards until none overlaps, then all down again by as much as they rose in the mean.
-    for below, above in pairwise(order):
-        places[above] = max(places[above], places[below] + (needed[below] + needed[above]) / 2)
-    shift = np.mean([places[label] - ends[label] for label in order])
-    for label in order:
-        place = {"xy": (1.02, places[label] - shift), "xycoords": ("axes fraction", "data")}
-        ax.annotate(lines[label], **place, color=styles[label].color, va="center", fontsize=7.5, annotation_clip=False)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import joined_notes, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -26,15 +26,15 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
     shown = [series for series in comparison.series if has_epochs(series)]
     others = ", ".join(series.label for series in comparison.series if not has_epochs(series))
     without = f"Fitted without epochs: {others}. " if others else ""
-    fewest, most = seed_range([replace(comparison, series=tuple(shown))])
-    lines = "Thin lines: seeds; thick lines: their mean. " if most > 1 else ""
+    own_repeats = repeats([replace(comparison, series=tuple(shown))])
+    lines = f"Thin lines: {own_repeats.word}s; thick lines: their mean. " if own_repeats.most > 1 else ""
     figure, axes = facets(
         [series.label for series in shown],
         heights=(1.45, 1.45),
         wrap=False,
         sharex="col",
         sharey="row",
-        title=f"{comparison.title}: learning curves, {count_seeds(fewest, most)}",
+        title=f"{comparison.title}: learning curves, {own_repeats.text}",
         caption=f"{lines}Ring: the epoch kept, best on validation images. {without}{joined_notes([comparison])}",
         legend={
             "validation": Line2D([], [], color=GREY),

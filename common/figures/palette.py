@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, seed_range
+from common.evaluation.formatting import repeats
 from common.evaluation.significance import BETTER, EQUIVALENT, ONE_SEED, UNDECIDED, WITHIN_MARGIN
 from common.figures.style import GREY, printable
 from common.runs.result import natural_order
@@ -102,6 +102,6 @@ def marks_legend(comparisons: Sequence[Comparison]) -> dict[str, Line2D]:
 
 def marks_caption(comparisons: Sequence[Comparison], *, cut: bool) -> str:
     """Return the caption's sentences on marks and dots, and on the axis where it is ``cut``."""
-    fewest, most = seed_range(comparisons)
-    marks = f"Marks: mean of {count_seeds(fewest, most)}; small dots: each seed." if most > 1 else "One seed."
+    own = repeats(comparisons)
+    marks = f"Marks: mean of {own.text}; small dots: each {own.word}." if own.most > 1 else f"One {own.word}."
     return f"{marks} The axis does not start at 0." if cut else marks

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import joined_notes, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, new_figure, panel_columns
@@ -19,13 +19,14 @@ MOST_CLASSES = 40  # rows in the figure of per-class F1: more do not fit on a pa
 
 
 def confusion_matrices(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
-    """Draw the counts, summed over the seeds, coloured by the share of the true class."""
+    """Draw the counts, summed over the seeds or folds, coloured by the share of the true class."""
     names = comparison.data.classes
     side = 2.2 if len(names) <= 4 else 3.1 if len(names) <= 12 else 4.2  # inches
     columns = panel_columns(len(comparison.series))
     numbers = "Numbers: per cent of the true class" + ", and counts" * (len(names) <= 12)
-    fewest, most = seed_range([comparison])
-    caption = [numbers] * (len(names) <= 30) + [f"Summed over {count_seeds(fewest, most)}"] * (most > 1)
+    own_repeats = repeats([comparison])
+    summed = f"Summed over {own_repeats.text}" + ": each image once" * (own_repeats.fewest == comparison.folds)
+    caption = [numbers] * (len(names) <= 30) + [summed] * (own_repeats.most > 1)
     label_height = 0.06 * min(16, max(map(len, names)))
     figure, axes = facets(
         [series.label for series in comparison.series],

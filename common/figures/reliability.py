@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from common.evaluation.calibration import ECE_BINS, pooled
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, joined_notes, seed_range
+from common.evaluation.formatting import joined_notes, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -21,8 +21,9 @@ _SCALED = {"markerfacecolor": "white", "linestyle": "--"}
 
 def reliability(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
     """Draw accuracy over confidence, before and after the temperature, and below it how many images there are."""
-    fewest, most = seed_range([comparison])
-    together = f"Images of {count_seeds(fewest, most)} together; numbers are means over seeds. " if most > 1 else ""
+    own_repeats = repeats([comparison])
+    means = f"numbers are means over {own_repeats.word}s. "
+    together = f"Images of {own_repeats.text} together; {means}" if own_repeats.most > 1 else ""
     figure, axes = facets(
         [series.label for series in comparison.series],
         heights=(1.9, 0.65),

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from common.evaluation import metrics
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import count_seeds, joined_notes, mean_sd, seed_range
+from common.evaluation.formatting import joined_notes, mean_sd, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
@@ -34,8 +34,8 @@ def roc_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty)
     side = min(3.6, page_width() / columns)  # inches
     curves = [_mean_curves(series) for series in comparison.series]
     zoom = _zoom(curves)
-    fewest, most = seed_range([comparison])
-    averaged = f"Curves and areas are means of {count_seeds(fewest, most)}. " if most > 1 else ""
+    own_repeats = repeats([comparison])
+    averaged = f"Curves and areas are means of {own_repeats.text}. " if own_repeats.most > 1 else ""
     enlarged = "Inset: the corner, enlarged alike for all models. " if zoom else ""
     figure, axes = facets(
         [series.label for series in comparison.series],

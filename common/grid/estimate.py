@@ -28,7 +28,7 @@ def job_seconds(
     featured, seconds, feature_bytes = set(), {}, 0
     for job in jobs:
         config = job.config
-        measured = config.backbone, config.method, config.batch_size, config.threads, getattr(config, "targets", None)
+        measured = config.backbone, config.method, config.batch_size, config.threads, _own_settings(config)
         if measured not in costs:
             costs[measured] = measure(config)
         cost, (train, val, test) = costs[measured], _sizes(config, *images[config.dataset])
@@ -37,7 +37,7 @@ def job_seconds(
         if not spec.reads_features:
             spent += (epochs * val + val + test) * cost.forward_seconds
         else:
-            own = config.backbone, config.dataset
+            own = config.backbone, config.dataset, config.fold
             parts = {(*own, config.split_seed, config.train_limit): train + val, (*own, config.test_limit): test}
             count = sum(size for part, size in parts.items() if part not in featured)
             featured |= parts.keys()
@@ -69,6 +69,11 @@ def _sizes(config: Any, train: int, test: int) -> tuple[int, int, int]:
 def _trainings(config: Any) -> int:
     """Return how many learning rates a run trains."""
     return 1 if config.tuned_on is not None else len(config.lr) + bool(config.extend)
+
+
+def _own_settings(config: Any) -> tuple:
+    """Return the settings that only the run's method has, by which its cost may differ."""
+    return tuple(getattr(config, name, None) for name in method_spec(config.method).own_settings)
 
 
 def measure_start() -> float:

@@ -12,7 +12,7 @@ from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
 from common.runs.methods import method_spec
-from common.runs.naming import run_folder, run_name
+from common.runs.naming import choosing_run, run_folder, run_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Grid:
     """The seed on which arms are tuned, and the one run of those that draw nothing at random."""
     tuned: bool = False
     """Whether each arm chooses among its rates on the first seed, and the others take its choice (``stages``)."""
+    folds: int = 1
+    """Where more than one: the run of each seed is tested on the fold of its number, also of what is not random."""
     draws: bool = False
     """Whether a seed also draws the training and validation images (``split_seed``), under one run name for all."""
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -62,23 +64,29 @@ def grid_configs(grid: Grid, **folders: Path) -> Iterator[Any]:
 
 
 def depends_on_seed(grid: Grid, method: str) -> bool:
-    """Whether another seed of ``grid`` gives another result."""
-    return grid.draws or not method_spec(method).is_deterministic
+    """Whether another seed of ``grid`` gives another result: of what is not random other images alone do."""
+    return grid.draws or grid.folds > 1 or not method_spec(method).is_deterministic
 
 
-def arm_config(grid: Grid, arm: Arm, dataset: str, *, seed: int, **settings: Any) -> Any:
-    """Return the training script's configuration of ``arm`` on a data set of ``grid``, with further ``settings``."""
-    recipe = {**arm.recipe, **grid.datasets[dataset], **settings}
+def arm_config(grid: Grid, arm: Arm, dataset: str, *, seed: int, **folders: Path) -> Any:
+    """Return the training script's configuration of ``arm`` on a data set of ``grid`` with ``seed``."""
+    recipe = {**arm.recipe, **grid.datasets[dataset], **folders, "folds": grid.folds}
     return with_seed(grid, arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe), seed)
 
 
-def with_seed(grid: Grid, config: Any, seed: int) -> Any:
-    """Return a training script's ``config`` with another seed of ``grid``."""
-    if not grid.draws:
-        return replace(config, seed=seed)
-    # Draws stand beside one another as seeds do, in one folder: its name leaves the split seed out.
-    name = config.run_name or run_name(config, backbone=config.backbone, image_size=config.image_size)
-    return replace(config, seed=seed, split_seed=seed, run_name=name)
+def with_seed(grid: Grid, config: Any, seed: int, **settings: Any) -> Any:
+    """Return ``config`` with another seed of ``grid``, which is also the number of its fold or its draw."""
+    if grid.draws:
+        # Draws stand beside one another as seeds do, in one folder: its name leaves the split seed out.
+        name = config.run_name or run_name(config, backbone=config.backbone, image_size=config.image_size)
+        settings |= {"split_seed": seed, "run_name": name}
+    return replace(config, seed=seed, fold=seed if grid.folds > 1 else 0, **settings)
+
+
+def on_all_images(config: Any, *, seed: int, lr: float | None) -> Any:
+    """Return the configuration that trains what ``config`` does on all images of its folder, at the rate it chose."""
+    chosen = {} if lr is None else {"lr": (lr,), "extend": 0, "tuned_on": None}
+    return replace(config, seed=seed, folds=1, fold=0, all_images=True, **chosen)
 
 
 def job_for(config: Any) -> Job:
@@ -96,6 +104,7 @@ def job_for(config: Any) -> Job:
         folder=folder,
         log=config.results_dir / "logs" / f"{dataset}-{name}-seed{config.seed}.log",
         config=config,
+        follows=None if config.tuned_on is None else job_for(choosing_run(config)).folder,
     )
 
 

@@ -18,9 +18,7 @@ WEIGHTS_BYTES = {
 
 def wanted(configs: Sequence[Any]) -> list[str]:
     """Return the data sets and backbones of training ``configs`` that neither a package nor this repository brings."""
-    remote = [
-        config.dataset for config in configs if config.dataset in DATASETS and DATASETS[config.dataset].torchvision
-    ]
+    remote = [config.dataset for config in configs if config.dataset in DATASETS and DATASETS[config.dataset].download]
     pretrained = [config.backbone for config in configs if config.weights == "pretrained"]
     return list(dict.fromkeys([*remote, *(tag for tag in pretrained if not tag.startswith("demo_"))]))
 
@@ -30,8 +28,10 @@ def download_bytes(name: str) -> int:
     return DATASETS[name].download_bytes if name in DATASETS else WEIGHTS_BYTES.get(name, 0)
 
 
-def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
+def fetch(names: Iterable[str], data_dir: Path, *, source: str = "auto") -> dict[str, str]:
     """Find or download what ``wanted`` named, data sets below ``data_dir``; return why each that is absent is.
+
+    ``source`` is what the data sets are read from (``data.registry.read``).
 
     One after the other: processes side by side would download the same file over each other.
     """
@@ -40,15 +40,15 @@ def fetch(names: Iterable[str], data_dir: Path) -> dict[str, str]:
         size = download_bytes(name)
         print(f"looking for {name}" + f" ({size / 1e6:,.0f} MB where it must be downloaded)" * bool(size), flush=True)
         try:
-            _fetch(name, data_dir)
+            _fetch(name, data_dir, source)
         except UserError as error:
             absent[name] = str(error)
     return absent
 
 
-def _fetch(name: str, data_dir: Path) -> None:
+def _fetch(name: str, data_dir: Path, source: str) -> None:
     if name in DATASETS:
-        registry.read(name, data_dir)
+        registry.read(name, data_dir, source=source)
     else:
         from common.models import weights  # loads PyTorch, which the demo's parent process does without
 

@@ -32,8 +32,8 @@ STATES = ("finished", "running", "unfinished", "missing")
 class Job:
     """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
 
-    ``config`` is the training script's configuration behind the command, None for a command of another kind; ``read``
-    reads its finished result.
+    ``config`` is the training script's configuration behind the command, None for a command of another kind;
+    ``follows`` is the folder of the finished run whose learning rate it takes; ``read`` reads its finished result.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Job:
     folder: Path
     log: Path
     config: Any = None
+    follows: Path | None = None
     read: Callable[[Path], RunResult] = read_result
 
     @property
@@ -76,9 +77,8 @@ def job_obstacle(job: Job, absent: Mapping[str, str]) -> str | None:
         return f"in use by {holder}"
     if (job.folder / RESULT_FILE).exists():
         return job_damage(job)
-    seed = job.config.tuned_on
-    if seed is not None and not (job.folder.with_name(f"seed{seed}") / RESULT_FILE).exists():
-        return f"seed {seed}, whose learning rate it takes, is not finished"
+    if job.follows and not (job.follows / RESULT_FILE).exists():
+        return f"seed {job.config.tuned_on}, whose learning rate it takes, is not finished"
     return absent.get(job.config.dataset) or absent.get(job.config.backbone)
 
 

@@ -40,10 +40,10 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
     """Yield the stages of ``grid``; ask for the next one when the runs of the last one were made.
 
     A grid that is not tuned has one. In a tuned one each arm first chooses among its learning rates and its variants,
-    on validation images, by the first seed. Then the other seeds take its choice; and where the rate falls to 0, so
-    that the last epochs are always among the best, the choice is trained once more with twice the epochs (``gains``;
-    not in a grid of ``draws``).
-    The runs of several variants and of that check lie below ``results_dir / TUNING``.
+    on validation images, by the first seed (or fold). Then the others take its choice; and where the rate falls to 0,
+    so that the last epochs are always among the best, the choice is trained once more with twice the epochs
+    (``gains``; not in a grid of ``draws``). The runs of several variants and of that check lie below
+    ``results_dir / TUNING``.
 
     ``presume`` names also runs that are not known yet, as if the last variant and the middle rate were chosen.
     """
@@ -53,7 +53,8 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
         return
     arms = [(dataset, arm) for dataset in grid.datasets for arm in grid.arms]
     tuning = [_tuning_jobs(grid, arm, dataset, folders) for dataset, arm in arms]
-    yield Stage(f"choices of seed {grid.first_seed}", [job for jobs in tuning for job in jobs])
+    first = f"fold {grid.first_seed}" if grid.folds > 1 else f"seed {grid.first_seed}"
+    yield Stage(f"choices of {first}", [job for jobs in tuning for job in jobs])
     after = _after(grid, [_choose(jobs, results_dir, presume=presume) for jobs in tuning])
     if after.jobs or after.unknown:
         yield after
@@ -84,9 +85,14 @@ class _Choice:
     lr: float | None = None
 
     @property
+    def has_rate(self) -> bool:
+        """Whether it is trained by steps, at a learning rate."""
+        return method_spec(self.tried.config.method).has_steps
+
+    @property
     def is_checked(self) -> bool:
         """Whether its convergence is: under a constant rate it is told by which epoch is the best."""
-        return method_spec(self.tried.config.method).has_steps and self.tried.config.schedule == "cosine"
+        return self.has_rate and self.tried.config.schedule == "cosine"
 
 
 def _choose(jobs: Sequence[Job], results_dir: Path, *, presume: bool) -> _Choice:
@@ -109,12 +115,6 @@ def _result(job: Job) -> RunResult | None:
         return None
 
 
-def _follower(grid: Grid, config: Any, seed: int) -> Any:
-    """Return the configuration of another seed, which takes the first one's choice where there was one to make."""
-    has_rates = method_spec(config.method).has_steps
-    return replace(with_seed(grid, config, seed), tuned_on=grid.first_seed if has_rates else None)
-
-
 def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
     """Return the stage that follows from ``choices``."""
     seeds = [seed for seed in grid.seeds if seed != grid.first_seed]
@@ -125,10 +125,16 @@ def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
         for choice in checked
         if choice.lr
     ]
-    jobs += [job_for(_follower(grid, choice.config, seed)) for seed in seeds for choice in seeded if choice.config]
+    jobs += [
+        job_for(with_seed(grid, choice.config, seed, tuned_on=grid.first_seed if choice.has_rate else None))
+        for seed in seeds
+        for choice in seeded
+        if choice.config
+    ]
     places = [(choice.tried.folder, job_for(choice.config).folder) for choice in choices if choice.config and choice.lr]
+    others = "draws" if grid.draws else f"{'folds' if grid.folds > 1 else 'seeds'}, and twice the epochs"
     return Stage(
-        "other draws" if grid.draws else "other seeds, and twice the epochs",
+        f"other {others}",
         jobs,
         unknown=len(checked) + len(seeded) * len(seeds) - len(jobs),
         copies=[(tried, place) for tried, place in places if tried != place],

@@ -136,6 +136,14 @@ def pooled_features(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return module.forward_head(module.forward_features(images), pre_logits=True)
 
 
+def own_classifier(backbone: Backbone) -> nn.Module:
+    """Return the classifier of timm's own model with two classes: its kind and shape, without values (meta device)."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(backbone.tag, num_classes=2).get_submodule(backbone.classifier)
+
+
 def is_vit(tag: str) -> bool:
     """Whether timm builds a VisionTransformer under this name; no weights are made or read for the answer."""
     import timm
@@ -157,16 +165,20 @@ def unfuse_attention(module: nn.Module) -> list[nn.Module]:
     return fused
 
 
+def is_cnn(module: nn.Module) -> bool:
+    """Whether a timm model is a convolutional network: several convolutions, and no attention."""
+    kinds = [type(layer) for layer in module.modules()]
+    attends = any("Attention" in kind.__name__ for kind in kinds)
+    return not attends and sum(issubclass(kind, nn.Conv2d) for kind in kinds) >= 2
+
+
 def require_cnn(backbone: Backbone) -> None:
     """Refuse a transformer or an MLP where a convolutional network is meant.
 
     Raises:
         UserError: with the script to use instead.
     """
-    kinds = [type(module) for module in backbone.module.modules()]
-    attends = any("Attention" in kind.__name__ for kind in kinds)
-    convolutions = sum(issubclass(kind, nn.Conv2d) for kind in kinds)
-    if attends or convolutions < 2:
+    if not is_cnn(backbone.module):
         what = type(backbone.module).__name__
         raise UserError(
             f"`backbone` {backbone.tag!r} is a {what}, not a convolutional network; "

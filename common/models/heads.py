@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.runtime.errors import UserError
+from common.models.weights import load_state, state_file
 from common.runtime.seeding import torch_seed
 
 # Gates of squeeze-and-excite blocks, and activations of the attention kind: never "the backbone's own activation".
@@ -68,9 +68,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 def head_file(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
     """Return ``head.safetensors`` (``hidden.*`` and ``output.*``) as bytes."""
-    from safetensors.torch import save
-
-    return {"head.safetensors": save(dict(state), metadata={"format": "pt"})}
+    return {"head.safetensors": state_file(state)}
 
 
 def load_head(head: Head, path: Path) -> None:
@@ -79,10 +77,4 @@ def load_head(head: Head, path: Path) -> None:
     Raises:
         UserError: the file is missing or damaged, or a tensor is missing, left over or misshapen.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        head.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{str(path)!r} does not hold this run's head: {error}") from error
+    load_state(head, path, what="head")

@@ -1,5 +1,7 @@
 """LoRA on the projections of a timm Vision Transformer, through PEFT; query and value are the study's.
 
+What LoRA of any timm model needs is here as well; ``cnn_lora`` has that of CNNs.
+
 LoRA: Hu et al. 2022, arXiv:2106.09685: W x + (alpha / r) B A x, with A (r, in) random and B (out, r) zero at the start.
 """
 
@@ -7,16 +9,20 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from common.models import split_attention
-from common.models.backbones import Backbone, pooled_features, unfuse_attention
+from common.models.backbones import Backbone, unfuse_attention
+from common.models.classifier import TimmClassifier
 from common.models.split_attention import CpuDropout
-from common.runtime.device import autocast
 from common.runtime.errors import UserError
 from common.runtime.seeding import torch_seed
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 TARGETS = {
     "qv": ("q_proj", "v_proj"),
@@ -30,39 +36,33 @@ ALSO_TRAIN = ("nothing", "norms", "norms-and-embeddings")
 among them; with these the patch projection, the position embedding, and the class and register tokens."""
 
 
-class LoraViT(nn.Module):
-    """A frozen ViT with trainable LoRA matrices and a trainable classifier: images (B, 3, S, S) -> logits (B, C).
+class LoraModel(TimmClassifier):
+    """A frozen timm model with LoRA matrices and a classifier: normalised images (B, 3, S, S) -> logits (B, C) float32.
 
-    What ``attach`` was told to train as well requires a gradient, as they do; nothing else does.
-
-    The backbone computes in ``precision``, the classifier always in float32. ``train()`` switches on the dropout of
-    the adapters and nothing else: the backbone stays in eval mode, whatever dropout it was built with.
+    Matrices and classifier require a gradient, and what it was told to train as well; nothing else does.
     """
 
-    def __init__(self, peft_model: nn.Module, precision: str) -> None:
-        super().__init__()
+    def __init__(self, peft_model: nn.Module, **options: Any) -> None:
+        super().__init__(**options)
         self.peft_model = peft_model
-        self.precision = precision
 
     @property
-    def vit(self) -> nn.Module:
+    def module(self) -> nn.Module:
         """The timm model inside, its adapted layers and its classifier in place."""
         return self.peft_model.get_base_model()
 
-    def train(self, mode: bool = True) -> "LoraViT":
-        """Switch the dropout of the adapters on or off; all else stays in eval mode."""
-        super().train(False)
-        for name, module in self.named_modules():
-            if "lora_dropout" in name:
-                module.train(mode)
-        self.training = mode
-        return self
+    def learns_by(self, name: str, layer: nn.Module) -> bool:
+        """Whether ``layer`` is the dropout of an adapter; the backbone stays in eval mode, BatchNorm included."""
+        return "lora_dropout" in name
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, C) float32 of normalised images (B, 3, S, S)."""
-        with autocast(images.device, self.precision):
-            features = pooled_features(self.vit, images)  # (B, D)
-        return self.vit.head(features.float())
+
+class LoraViT(LoraModel):
+    """The same of a Vision Transformer, whose attention is split while it is adapted."""
+
+    @property
+    def vit(self) -> nn.Module:
+        """The timm model inside."""
+        return self.module
 
 
 def attach(
@@ -89,7 +89,7 @@ def attach(
     Raises:
         UserError: the backbone is not a plain timm VisionTransformer, or has no such layers.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     require_plain_vit(backbone, targets)
     vit = backbone.module
@@ -104,18 +104,27 @@ def attach(
         exclude_modules=r"attn_pool\..*",  # in no block, although it has an MLP
         modules_to_save=_fully_trained(vit, also_train),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, "init"))
-        vit.reset_classifier(classes)
-        peft_model = get_peft_model(vit, config)
+    peft_model = adapt(backbone, config, classes=classes, seed=seed)
     if also_train == "norms-and-embeddings":
         for _, parameter in vit.named_parameters(recurse=False):
             parameter.requires_grad_(True)
+    if torch.device(device).type == "cpu":
+        suit_cpu(peft_model, precision)
+    options = {"classifier": "head", "precision": precision, "memory_format": torch.contiguous_format}
+    return LoraViT(peft_model, **options).to(device).train(False)
+
+
+def adapt(backbone: Backbone, config: "LoraConfig", *, classes: int, seed: int) -> nn.Module:
+    """Return PEFT's model of the backbone's module, changed in place, with a new classifier; drawn from ``seed``."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "init"))
+        backbone.module.reset_classifier(classes)
+        peft_model = get_peft_model(backbone.module, config)
     # PEFT would write no base model for a timm model, and then load onto any other without a word (peft#1337).
     peft_model.peft_config["default"].base_model_name_or_path = backbone.tag
-    if torch.device(device).type == "cpu":
-        _suit_cpu(peft_model, precision)
-    return LoraViT(peft_model, precision).to(device).train(False)
+    return peft_model
 
 
 def _fully_trained(vit: nn.Module, also_train: str) -> list[str]:
@@ -135,7 +144,7 @@ def _fully_trained(vit: nn.Module, also_train: str) -> list[str]:
     return modules
 
 
-def _suit_cpu(peft_model: nn.Module, precision: str) -> None:
+def suit_cpu(peft_model: nn.Module, precision: str) -> None:
     """Exchange, in place, what is slow on the CPU: masks of dropout, and in bfloat16 the fused attention."""
     if precision == "bf16":
         unfuse_attention(peft_model)
@@ -160,7 +169,7 @@ def require_plain_vit(backbone: Backbone, targets: str = "qv") -> None:
         raise UserError(
             f"`backbone` {tag!r} is a {type(module).__name__}; LoRA needs timm's plain "
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
-            "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py)"
+            "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py or train_cnn_lora.py)"
         )
     kinds = {type(getattr(block, "attn", None)) for block in module.blocks}
     if kinds != {Attention}:
@@ -173,16 +182,17 @@ def require_plain_vit(backbone: Backbone, targets: str = "qv") -> None:
         )
 
 
-def merged(model: LoraViT) -> nn.Module:
-    """Return a plain timm ViT (a copy) with the adapters added into their layers and ``qkv`` fused again."""
+def merged(model: LoraModel) -> nn.Module:
+    """Return a plain timm model (a copy) with the adapters added into their layers, and a ViT's ``qkv`` fused again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT remarks on merging a copy of a model that stays adapted
-        vit = copy.deepcopy(model.peft_model).merge_and_unload()
-    split_attention.restore(vit)
-    return vit.eval().requires_grad_(False)
+        module = copy.deepcopy(model.peft_model).merge_and_unload()
+    if isinstance(model, LoraViT):
+        split_attention.restore(module)
+    return module.eval().requires_grad_(False)
 
 
-def adapter_files(model: LoraViT) -> dict[str, bytes]:
+def adapter_files(model: LoraModel) -> dict[str, bytes]:
     """Return the adapter in PEFT's own format: adapter_config.json and adapter_model.safetensors, as bytes."""
     from safetensors.torch import save
 
@@ -196,7 +206,7 @@ def adapter_files(model: LoraViT) -> dict[str, bytes]:
     }
 
 
-def _trained_state(model: LoraViT) -> dict[str, torch.Tensor]:
+def _trained_state(model: LoraModel) -> dict[str, torch.Tensor]:
     """Return all that is trained, by its name in PEFT's file.
 
     Where the position embedding and the tokens are trained they are in it under the base's own names, as PEFT keeps
@@ -205,12 +215,14 @@ def _trained_state(model: LoraViT) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model.peft_model, save_embedding_layers=False)
-    own = {name: parameter for name, parameter in model.vit.named_parameters(recurse=False) if parameter.requires_grad}
+    own = {
+        name: parameter for name, parameter in model.module.named_parameters(recurse=False) if parameter.requires_grad
+    }
     return state | {f"base_model.model.{name}": parameter for name, parameter in own.items()}
 
 
-def load_adapter(model: LoraViT, folder: Path) -> None:
-    """Load a saved ``adapter/`` into a model made by ``attach`` with the same settings.
+def load_adapter(model: LoraModel, folder: Path) -> None:
+    """Load a saved ``adapter/`` into a model that was adapted with the same settings.
 
     Raises:
         UserError: a file is missing, the adapter is for another base, or a tensor is missing, left over or misshapen.

@@ -1,6 +1,7 @@
 """A backbone's weights: found or downloaded, loaded strictly, identified by a hash."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,28 @@ RANDOM_WEIGHTS_SEED = 0
 def hash_weights(module: nn.Module) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
     return sha256_of_tensors(module.state_dict())
+
+
+def state_file(state: Mapping[str, torch.Tensor]) -> bytes:
+    """Return a model's state as a safetensors file."""
+    from safetensors.torch import save
+
+    return save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+
+
+def load_state(module: nn.Module, path: Path, *, what: str) -> None:
+    """Load a file of ``state_file`` strictly into a module of the same shape; ``what`` it is, for the message.
+
+    Raises:
+        UserError: the file is missing or damaged, or a tensor is missing, left over or misshapen.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{str(path)!r} does not hold this run's {what}: {error}") from error
 
 
 def build_random(tag: str) -> nn.Module:

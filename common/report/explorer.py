@@ -1,6 +1,7 @@
 """What a reader of the report can look into: each run's test predictions, its curves, and suspected label errors."""
 
 import base64
+import functools
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation import metrics
-from common.evaluation.comparison import Comparison
+from common.evaluation.comparison import Comparison, Series
 from common.figures.palette import run_styles
 from common.report.thumbnails import ThumbnailSheet
 from common.runs.predictions import read_predictions
@@ -23,7 +24,10 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 @dataclass(frozen=True, eq=False)
 class TestPredictions:
-    """The N test images of one data set, and what each of the R runs said to each of them."""
+    """The N test images of one data set, and what each of the R runs said to each of them.
+
+    The folds of a model count as one run: each image was tested by one of them.
+    """
 
     labels: np.ndarray  # (N,) int64
     indices: np.ndarray  # (N,) int64, positions in the test split's natural order
@@ -37,20 +41,39 @@ class TestPredictions:
 
 
 def read_test_predictions(comparison: Comparison) -> TestPredictions:
-    """Read the predictions of every run of ``comparison``, in the order of ``runs_of``: all are of the same images."""
-    by_run = [read_predictions(run.folder, run.result) for run in runs_of(comparison)]
-    largest = np.stack([metrics.softmax(run.logits).max(axis=1) for run in by_run])
+    """Read the predictions of every run of ``comparison``, in the order of ``_tested``: all are of the same images."""
+    by_run = [_logits_of(*runs) for series in comparison.series for _, runs in _tested(series)]
+    if comparison.folds > 1:  # of a model that is not finished some folds are missing
+        shared = functools.reduce(np.intersect1d, [indices for _, _, indices in by_run])
+        by_run = [_at(shared, *arrays) for arrays in by_run]
+    largest = np.stack([metrics.softmax(logits).max(axis=1) for logits, _, _ in by_run])
+    _, labels, indices = by_run[0]
     return TestPredictions(
-        labels=by_run[0].labels,
-        indices=by_run[0].indices,
-        predicted=np.stack([run.logits.argmax(axis=1) for run in by_run]),
+        labels=labels,
+        indices=indices,
+        predicted=np.stack([logits.argmax(axis=1) for logits, _, _ in by_run]),
         confidence=np.rint(largest * FULL_CONFIDENCE).astype(np.uint16),
     )
 
 
-def runs_of(comparison: Comparison) -> list[Run]:
-    """Return the runs of ``comparison`` in the order of ``TestPredictions``'s rows."""
-    return [run for series in comparison.series for run in series.runs]
+def _tested(series: Series) -> list[tuple[str, tuple[Run, ...]]]:
+    """Return the name and the runs of each row of ``TestPredictions``: a seed, or all folds."""
+    if series.folds > 1:
+        return [("all folds", series.runs)]
+    return [(f"seed {run.seed}", (run,)) for run in series.runs]
+
+
+def _logits_of(*runs: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return logits (N, C), labels and indices (N,) of the test images of ``runs`` together."""
+    parts = [read_predictions(run.folder, run.result) for run in runs]
+    return tuple(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels", "indices"))
+
+
+def _at(shared: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return of ``arrays``, whose last are indices, what belongs to the ascending ``shared`` ones, in their order."""
+    order = np.argsort(arrays[-1])
+    places = order[np.searchsorted(arrays[-1], shared, sorter=order)]
+    return tuple(array[places] for array in arrays)
 
 
 def suspects(predictions: TestPredictions) -> list[dict]:
@@ -104,10 +127,15 @@ def explorer_record(
     """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
     found, styles = suspects(predictions), run_styles(comparison)
     models = [
-        {"label": series.label, "color": styles[series.name].color, "runs": [_run_record(run) for run in series.runs]}
+        {
+            "label": series.label,
+            "color": styles[series.name].color,
+            "runs": [_run_record(run) for run in series.runs],
+            "tested": [{"name": name} for name, _ in _tested(series)],
+        }
         for series in comparison.series
     ]
-    records = [record for model in models for record in model["runs"]]
+    records = [record for model in models for record in model["tested"]]
     for record, predicted, confidence in zip(records, predictions.predicted, predictions.confidence, strict=True):
         record |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
     return {
@@ -127,7 +155,7 @@ def _run_record(run: Run) -> dict:
     """Return a run's seed and learning curves."""
     history = run.result.history
     curves = {name: [getattr(row, name) for row in history] for name in CURVES}
-    return {"seed": run.seed, "epochs": [row.epoch for row in history], "kept": run.result.best_epoch, **curves}
+    return {"seed": run.number, "epochs": [row.epoch for row in history], "kept": run.result.best_epoch, **curves}
 
 
 def _ranks(groups: np.ndarray, confidence: np.ndarray) -> np.ndarray:

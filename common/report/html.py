@@ -13,12 +13,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import count_seeds, seed_range
+from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
 from common.figures.palette import run_styles
 from common.report import explorer, provenance, thumbnails
+from common.report.effects import effect_sentences, effect_texts
 from common.report.sentences import families_sentence, named_pairs, verdict_sentences
 from common.report.tables import HEADLINE_SCORES, MODEL, SCORES, model_texts, with_statistics
 from common.runtime.errors import UserError
@@ -54,7 +55,8 @@ def write_report(
         metrics=model_rows(comparisons, runs, SCORES),
         families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
-        seeds=count_seeds(*seed_range(comparisons)),
+        effects={comparison.dataset: _effects_of(comparison, uncertainty) for comparison in comparisons},
+        repeats=repeats(comparisons),
         pictures={
             subject: [_picture(file) for file in files if file.suffix == ".png"] for subject, files in figures.items()
         },
@@ -68,6 +70,17 @@ def write_report(
         for comparison, record in zip(comparisons, records, strict=True)
         if record["remark"]
     ]
+
+
+def _effects_of(comparison: Comparison, uncertainty: Uncertainty) -> dict:
+    """Return what the page says of method and backbone crossed: sentences and a table, or empty ones."""
+    own = uncertainty.effects[uncertainty.effects.dataset == comparison.dataset]
+    texts = effect_texts(own).drop(columns="Data set")
+    return {
+        "sentences": effect_sentences(comparison.dataset, uncertainty.effects),
+        "headings": list(texts),
+        "rows": texts.to_numpy().tolist(),
+    }
 
 
 def model_rows(
@@ -100,7 +113,8 @@ def model_rows(
 def _explorer_of(comparison: Comparison, data_dir: Path | None) -> dict:
     """Return the record of the page's script for one data set; its remark says why it has no thumbnails, or is ""."""
     predictions = explorer.read_test_predictions(comparison)
-    images, remark = thumbnails.test_images(explorer.runs_of(comparison)[0], data_dir)
+    run = comparison.series[0].runs[0]
+    images, remark = thumbnails.test_images(run, predictions.labels, predictions.indices, data_dir)
     sheet = None
     if images:
         positions = explorer.choose_thumbnails(predictions, thumbnails.sheet_capacity(images))

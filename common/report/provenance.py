@@ -10,13 +10,13 @@ MACHINE = ("cpu", "device", "precision", "platform")
 
 
 def provenance_of(runs: Sequence[Run]) -> dict:
-    """Return {shared: rows of all ``runs``, runs: [{seed, command, rows}]}; a row is (name, text)."""
+    """Return {shared: rows of all ``runs``, runs: [{seed (or fold), command, rows}]}; a row is (name, text)."""
     rows = [_rows(run) for run in runs]
     shared = [row for row in rows[0] if all(row in other for other in rows)] if len(runs) > 1 else []
     return {
         "shared": shared,
         "runs": [
-            {"seed": run.seed, "command": run.result.command, "rows": [row for row in own if row not in shared]}
+            {"seed": run.number, "command": run.result.command, "rows": [row for row in own if row not in shared]}
             for run, own in zip(runs, rows, strict=True)
         ],
     }
@@ -34,6 +34,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
         ),
         ("Kept", _kept(result)),
         ("Data fingerprint", data.fingerprint),
+        ("Data read from", data.read_from),
         ("Weights", result.model.weights.source),
         ("Weights' SHA-256", result.model.weights.sha256),
         ("Code", _commit(environment)),

@@ -1,6 +1,7 @@
 """Which of the models compared to use: the best on validation images, how sure that is, and what it costs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,15 +18,17 @@ from common.runtime.progress import duration
 def recommendation(comparison: Comparison) -> list[str]:
     """Return the lines that say which model to use, why, what it costs, and the command that labels a folder with it.
 
+    Of a model tested in folds there is no such command: none of its runs has seen all images.
+
     The choice is by the mean validation accuracy: choosing by test images would make their accuracy too good.
     """
     best = max(comparison.series, key=validation_accuracy)
     pairs = named_pairs(frames_of([comparison]), compute_uncertainty([comparison]))
     run = max(best.runs, key=lambda run: run.result.val.scores["accuracy"])
     test_accuracy = np.mean([run.result.test.scores["accuracy"] for run in best.runs])
-    runs = "one run" if len(best.runs) == 1 else f"the mean of {len(best.runs)} seeds"
+    runs = "one run" if len(best.runs) == 1 else f"the mean of {len(best.runs)} {best.repeat}s"
     flops = run.result.model.forward_flops
-    cost = [f"{duration(_seconds(best))} of training with features here for one learning rate and seed"]
+    cost = [f"{duration(_seconds(best))} of training with features here for one learning rate and {best.repeat}"]
     longest = max(run.result.efficiency.total_train_seconds for run in best.runs)
     cost += [f"{duration(longest)} with the choice of its rate"] if longest > 1.5 * _seconds(best) else []
     cost += [f"{flops / 1e9:.2g} billion operations an image"] if flops else []
@@ -35,8 +38,13 @@ def recommendation(comparison: Comparison) -> list[str]:
         f"on test images {test_accuracy:.4f}",
         *_doubts(comparison, best, pairs[pairs.metric == "accuracy"]),
         f"it costs {', '.join(cost)}",
-        f"label a new folder with it:\n  python evaluate.py {run.folder} --predict path/to/new/images --out labels.csv",
+        *([] if comparison.folds > 1 else [labelling_command(run.folder)]),
     ]
+
+
+def labelling_command(folder: Path) -> str:
+    """Return the lines that say how to label new images with the run in ``folder``."""
+    return f"label a new folder with it:\n  python evaluate.py {folder} --predict path/to/new/images --out labels.csv"
 
 
 def _doubts(comparison: Comparison, best: Series, pairs: pd.DataFrame) -> list[str]:

@@ -23,12 +23,15 @@ def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
         label=("label", "first"),
         method=("method", "first"),
         seeds=("seed", "size"),
+        folds=("folds", "first"),
         num_test=("num_test", "first"),
+        num_tested=("num_test", "sum"),
         is_tuned=("is_tuned", "all"),
         rate_is_at_end=("rate_is_at_end", "any"),
         ends_at_best=("ends_at_best", "all"),
         gain=("gain", "max"),
     )
+    models["num_test"] = models.num_tested.where(models.folds > 1, models.num_test)  # of all folds together
     pairs = uncertainty.pairs.merge(models, how="left", left_on=["dataset", "a"], right_on=["dataset", "run"])
     pairs = pairs.merge(
         models, how="left", left_on=["dataset", "b"], right_on=["dataset", "run"], suffixes=("_a", "_b")
@@ -69,17 +72,25 @@ def verdict_in_words(pair, first: str = "A", second: str = "B") -> str:
         WITHIN_MARGIN: f"{better} is better than {other}, by less than {points(pair.margin)}",
         EQUIVALENT: f"{first} and {second} are equivalent within {points(pair.margin)}",
         UNDECIDED: f"undecided between {first} and {second}",
-        ONE_SEED: f"undecided: one seed, between {first} and {second}",
+        ONE_SEED: f"undecided: one {_repeat(pair)}, between {first} and {second}",
     }[pair.verdict]
 
 
 def seeds_in_words(pair) -> str:
-    """Return on what a difference rests: "3 seeds", "5 seeds against a deterministic run"."""
+    """Return on what a difference rests: "3 seeds", "5 folds", "5 seeds against a deterministic run"."""
     words = [
-        "a deterministic run" if METHODS[method].is_deterministic else "one seed" if count == 1 else f"{count} seeds"
+        "a deterministic run"
+        if METHODS[method].is_deterministic and pair.folds_a == 1
+        else f"one {_repeat(pair)}"
+        if count == 1
+        else f"{count} {_repeat(pair)}s"
         for method, count in ((pair.method_a, pair.seeds_a), (pair.method_b, pair.seeds_b))
     ]
     return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
+
+
+def _repeat(pair) -> str:
+    return "fold" if pair.folds_a > 1 else "seed"
 
 
 def _remark(pair) -> str:
@@ -139,6 +150,8 @@ def _power_in_words(pair) -> str:
     shown = f"; with 80 % power this shows {100 * pair.detectable:.1f} points"
     if not np.isnan(pair.images_needed):
         limit, images = 100 * pair.detectable_by_images, float(f"{pair.images_needed:.2g}")
+        if pair.folds_a > 1:
+            return f"{shown}; about {images:,.0f} images would be needed for {points(pair.margin)}"
         return (
             f"{shown}, and more seeds alone do not reach {points(pair.margin)}: {pair.num_test_a:,} test images show "
             f"nothing under {limit:.1f}, about {images:,.0f} would be needed"

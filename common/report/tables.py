@@ -8,19 +8,11 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import (
-    MISSING,
-    QUANTITIES,
-    count_seeds,
-    display,
-    mean_text,
-    p_text,
-    seed_range,
-    signed,
-)
+from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, mean_text, p_text, repeats, signed
 from common.evaluation.frames import Frames
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
+from common.report.effects import effect_texts
 from common.report.sentences import named_pairs, seeds_in_words, verdict_in_words
 from common.runtime.files import write_atomically
 
@@ -33,8 +25,10 @@ SUMMARY = (
     *("train_seconds", "feature_seconds", "total_train_seconds", "kept_train_seconds", "saved_bytes"),
 )
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
-# The other columns are numbers.
-WORDS = {"Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark", "Deliberate defect", "Favours"}
+WORDS = {  # the other columns are numbers
+    *("Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"),
+    *("Effect of", "Within", "Difference", "Sign", "Deliberate defect", "Favours"),
+}
 
 
 def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
@@ -47,6 +41,8 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     runs = with_statistics(frames, uncertainty)
     models = runs.groupby(MODEL, sort=False)
     texts = models.agg(**{"Model": ("label", "first"), "Seeds": ("seed", "size")})
+    are_folds = frames.runs.groupby(MODEL, sort=False).folds.first() > 1
+    texts["Seeds"] = [f"{count} folds" if are_folds[model] else count for model, count in texts["Seeds"].items()]
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
     return write_table(
@@ -65,10 +61,36 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
         *("declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
         *("verdict", "winner", "detectable", "detectable_by_images", "seeds_needed", "images_needed"),
-        *("mcnemar_p_by_seed", "remark"),
+        *("mcnemar_p_by_seed", "remark", *(["folds"] if (pairs.folds_a > 1).any() else [])),
     )
+    pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
     return write_table(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
+
+
+def write_corruptions(frames: Frames, folder: Path) -> list[Path]:
+    """Write ``corruptions.csv`` (a row a run, kind and severity), ``.md`` and ``.tex`` (a row a model).
+
+    The latter have of each kind the accuracy over its severities, mean ± sd over the seeds, beside the clean one.
+    """
+    rows = frames.corruptions
+    seed = [*MODEL, "label", "seed"]
+    means = rows.pivot_table(index=seed, columns="kind", values="accuracy", sort=False)
+    means.insert(0, "Clean", frames.runs.set_index(seed)["test_accuracy"].reindex(means.index))
+    means.insert(1, "Mean of the kinds", means.iloc[:, 1:].mean(axis=1, skipna=False))
+    texts = means.groupby([*MODEL, "label"], sort=False).agg(mean_sd).reset_index()
+    texts = texts.rename(columns={"dataset": "Data set", "label": "Model"}).drop(columns="run")
+    return write_table(folder / "corruptions", rows, texts.rename(columns=lambda name: name.replace("_", " ")))
+
+
+def write_effects(uncertainty: Uncertainty, folder: Path) -> list[Path]:
+    """Write ``effects.csv``, the columns of ``Uncertainty.effects``, ``.md`` and ``.tex``; return the paths.
+
+    Nothing is written where no data set has method and backbone crossed.
+    """
+    if uncertainty.effects.empty:
+        return []
+    return write_table(folder / "effects", uncertainty.effects, effect_texts(uncertainty.effects))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
@@ -94,10 +116,11 @@ def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     ends = ends.pivot(index=seed, columns="metric", values=["low", "high"])
     ends.columns = [f"{metric}_{end}" for end, metric in ends.columns]
     runs = runs.merge(ends, on=seed)
+    folds = ["folds"] if (runs["folds"] > 1).any() else []  # ``seed`` is then the number of the fold
     with_ends = [score for score in SCORES if f"{score}_low" in runs]
     for score in with_ends:  # of a metric that is newer than a result, no ends without the value
         runs.loc[runs[score].isna(), [f"{score}_low", f"{score}_high"]] = np.nan
-    columns = [*MODEL, "label", "seed", *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
+    columns = [*MODEL, "label", "seed", *folds, *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
     columns += ["weights_source", *(f"{score}_{end}" for score in with_ends for end in ("low", "high"))]
     return runs[[*columns, "temperature", "test_ece_scaled"]]
 
@@ -106,10 +129,10 @@ def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
     """Return the scores and costs as aligned text: a block a data set, a row a model, mean ± sd over its seeds."""
     blocks = []
     for comparison in comparisons:
-        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.data.num_test
+        runs, images = frames.runs[frames.runs.dataset == comparison.dataset], comparison.num_test
         texts = model_texts(runs, TERMINAL)
         texts.index = [series.label for series in comparison.series]
-        seeds = count_seeds(*seed_range([comparison]))
+        seeds = repeats([comparison]).text
         head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
         blocks.append(f"{head}\n{texts.to_string()}")
     return "\n\n".join(blocks)

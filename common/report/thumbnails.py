@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.dataset import load_dataset_of_run
-from common.data.images import LabelledImages, decode
-from common.runs.predictions import read_predictions
+from common.data.images import LabelledImages, decode, joined
 from common.runs.result import Run
 from common.runtime.errors import UserError
 
@@ -36,25 +35,33 @@ class ThumbnailSheet:
         return {"uri": uri, "side": self.side, "columns": COLUMNS}
 
 
-def test_images(run: Run, data_dir: Path | None) -> tuple[LabelledImages | None, str]:
-    """Return the images that ``run`` was tested on, in its order, or None and the reason in words.
+def test_images(
+    run: Run, labels: np.ndarray, indices: np.ndarray, data_dir: Path | None
+) -> tuple[LabelledImages | None, str]:
+    """Return the test images of ``labels`` and ``indices`` (N,) in their order, or None and the reason in words.
 
-    They are read as the run read them, from ``data_dir`` instead of the run's own where it is given; nothing is
-    downloaded, no torch is loaded. Data of another fingerprint are refused: other images would be shown.
+    They are those of ``run``, or of all folds where it is one of several. They are read as the run read them, from
+    ``data_dir`` instead of the run's own where it is given; nothing is downloaded, no torch is loaded. Data of another
+    fingerprint are refused: other images would be shown.
     """
+    settings = run.result.config
+    if run.folds > 1:
+        settings = settings | {"folds": 1, "fold": 0, "all_images": True, "train_limit": None, "test_limit": None}
     try:
-        dataset = load_dataset_of_run(run.result.config, data_dir=data_dir, download=False)
+        dataset = load_dataset_of_run(settings, data_dir=data_dir, source="local")
     except UserError as error:
         return None, str(error)
     except KeyError as error:
         return None, f"the run's record does not say how its data were read ({error.args[0]!r} is missing)"
     if dataset.fingerprint != run.result.data.fingerprint:
         return None, f"the data found for {run.dataset!r} are not those of the runs (another fingerprint)"
-    predictions = read_predictions(run.folder, run.result)
-    same = (predictions.indices, predictions.labels), (dataset.test.indices, dataset.test.labels)
-    if not all(np.array_equal(*pair) for pair in zip(*same, strict=True)):
+    images = dataset.test
+    if run.folds > 1:
+        images = joined(dataset.train, dataset.val)
+        images = images.subset(indices[indices < len(images)])
+    if not (np.array_equal(images.indices, indices) and np.array_equal(images.labels, labels)):
         return None, f"the test images found for {run.dataset!r} are not those of the runs (another order or choice)"
-    return dataset.test, ""
+    return images, ""
 
 
 def sheet_capacity(images: LabelledImages) -> int:

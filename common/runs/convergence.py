@@ -12,13 +12,13 @@ NOT_CONVERGED = 0.01  # of validation accuracy that twice the epochs add
 
 
 def gains(runs: Sequence[Run], results_dir: Path) -> dict[tuple[str, str], float]:
-    """Return what twice the epochs add to the validation accuracy of (data set, run name), where that was tried.
+    """Return what twice the epochs add to the validation accuracy of (data set, model name), where that was tried.
 
     Above ``NOT_CONVERGED`` the training was too short to say what the model can do.
     """
     longer = find_runs(results_dir / TUNING)[0]
     return {
-        (run.dataset, run.name): other.result.val.scores["accuracy"] - run.result.val.scores["accuracy"]
+        (run.dataset, run.model_name): other.result.val.scores["accuracy"] - run.result.val.scores["accuracy"]
         for run in runs
         for other in longer
         if run.dataset == other.dataset and _is_twice_as_long(run.result, other.result)

@@ -72,11 +72,14 @@ def different_settings(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> s
     )
 
 
-def finish_run_folder(run: RunFolder, files: Mapping[str, bytes], result: RunResult) -> None:
+def finish_run_folder(
+    run: RunFolder, files: Mapping[str, bytes], result: RunResult, *, to_edit: Mapping[str, bytes] | None = None
+) -> None:
     """Put a finished run in place of whatever the folder held: all its files, or none of them.
 
     The files are written to a folder beside it, which then takes its name; ``_settle`` completes an exchange that a
-    crash cut in two. ``result`` gains ``files`` and is written last.
+    crash cut in two. ``result`` gains ``files`` and is written last. What is there ``to_edit``, such as a model card,
+    is not among them, so that a user may change it and the run stays whole.
 
     Raises:
         UserError: the disk is full or not writable; what was there is as it was.
@@ -84,7 +87,7 @@ def finish_run_folder(run: RunFolder, files: Mapping[str, bytes], result: RunRes
     new, old = _beside(run.path)
     shutil.rmtree(new, ignore_errors=True)
     try:
-        for name, content in files.items():
+        for name, content in {**files, **(to_edit or {})}.items():
             write_atomically(new / name, content)
         record = {name: FileRecord(sha256=sha256(content), bytes=len(content)) for name, content in files.items()}
         write_result(new, replace(result, files=record))

@@ -1,6 +1,7 @@
 """What a run is called, and which settings make it another run."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from common.runtime.files import sha256
 
 # Where a run's files lie and how fast it is computed. Every other setting makes another result.
 NOT_IDENTITY = {
-    *("data_dir", "dataset_name", "results_dir", "run_name", "overwrite"),
+    *("data_dir", "source", "dataset_name", "results_dir", "run_name", "overwrite"),
     *("device", "threads", "workers", "feature_cache"),
 }
 # The order in a run's name of the settings that were there first; later ones follow in the order of their fields.
@@ -49,7 +50,8 @@ def run_folder(config: Any, *, dataset: str, backbone: str, image_size: int | No
 def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
     """Return backbone, method, and each setting that differs from the published recipe, joined by ``-``.
 
-    A name that would be longer than ``LONGEST_NAME`` is cut, and ends in a hash of all of it.
+    A name that would be longer than ``LONGEST_NAME`` is cut, and ends in a hash of all of it. Of several folds the
+    name ends in which it is: ``-fold2of5`` (see ``model_name``).
 
     Args:
         config: a training script's configuration.
@@ -65,17 +67,31 @@ def run_name(config: Any, *, backbone: str, image_size: int | None) -> str:
     shown = [name for name in short_names if identity.get(name) not in (None, _plain(published[name]))]
     shown.sort(key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
     parts = [short_names[name] + _text(identity[name]) for name in shown]
-    name = "-".join([backbone, spec.suffix.format(**vars(config)), *parts])
-    if len(name) <= LONGEST_NAME:
-        return name
-    digest = sha256(name.encode())[:12]
-    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+    fold = f"-fold{config.fold}of{config.folds}" if config.folds > 1 else ""
+    return _cut("-".join([backbone, spec.suffix.format(**vars(config)), *parts]), LONGEST_NAME - len(fold)) + fold
+
+
+def model_name(run_name: str) -> str:
+    """Return a run's name without its fold: what the folds of one model share."""
+    return re.sub(r"-fold\d+of\d+$", "", run_name)
+
+
+def choosing_run(config: Any) -> Any:
+    """Return the configuration of the run whose learning rate one with ``tuned_on`` takes: of folds the first."""
+    return dataclasses.replace(config, seed=config.tuned_on, tuned_on=None, fold=0)
 
 
 def published_settings(config: Any) -> dict[str, Any]:
     """Return the settings' values in the published recipe: also what a record means that lacks one of them."""
     settings = {f.name: f.metadata["published"] for f in dataclasses.fields(config) if "published" in f.metadata}
     return settings | method_spec(config.method).published
+
+
+def _cut(name: str, longest: int) -> str:
+    if len(name) <= longest:
+        return name
+    digest = sha256(name.encode())[:12]
+    return f"{name[: longest - len(digest) - 1]}-{digest}"
 
 
 def _plain(value: object) -> object:

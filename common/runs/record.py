@@ -17,7 +17,7 @@ Count = Annotated[int, Within(0, 2**63)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The images of a run; ``mean`` and ``std`` are of channel values in 0..1."""
+    """The images of a run; ``mean`` and ``std`` are of channel values in 0..1; ``read_from`` says what they lay in."""
 
     classes: list[str]
     num_train: Count
@@ -28,6 +28,7 @@ class DataRecord:
     std: list[Number] = field(default_factory=list)
     interpolation: str | None = None
     fingerprint: str
+    read_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,8 @@ class RunResult:
     trials: list[dict[str, Any]]
     best_epoch: Count | None
     val: SplitMetrics
-    test: SplitMetrics
+    test: SplitMetrics | None
+    """None where a model was trained on all images, and none was kept for a test."""
     efficiency: Efficiency
     environment: dict[str, Any]
     skipped_images: list[str] = field(default_factory=list)
@@ -174,6 +176,9 @@ class RestoreSettings:
     train_limit: Count | None
     test_limit: Count | None
     skip_damaged: bool
+    folds: Annotated[int, Within(1, 1_000)] = 1
+    fold: Count = 0
+    all_images: bool = False
 
 
 def problem_with_restoring(result: RunResult) -> str | None:
@@ -194,7 +199,9 @@ def disagreement(result: RunResult) -> str | None:
         return f"method is {result.method!r}, and this code knows {', '.join(METHODS)}"
     if len(set(data.classes)) < max(2, len(data.classes)):
         return "data.classes are fewer than two, or repeated"
-    for split, size in (("val", data.num_val), ("test", data.num_test)):
+    if result.test is None and data.num_test:
+        return "test is null"
+    for split, size in (("val", data.num_val), ("test", data.num_test))[: 2 if result.test else 1]:
         if problem := _split_problem(getattr(result, split), data.classes, size):
             return f"{split}.{problem}"
     if any(later <= earlier for earlier, later in pairwise(epochs)):

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.runs.naming import model_name
 from common.runs.record import SCHEMA_VERSION, RunResult, SplitMetrics, disagreement
 from common.runs.schema import as_json, typed
 from common.runtime.errors import UserError
@@ -38,8 +39,28 @@ class Run:
 
     @property
     def test(self) -> SplitMetrics:
-        """The metrics of the test split."""
+        """The metrics of the test split; a run without one is in no comparison."""
         return self.result.test
+
+    @property
+    def model_name(self) -> str:
+        """The name of the run without its fold, shared by the seeds and folds of one model."""
+        return model_name(self.name)
+
+    @property
+    def folds(self) -> int:
+        """Of how many folds this is one; 1: a single split."""
+        return self.result.config.get("folds", 1)
+
+    @property
+    def number(self) -> int:
+        """What tells it from the other runs of its model: its fold where there are folds, else its seed."""
+        return self.fold if self.folds > 1 else self.seed
+
+    @property
+    def fold(self) -> int:
+        """Which of the folds it was tested on, from 0."""
+        return self.result.config.get("fold", 0)
 
 
 def encode_record(record: dict) -> bytes:

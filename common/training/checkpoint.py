@@ -107,8 +107,8 @@ def restore_optimizer(
     for path, value in tensors.items():
         what, name = path.split("/", 1)
         parameter = parameters[name]
-        # AdamW keeps its step count on the CPU, its moments beside the weights.
-        optimizer.state[parameter][what] = value if what == "step" else value.to(parameter.device)
+        # AdamW keeps its step count on the CPU, its moments beside the weights and in their memory format.
+        optimizer.state[parameter][what] = value if what == "step" else torch.empty_like(parameter).copy_(value)
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +38,16 @@ class OptimizerConfig:
     seed: int
     schedule: str = "constant"
     warmup: float = 0.0
+    decays_vectors: bool = True
+    """Whether weight decay also shrinks tensors of one dimension: norms and biases."""
+
+    def parameter_groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Return AdamW's groups of ``parameters``: those that decay, and those that do not."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            decay = self.weight_decay if self.decays_vectors or parameter.ndim > 1 else 0.0
+            groups.setdefault(decay, []).append(parameter)
+        return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of optimiser step ``step``, the first being 0, of ``steps`` in all.
@@ -125,7 +136,7 @@ class _Loop:
         self.weights = trained_parameters(model)
         self.best_weights: Tensors = {}
         self.state = _State()
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(config.parameter_groups(self.weights.values()), lr=config.lr)
         if found := checkpoint.load():
             self._resume(*found)
 
@@ -213,7 +224,7 @@ class _Loop:
         return loss_and_accuracy(logits, self.val.labels)
 
     def _save(self) -> None:
-        tensors = {f"weights/{name}": value for name, value in copy_weights(self.model).items()}
+        tensors = {f"weights/{name}": value.cpu() for name, value in trained_tensors(self.model).items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
         optimizer = optimizer_tensors(self.optimizer, self.weights)
         tensors |= {f"optimizer/{name}": value for name, value in optimizer.items()}
@@ -253,13 +264,22 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def trained_tensors(model: nn.Module) -> Tensors:
+    """Return all that training changes in ``model``, by name: its trained parameters, and its running statistics.
+
+    The latter move without a gradient; every other buffer is the same before and after.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    is_frozen = {name: not parameter.requires_grad for name, parameter in parameters.items()}
+    return {name: tensor for name, tensor in model.state_dict().items() if not is_frozen.get(name)}
+
+
 def copy_weights(model: nn.Module) -> Tensors:
-    """Return the trained parameters of ``model`` as tensors of their own on the CPU."""
-    return {name: parameter.detach().cpu().clone() for name, parameter in trained_parameters(model).items()}
+    """Return ``trained_tensors`` as tensors of their own on the CPU."""
+    return {name: tensor.cpu().clone() for name, tensor in trained_tensors(model).items()}
 
 
 def set_weights(model: nn.Module, weights: Tensors) -> None:
     """Put what ``copy_weights`` returned back into ``model``."""
-    with torch.no_grad():
-        for name, parameter in trained_parameters(model).items():
-            parameter.copy_(weights[name])
+    for name, tensor in trained_tensors(model).items():
+        tensor.copy_(weights[name])

@@ -8,10 +8,11 @@ from torch import nn
 
 from common.data.images import LabelledImages
 from common.models import backbones
-from common.models.backbones import Backbone
+from common.models.backbones import Backbone, pooled_features
 from common.runs.methods import method_spec
 from common.runs.record import problem_with_restoring
 from common.runs.result import RESULT_FILE, Run
+from common.runtime.device import autocast
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
 from common.training.features import Extractor
@@ -41,6 +42,19 @@ class RestoredModel:
         batch_size = self.run.result.config["batch_size"]
         return predict(self.model, self.inputs.loader(images, desc), batch_size=batch_size, desc=desc)
 
+    def features(self, images: LabelledImages, desc: str) -> np.ndarray:
+        """Return the pooled features (N, width) float32 of ``images``: what the run's classifier reads."""
+        loader, batch_size = self.inputs.loader(images, desc), self.run.result.config["batch_size"]
+        if self.inputs.reads_features:
+            return predict(nn.Identity(), loader, batch_size=batch_size, desc=desc)
+        module, precision = self.method.plain(self.backbone, self.model), self.inputs.extractor.precision
+
+        def pooled(batch: torch.Tensor) -> torch.Tensor:
+            with autocast(batch.device, precision):
+                return pooled_features(module, batch)
+
+        return predict(pooled, loader, batch_size=batch_size, desc=desc)
+
 
 def restore_run(run: Run, *, weights: str | None, device: torch.device, workers: int | None) -> RestoredModel:
     """Rebuild a run's model from its folder alone, and from the backbone's weights that it names.
@@ -57,7 +71,7 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
         raise UserError(f"{str(run.folder / RESULT_FILE)!r}: {problem}; train the run again")
     method = _method_of(run)
     _check_files(run)
-    backbone = _load_backbone(run, weights)
+    backbone = _load_backbone(run, method, weights)
     config, precision = result.config, result.config["precision"]
     model = method.build(backbone, len(result.data.classes), seed=run.seed, precision=precision, device=device)
     method.load(model, run.folder)
@@ -76,13 +90,12 @@ def _method_of(run: Run) -> Method:
         ) from error
 
 
-def _load_backbone(run: Run, weights: str | None) -> Backbone:
-    """Return the backbone of a run, with the very weights it was trained on (else UserError)."""
-    result = run.result
-    backbone = backbones.load(
-        result.backbone, weights=weights or result.config["weights"], image_size=result.data.image_size
-    )
-    if backbone.sha256 != (expected := result.model.weights.sha256):
+def _load_backbone(run: Run, method: Method, weights: str | None) -> Backbone:
+    """Return the backbone of a run, with the very weights it was trained on (else UserError) or that it saved."""
+    result, is_saved = run.result, weights is None and method.saves_backbone
+    source = str(run.folder / method.weight_files[0]) if is_saved else weights or result.config["weights"]
+    backbone = backbones.load(result.backbone, weights=source, image_size=result.data.image_size)
+    if not is_saved and backbone.sha256 != (expected := result.model.weights.sha256):
         raise UserError(
             f"{str(run.folder)!r} was trained on other weights of {backbone.tag!r} than {backbone.source!r} "
             f"(SHA-256 {expected[:12]}... there, {backbone.sha256[:12]}... here); name the right file with `weights`"

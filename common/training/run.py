@@ -17,7 +17,7 @@ from common.models import backbones, demo_backbones
 from common.models.backbones import Backbone
 from common.runs.folder import RunFolder, different_settings, open_run_folder
 from common.runs.methods import method_spec
-from common.runs.naming import published_settings, require_used_settings, run_folder, run_identity
+from common.runs.naming import choosing_run, published_settings, require_used_settings, run_folder, run_identity
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
 from common.runtime.environment import REPOSITORY
@@ -53,9 +53,10 @@ class RunContext:
     @property
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """The hyper-parameters of each training, one for each learning rate."""
-        config = self.config
-        names = [each.name for each in fields(OptimizerConfig) if each.name != "lr"]
-        return [OptimizerConfig(lr=lr, **{name: getattr(config, name) for name in names}) for lr in self.rates]
+        config, decays_vectors = self.config, method_spec(self.config.method).decays_vectors
+        names = {each.name for each in fields(OptimizerConfig)} - {"lr", "decays_vectors"}
+        shared = {name: getattr(config, name) for name in names}
+        return [OptimizerConfig(lr=lr, decays_vectors=decays_vectors, **shared) for lr in self.rates]
 
     @property
     def feature_folder(self) -> Path:
@@ -88,29 +89,30 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     size, own_size = resolved.image_size, backbones.resolve_image_size(resolved.backbone, None)
-    path = run_folder(
-        resolved,
-        dataset=result_name(config.dataset, config.dataset_name),
-        backbone=resolved.backbone,
-        image_size=None if size == own_size else size,
-    )
+    place = {
+        "dataset": result_name(config.dataset, config.dataset_name),
+        "backbone": resolved.backbone,
+        "image_size": None if size == own_size else size,
+    }
+    path = run_folder(resolved, **place)
     identity, published = run_identity(as_record(resolved), config.method), published_settings(config)
     prepare_device(device, deterministic=config.deterministic, threads=config.threads)
     with open_run_folder(path, identity, absent=published, overwrite=config.overwrite) as folder:
         if folder.finished:
-            accuracy = folder.finished.test.scores["accuracy"]
-            raise AlreadyFinished(
-                f"already finished: {path} (test accuracy {accuracy:.4f}); `overwrite` trains it again"
-            )
+            test = folder.finished.test
+            accuracy = f"test accuracy {test.scores['accuracy']:.4f}" if test else "trained on all images"
+            raise AlreadyFinished(f"already finished: {path} ({accuracy}); `overwrite` trains it again")
         print(f"run: {path}\n{resolved.backbone} on {device}, {precision}, images {size}x{size}", flush=True)
         with memory_errors(config.batch_size):
-            rates = config.lr if config.tuned_on is None else (_chosen_rate(path, identity, published),)
+            rates = config.lr
+            if config.tuned_on is not None:
+                rates = (_chosen_rate(run_folder(choosing_run(resolved), **place), identity, published),)
             yield RunContext(resolved, device, precision, folder, rates)
 
 
 def _resolve(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with names completed, sizes filled in and paths made absolute."""
-    check_dataset(config.dataset)
+    check_dataset(config.dataset, config.source)
     tag = backbones.resolve_tag(config.backbone)
     if config.weights == "pretrained":
         demo_backbones.require_other_data(tag, config.dataset)
@@ -124,21 +126,20 @@ def _resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _chosen_rate(path: Path, identity: Mapping[str, Any], absent: Mapping[str, Any]) -> float:
-    """Return the learning rate that the seed ``tuned_on`` chose, by its run beside ``path`` with the same settings.
+def _chosen_rate(folder: Path, identity: Mapping[str, Any], absent: Mapping[str, Any]) -> float:
+    """Return the learning rate that the seed ``tuned_on`` chose, by its run in ``folder`` with the same settings.
 
     Raises:
         UserError: that run is not finished, damaged, or has other settings.
     """
     seed = identity["tuned_on"]
-    folder = path.with_name(f"seed{seed}")
     if not (folder / RESULT_FILE).exists():
         raise UserError(
             f"`tuned_on` {seed}: there is no finished run in {str(folder)!r} yet; make it first, by the same command "
-            f"with `seed` {seed} and without `tuned_on`"
+            f"with `seed` {seed} and without `tuned_on`" + (" in fold 0" if identity["folds"] > 1 else "")
         )
     result = read_result(folder / RESULT_FILE)
-    own = ("seed", "tuned_on", "split_seed")  # what a run of another draw in the same folder may have for itself
+    own = ("seed", "tuned_on", "fold", "split_seed")  # what runs of one model may each have for themselves
     asked = {name: value for name, value in identity.items() if name not in own}
     if different := different_settings(run_identity({**absent, **result.config}, result.method), asked):
         raise UserError(f"`tuned_on` {seed}: the run in {str(folder)!r} has other settings ({different})")
@@ -157,7 +158,7 @@ def announce_data(run: RunContext, dataset: DatasetSplits) -> list[str]:
     if config.weights == "pretrained":
         demo_backbones.require_other_data(config.backbone, dataset.name, dataset.classes)
     sizes = ", ".join(f"{len(getattr(dataset, split)):,} {split}" for split in ("train", "val", "test"))
-    print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images", flush=True)
+    print(f"data: {dataset.name}, {len(dataset.classes)} classes, {sizes} images, from {dataset.read_from}", flush=True)
     notes = list(dataset.notes)
     few = few_steps(len(dataset.train), batch_size=config.batch_size, epochs=config.epochs)
     if few and method_spec(config.method).has_steps:

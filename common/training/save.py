@@ -15,6 +15,7 @@ from common.runs.result import RESULT_FILE
 from common.runs.schema import typed
 from common.runtime.device import peak_memory
 from common.runtime.environment import describe_environment
+from common.training.model_card import card_file, model_card
 from common.training.sweep import FitResult
 from common.training.task import Evaluation, Task
 
@@ -28,9 +29,10 @@ def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[
     weights = task.method.files(task.model)
     result = build_result(task, fitted, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
     files = weights | {PREDICTIONS_FILE: encode_predictions(task, evaluation)}
-    finish_run_folder(task.run.folder, files, result)
+    card = {card_file(task.method): model_card(result, task.backbone, task.method, task.model)}
+    finish_run_folder(task.run.folder, files, result, to_edit=card)
     _print_summary(result)
-    for name in (*files, RESULT_FILE):
+    for name in (*files, *card, RESULT_FILE):
         print(f"wrote {task.run.folder.path / name}")
 
 
@@ -44,7 +46,9 @@ def build_result(
     """
     run, dataset = task.run, task.dataset
     val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
-    test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
+    test, test_notes = None, []
+    if len(dataset.test):
+        test, test_notes = metrics.score(evaluation.test_logits, dataset.test.labels, dataset.classes)
     notes = [*notes, *(f"validation: {note}" for note in val_notes), *(f"test: {note}" for note in test_notes)]
     notes += fitted.notes
     if run.device.type != "cuda":
@@ -62,7 +66,7 @@ def build_result(
         trials=fitted.trials,
         best_epoch=fitted.best_epoch,
         val=typed(val, SplitMetrics),
-        test=typed(test, SplitMetrics),
+        test=typed(test, SplitMetrics | None),
         efficiency=Efficiency(
             train_seconds=fitted.train_seconds,
             feature_seconds=evaluation.feature_seconds,
@@ -90,6 +94,7 @@ def _data_record(task: Task) -> DataRecord:
         std=list(backbone.std),
         interpolation=backbone.interpolation,
         fingerprint=dataset.fingerprint,
+        read_from=dataset.read_from,
     )
 
 
@@ -101,7 +106,7 @@ def _model_record(task: Task) -> ModelRecord:
         forward_flops=complexity.forward_flops(task.method.plain(backbone, model), backbone.image_size),
         weights=WeightsRecord(source=backbone.source, sha256=backbone.sha256),
         method_settings={name: settings[name] for name in own if name in settings},
-        **({"lora": None} | task.method.describe()),  # readers of older records look for LoRA's settings there
+        **({"lora": None} | task.method.describe(model)),  # readers of older records look for LoRA's settings there
     )
 
 
@@ -124,8 +129,9 @@ def _print_summary(result: RunResult) -> None:
     if cost.feature_seconds is not None:
         spent += f", features {cost.feature_seconds:.1f} s{' (found in the cache)' if cost.feature_cache_hit else ''}"
     chosen = f"best epoch {result.best_epoch}" if result.history else f"best of {len(result.trials)} tried"
-    print(f"test {scores_in_words(result.test.scores)}")
-    print(
-        f"{spent}, test {cost.eval_seconds:.1f} s; {chosen}, "
-        f"{model.trainable_params:,} of {model.total_params:,} parameters trained"
-    )
+    if result.test:
+        print(f"test {scores_in_words(result.test.scores)}")
+        spent += f", test {cost.eval_seconds:.1f} s"
+    else:
+        print(f"no test score, all images were trained on; validation {scores_in_words(result.val.scores)}")
+    print(f"{spent}; {chosen}, {model.trainable_params:,} of {model.total_params:,} parameters trained")

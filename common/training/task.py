@@ -41,14 +41,15 @@ class Evaluation:
     The rules of a frozen backbone's features: ``feature_seconds`` is what making those of the training and validation
     images cost when they were made, also where this run found them (None: the method reads images).
     ``feature_cache_hit`` says whether this run found all of them, those of the test images included. ``eval_seconds``
-    is the test images' prediction, and what making their features cost when they were made.
+    is the test images' prediction, and what making their features cost when they were made. Without test images N is 0
+    and ``eval_seconds`` None.
     """
 
     val_logits: np.ndarray
     test_logits: np.ndarray
     feature_seconds: float | None
     feature_cache_hit: bool
-    eval_seconds: float
+    eval_seconds: float | None
 
 
 def build_task(run: RunContext, backbone: Backbone, dataset: DatasetSplits) -> Task:
@@ -89,16 +90,24 @@ def evaluate(task: Task) -> Evaluation:
     """
     config, made = task.run.config, task.inputs.made
     val_logits = predict(task.model, task.val, batch_size=config.batch_size, desc="validation")
-    test = task.inputs.loader(task.dataset.test, "test")
+    test_logits, eval_seconds = _predict_test(task)
     if config.feature_cache:
         prune(task.run.feature_folder)
-    started = time.perf_counter()
-    test_logits = predict(task.model, test, batch_size=config.batch_size, desc="test")
-    predict_seconds = time.perf_counter() - started
     return Evaluation(
         val_logits,
         test_logits,
         feature_seconds=sum(made[split].seconds for split in made if split != "test") if made else None,
         feature_cache_hit=bool(made) and all(features.cache_hit for features in made.values()),
-        eval_seconds=predict_seconds + (made["test"].seconds if made else 0.0),
+        eval_seconds=eval_seconds,
     )
+
+
+def _predict_test(task: Task) -> tuple[np.ndarray, float | None]:
+    """Return the test images' logits, and the seconds of these and of making their features."""
+    images = task.dataset.test
+    if not len(images):
+        return np.empty((0, len(task.dataset.classes)), dtype=np.float32), None
+    loader, made = task.inputs.loader(images, "test"), task.inputs.made
+    started = time.perf_counter()
+    logits = predict(task.model, loader, batch_size=task.run.config.batch_size, desc="test")
+    return logits, time.perf_counter() - started + (made["test"].seconds if made else 0.0)

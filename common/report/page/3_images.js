@@ -9,9 +9,8 @@ function open(number) {
 
 function unpackedDataset(packed) {
   const runs = packed.models.flatMap((model) =>
-    model.runs.map((run) => ({
-      ...run,
-      name: `${isolated(model.label)}, seed ${run.seed}`,
+    model.tested.map((run) => ({
+      name: `${isolated(model.label)}, ${run.name}`,
       label: model.label,
       color: model.color,
       predicted: unpacked(run.predicted, Uint16Array),
@@ -21,6 +20,7 @@ function unpackedDataset(packed) {
   return {
     ...packed,
     runs,
+    trainings: packed.models.flatMap((model) => model.runs),
     labels: unpacked(packed.labels, Uint16Array),
     indices: unpacked(packed.indices, Uint32Array),
     sheet: packed.sheet && openedSheet(packed.sheet),

@@ -24,7 +24,7 @@ function ticks(low, high, count) {
 }
 
 function range(dataset, name) {
-  const values = dataset.runs.flatMap((run) => [...run[`train_${name}`], ...run[`val_${name}`]]);
+  const values = dataset.trainings.flatMap((run) => [...run[`train_${name}`], ...run[`val_${name}`]]);
   if (name === "loss") return [0, 1.06 * Math.max(...values)];
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const margin = Math.max(0.08 * (high - low), (0.05 - (high - low)) / 2); // noise is not blown up
@@ -74,7 +74,7 @@ function drawModel(svg, frame, model, name) {
 /** Draw one quantity; return the function that marks an epoch, and the one that finds the epoch at a pointer. */
 function drawChart(holder, dataset, { name, title }) {
   const [width, height] = [Math.max(260, holder.clientWidth || 480), 270];
-  const epochs = [...new Set(dataset.runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
+  const epochs = [...new Set(dataset.trainings.flatMap((run) => run.epochs))].sort((a, b) => a - b);
   const [first, last] = [epochs[0], epochs.at(-1)];
   const [low, high] = range(dataset, name);
   const frame = { left: 40, right: width - 10, top: 28, bottom: height - 40 };
@@ -129,7 +129,7 @@ function showCurves(dataset) {
   slider.replaceChildren(...holders);
   const charts = QUANTITIES.map((quantity, i) => drawChart(holders[i], dataset, quantity));
   const epochs = charts[0].epochs;
-  let chosen = Math.min(...dataset.runs.map((run) => run.epochs.at(-1))); // the last that all of them have
+  let chosen = Math.min(...dataset.trainings.map((run) => run.epochs.at(-1))); // the last that all of them have
   const choose = (epoch) => {
     chosen = epoch;
     for (const chart of charts) chart.mark(epoch);

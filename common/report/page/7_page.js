@@ -18,7 +18,7 @@ function show(number) {
   const compare = () => showDisagreement(dataset, chosen("run-a"), chosen("run-b"));
   fillRuns(find("matrix-run"), dataset, 0, () => showMatrix(dataset, chosen("matrix-run")));
   fillRuns(find("run-a"), dataset, 0, compare);
-  fillRuns(find("run-b"), dataset, dataset.models[0].runs.length, compare); // the second model's first seed
+  fillRuns(find("run-b"), dataset, dataset.models[0].tested.length, compare); // the second model's first seed
   showCurves(dataset);
   showMatrix(dataset, dataset.runs[0]);
   if (dataset.runs.length > 1) compare();

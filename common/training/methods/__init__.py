@@ -8,6 +8,8 @@ from typing import Any
 
 from common.runs.methods import method_spec
 from common.training.methods.base import Method
+from common.training.methods.cnn_lora import CnnLora
+from common.training.methods.full import Full
 from common.training.methods.head import FrozenHead
 from common.training.methods.lora import Lora
 from common.training.methods.probe import Probe
@@ -17,6 +19,9 @@ IMPLEMENTATIONS: dict[str, type[Method]] = {
     "head_mlp": FrozenHead,
     "head_linear": FrozenHead,
     "head_probe": Probe,
+    "full": Full,
+    "norms_and_biases": Full,
+    "cnn_lora": CnnLora,
 }
 
 

@@ -19,12 +19,13 @@ class Method(ABC):
     """How one of ``runs.methods.METHODS`` trains, and how its model is saved, restored and exported.
 
     Its model maps to logits (B, C) float32: pooled features (B, width) where its facts say ``reads_features``, else
-    normalised images (B, 3, S, S). What requires a gradient is trained and kept; buffers are not, so that a norm with
-    running statistics has to stay in eval mode.
+    normalised images (B, 3, S, S). What requires a gradient is trained and kept, as are running statistics.
     """
 
     weight_files: ClassVar[tuple[str, ...]]
     """Names of the files that ``files`` gives, relative to the run's folder."""
+    saves_backbone: ClassVar[bool] = False
+    """Whether the one of them is a timm checkpoint, so that the backbone's own weights are needed no more."""
 
     @classmethod
     @abstractmethod
@@ -59,8 +60,8 @@ class Method(ABC):
         """Train ``model``, which ends in eval mode with its best weights on validation; see ``sweep``."""
         return sweep(model, train, val, configs, checkpoint, extend=extend)
 
-    def describe(self) -> dict[str, Any]:
-        """Return further fields of the result's ``model`` record, beside ``method_settings``."""
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Return further fields of the result's ``model`` record of ``model``, beside ``method_settings``."""
         return {}
 
     @abstractmethod
@@ -73,6 +74,15 @@ class Method(ABC):
 
         Raises:
             UserError: a file is missing, damaged, or does not fit.
+        """
+
+    @abstractmethod
+    def loading(self, model: nn.Module) -> str:
+        """Return lines of Python for the model card, which need PyTorch, timm and PEFT alone.
+
+        They make of ``model``, timm's model with any classifier (and the base's weights, where they are needed), the
+        trained model in eval mode, images (B, 3, S, S) -> logits (B, C), from the ``weight_files`` of the folder they
+        run in.
         """
 
     @abstractmethod

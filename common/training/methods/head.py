@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.config import require
-from common.models.backbones import Backbone, pooled_features
+from common.models.backbones import Backbone, own_classifier, pooled_features
 from common.models.heads import Head, head_file, load_head, new_head
 from common.runtime.errors import UserError
 from common.training.methods.base import Method
@@ -57,24 +57,36 @@ class FrozenHead(Method):
     def load(self, model: nn.Module, folder: Path) -> None:
         load_head(model, folder / "head.safetensors")
 
+    def loading(self, model: Head) -> str:
+        layers = {"output": _linear_code(model.output)}
+        if model.hidden is not None:
+            kind = type(model.activation).__name__
+            activation = f"{'torch.nn' if hasattr(nn, kind) else 'timm.layers'}.{kind}()"
+            layers = {"hidden": _linear_code(model.hidden), "activation": activation} | layers
+        added = "\n".join(f'head.add_module("{name}", {layer})' for name, layer in layers.items())
+        return f"""
+from safetensors.torch import load_file
+
+model.reset_classifier(0)  # what is left gives pooled features
+head = torch.nn.Sequential()
+{added}
+head.load_state_dict(load_file("head.safetensors"))
+model = torch.nn.Sequential(model, head).eval()"""
+
     def plain(self, backbone: Backbone, model: nn.Module) -> PlainClassifier:
         return PlainClassifier(backbone.module, model).eval()
 
     def timm_state(self, backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor]:
         if model.hidden is not None:
             raise UserError(
-                "a plain timm model has no place for a head of two layers; export it with `export` FILE.pt2"
+                "a plain timm model has no place for a head of two layers; take `export` FILE.pt2 or FILE.onnx"
             )
         weight, bias = model.output.weight.detach(), model.output.bias.detach()
-        if _classifier_is_convolution(backbone, len(bias)):
+        if isinstance(own_classifier(backbone), nn.Conv2d):
             weight = weight[:, :, None, None]  # (C, width) -> (C, width, 1, 1)
         name = backbone.classifier
         return backbone.module.state_dict() | {f"{name}.weight": weight, f"{name}.bias": bias}
 
 
-def _classifier_is_convolution(backbone: Backbone, classes: int) -> bool:
-    import timm
-
-    with torch.device("meta"):
-        module = timm.create_model(backbone.tag, num_classes=classes)
-    return isinstance(module.get_submodule(backbone.classifier), nn.Conv2d)
+def _linear_code(layer: nn.Linear) -> str:
+    return f"torch.nn.Linear({layer.in_features}, {layer.out_features})"

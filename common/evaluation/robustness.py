@@ -1,0 +1,72 @@
+"""Differences between models in accuracy on corrupted test images, by the same rules as those on clean ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from common.data.corruptions import KINDS
+from common.evaluation.comparison import Comparison, Series
+from common.evaluation.corruption_scores import read_kinds, share_correct
+from common.evaluation.frames import table
+from common.evaluation.plan import comparable_pairs, declared_pairs, read_plan
+from common.evaluation.spread import Spread
+from common.evaluation.uncertainty import PAIR_COLUMNS, count_unplanned
+from common.evaluation.verdicts import verdict_rows
+
+
+def corrupted(comparison: Comparison) -> tuple[Comparison | None, list[str]]:
+    """Return ``comparison`` with the models alone of which every seed was scored, and the kinds that all of them have.
+
+    None without such a model.
+    """
+    kinds = {series.name: [set(read_kinds(run)) for run in series.runs] for series in comparison.series}
+    scored = tuple(series for series in comparison.series if all(kinds[series.name]))
+    if not scored:
+        return None, []
+    shared = set.intersection(*(of_run for series in scored for of_run in kinds[series.name]))
+    return replace(comparison, series=scored), [kind for kind in KINDS if kind in shared]
+
+
+def corrupted_pairs(
+    comparisons: Sequence[Comparison], *, contrasts: Sequence[tuple[str, str]] = (), margin: float | None = None
+) -> pd.DataFrame:
+    """Return what ``Uncertainty.pairs`` has, of the accuracy over all severities of the kinds that all models have.
+
+    Each image counts once, by the share of its corruptions that are classified right, so that images are the sample.
+    ``contrasts`` and ``margin`` as in ``compute_uncertainty``. May have no row.
+    """
+    rows = []
+    for whole in comparisons:
+        comparison, kinds = corrupted(whole)
+        if comparison is None or not kinds:
+            continue
+        plan = read_plan(comparison.series[0].runs[0].folder.parent.parent)
+        shares = {
+            series.name: np.stack([share_correct(run, kinds) for run in series.runs]) for series in comparison.series
+        }
+        pairs = comparable_pairs(comparison)
+        found = verdict_rows(
+            {(a.name, b.name): _spread(a, b, shares) for a, b in pairs},
+            metric="accuracy",
+            margin=plan.margin if margin is None else margin,
+            declared=declared_pairs(comparison, contrasts or plan.contrasts),
+            one_seed={(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
+        )
+        rows += [
+            {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": "accuracy", "mcnemar_p_by_seed": ""}
+            | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
+            | found[a.name, b.name]
+            for a, b in pairs
+        ]
+    return table(rows, PAIR_COLUMNS)
+
+
+def _spread(a: Series, b: Series, shares: dict[str, np.ndarray]) -> Spread:
+    """Return a's minus b's mean with its error, from the ``shares`` (K, N) of right corruptions by seed and image."""
+    difference = shares[a.name].mean(axis=0) - shares[b.name].mean(axis=0)  # (N,), of the same images
+    images = len(difference)
+    error = max(float(difference.std()) / np.sqrt(images), np.sqrt(3) / images)  # as in ``spread.image_error``
+    seeds = [shares[series.name].mean(axis=1) for series in (a, b) if not series.is_deterministic]
+    return Spread(float(difference.mean()), error, images, seeds)
