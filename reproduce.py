@@ -11,6 +11,7 @@
     python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
     python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
     python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
+    python reproduce.py paper --executor slurm --slurm partition=gpu time=120 gpus_per_node=1    # docs/cluster.md
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
 minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
@@ -39,8 +40,8 @@ from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import Series, compare
 from common.evaluation.plan import MARGIN, Plan, validation_accuracy, write_plan
-from common.grid import prefetch, scheduler
-from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images
+from common.grid import prefetch, scheduler, slurm, slurm_queue
+from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images, with_settings
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
@@ -198,7 +199,7 @@ CONTRASTS = {
         (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
         (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
     ),
-    "curve": _usual_contrasts(["demo_vit.cifar10"], ["demo_resnet.cifar10", "demo_efficientnet.cifar10"]),
+    "curve": tuple((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
     "paper": (
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_mlp")),  # the study's own two
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_mlp")),
@@ -259,6 +260,15 @@ class Config:
     jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
     small backbones one a core)."""
+    cache_dir: Path | None = None
+    """Features of frozen backbones are kept in CACHE_DIR/features (default: .cache in this repository)."""
+    executor: Literal["local", "slurm"] = "local"
+    """local: this machine; slurm: jobs of a Slurm cluster, by submitit (docs/cluster.md)."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """slurm: what a job asks for by submitit's names: partition=gpu time=120 cpus_per_task=8 mem_gb=32
+    gpus_per_node=1 array_parallelism=8; time is in minutes."""
+    wait: bool = False
+    """slurm: wait for the end of all jobs, and draw; Ctrl-C ends the waiting alone."""
 
     def __post_init__(self) -> None:
         check_folder("results_dir", self.results_dir)
@@ -284,16 +294,30 @@ class Config:
         )
         require(0 < self.margin < 100, "margin", self.margin, "above 0 and below 100 points")
         require(self.jobs is None or 1 <= self.jobs <= 256, "jobs", self.jobs, "1 to 256")
+        if self.cache_dir is not None:
+            check_folder("cache_dir", self.cache_dir)
+        is_local = self.executor == "local"
+        require(not is_local or not self.slurm, "slurm", self.slurm, "given with `executor` slurm only")
+        require(not is_local or not self.wait, "wait", self.wait, "given with `executor` slurm only")
+        require(is_local or self.profile != "defects", "executor", self.executor, "local for defects")
+        require(is_local or self.jobs is None, "jobs", self.jobs, "left out with `executor` slurm")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the runs read and write."""
+        return {"data_dir": self.data_dir, "results_dir": self.results_dir / self.profile}
 
 
 def main(config: Config) -> None:
     # The grids, as one child process a run
+    settings = slurm.check(config.slurm) if config.executor == "slurm" else None
     whole = _whole_grids(config)
     grids = _grids(config, whole)
     if config.profile == "compare":
         config = replace(config, folds=grids[0].folds)
     devices = _devices(config, grids)
-    grids = [_with_threads(grid, len(devices)) for grid in grids]
+    threads = None if settings is None else slurm.threads_of_a_run(settings)
+    grids = [with_settings(_with_threads(grid, len(devices), threads), cache_dir=config.cache_dir) for grid in grids]
     if config.show_list:
         _show_list(config, grids)
         return
@@ -306,7 +330,7 @@ def main(config: Config) -> None:
     remote = prefetch.wanted([job.config for job in _jobs(config, grids)])
     if config.profile != "demo":
         _announce_downloads(config, remote)
-        if not config.download_only:
+        if not config.download_only and settings is None:
             grids = _announce_time(config, grids, at_once=len(devices))
     absent = prefetch.fetch(remote, config.data_dir, source=config.source)
     if config.download_only:
@@ -317,12 +341,17 @@ def main(config: Config) -> None:
     # What is to be compared is written before the first result is there
     _write_plans(config, whole)
 
-    # Train, each run in a process of its own; a comparison shows what is there after each of its grids
-    failures = {}
-    for grid in grids:
-        failures |= _run_grid(config, grid, absent, devices)
-        if config.profile == "compare" and grid is not grids[-1]:
-            _draw(config, quiet=True)
+    # Train, each run in a process of its own, on this machine or as jobs of a cluster
+    if settings is None:
+        failures = _run_grids(config, grids, absent, devices)
+    else:
+        done = _outcome if config.wait else None
+        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=done)
+        if not is_over:
+            _exit_with_failures({job.name: reason for job, reason in failures.items()})
+            return
+        for stage in _stages(config, grids):
+            stage.take_over()
 
     # Figures, tables, summary
     _draw(config)
@@ -341,13 +370,12 @@ def _recipe(config: Config) -> str:
 
 def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> Iterator[Stage]:
     """Yield the stages of ``grids``, one grid after the other."""
-    folders = {"data_dir": config.data_dir, "results_dir": config.results_dir / config.profile}
     for grid in grids:
-        yield from stages(grid, **folders, presume=presume)
+        yield from stages(grid, **config.folders, presume=presume)
         if config.profile == "defects":
             from bench.defects import defect_jobs
 
-            yield Stage("deliberate defects", defect_jobs(grid, **folders))
+            yield Stage("deliberate defects", defect_jobs(grid, **config.folders))
 
 
 def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
@@ -408,7 +436,12 @@ def _comparison_grids(config: Config) -> list[Grid]:
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     folds = 1 if config.seeds else config.folds
-    loaded = load_dataset(config.dataset, data_dir=config.data_dir, folds=folds, source=config.source)
+    submits = config.executor == "slurm" and not (config.show_list or config.print_commands or config.download_only)
+    slurm_folder = slurm_queue.submission_folder(config.folders["results_dir"])
+    index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder) if submits else {}
+    loaded = load_dataset(
+        config.dataset, data_dir=config.data_dir, folds=folds, source=config.source, index=index.get("data_index")
+    )
     _announce_folds(loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
@@ -432,7 +465,13 @@ def _comparison_grids(config: Config) -> list[Grid]:
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds
-    common = {"datasets": {config.dataset: {}}, "images": images, "seeds": seeds, "folds": loaded.folds, "tuned": True}
+    common = {
+        "datasets": {config.dataset: index},
+        "images": images,
+        "folds": loaded.folds,
+        "seeds": seeds,
+        "tuned": True,
+    }
     return [Grid(tuple(its), **common) for its in arms.values() if its]
 
 
@@ -462,12 +501,14 @@ def _is_small(arm: Arm) -> bool:
     return arm.backbone.startswith(("demo_", *(each.backbone for each in DEFECTS_LITE0.arms)))
 
 
-def _with_threads(grid: Grid, at_once: int) -> Grid:
-    """Return ``grid`` with one thread for small backbones; others divide the cores among the runs at a time.
+def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
+    """Return ``grid`` with one thread for small backbones; others take ``threads``, or divide the cores among them.
 
     A run's numbers depend on its threads. So those of the small backbones depend neither on the cores nor on ``jobs``.
     """
-    share = {"threads": max(1, cores() // at_once)} if at_once > 1 else {}
+    if threads is None and at_once > 1:
+        threads = max(1, cores() // at_once)
+    share = {} if threads is None else {"threads": threads}
     arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
 
@@ -479,15 +520,25 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
     contrasts = CONTRASTS.get(config.profile) or _usual_contrasts(vits, cnns)
     for dataset in dict.fromkeys(name for grid in grids for name in grid.datasets):
         own = [narrow_grid(grid, datasets=[dataset]) for grid in grids if dataset in grid.datasets]
-        names = defaultdict(dict)  # of the runs of each arm, one a variant
+        names = defaultdict(dict)  # of the runs of each arm, one a variant and number of training images
         for job in (job for grid in own for job in next(_stages(config, [grid])).jobs):
-            names[job.config.backbone, job.config.method][model_name(job.folder.parent.name)] = None
-        pairs = [(a, b) for first, second in contrasts[:MOST_CONTRASTS] for a in names[first] for b in names[second]]
+            name = model_name(job.folder.parent.name)
+            names[job.config.backbone, job.config.method][name] = job.config.train_limit
+        pairs = [
+            (a, b)
+            for first, second in contrasts[:MOST_CONTRASTS]
+            for a, images in names[first].items()
+            for b, its_images in names[second].items()
+            if images == its_images
+        ]
         plan = Plan(tuple(pairs), own[0].seeds, config.margin)
         write_plan(config.results_dir / config.profile / result_name(dataset), plan)
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:
+    if slurm_queue.was_submitted(config.folders["results_dir"]):
+        slurm_queue.print_list(grids, config.folders)
+        return
     for stage in _stages(config, grids):
         for job in stage.jobs:
             print(f"{scheduler.job_state(job):<10} {job.name}")
@@ -567,6 +618,16 @@ def _name_shorter_commands(of_arm: Mapping[tuple[str, str], float]) -> None:
             "vit_small_patch16_224.augreg_in1k among --backbones (a quarter of the time)",
             flush=True,
         )
+
+
+def _run_grids(config: Config, grids: list[Grid], absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:
+    """Make the runs of ``grids``; a comparison shows what is there after each of them. Returns why runs failed."""
+    failures = {}
+    for grid in grids:
+        failures |= _run_grid(config, grid, absent, devices)
+        if config.profile == "compare" and grid is not grids[-1]:
+            _draw(config, quiet=True)
+    return failures
 
 
 def _run_grid(config: Config, grid: Grid, absent: dict[str, str], devices: list[str | None]) -> dict[Job, str]:

@@ -102,7 +102,11 @@ class MachineConfig:
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
     feature_cache: bool = True
-    """Keep the features of a frozen backbone in .cache/features and find them again in the next run."""
+    """Keep the features of a frozen backbone and find them again in the next run."""
+    cache_dir: Path | None = None
+    """Features are kept in CACHE_DIR/features (default: .cache in this repository); may be shared by many hosts."""
+    data_index: Path | None = None
+    """A file with what an image folder holds, as reproduce.py writes it for a cluster: the folder is not read again."""
     results_dir: Path = Path("results")
     """Results go to RESULTS_DIR/DATASET/RUN/seedN/."""
     run_name: str | None = None
@@ -116,6 +120,10 @@ class MachineConfig:
         require(_is_path_component(self.run_name), "run_name", self.run_name, "one plain folder name")
         require(self.workers is None or 0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "1 to 1024")
+        if self.cache_dir is not None:
+            check_folder("cache_dir", self.cache_dir)
+        if self.data_index is not None:
+            require(self.data_index.is_file(), "data_index", str(self.data_index), "a file that exists")
         check_device(self.device)
 
 

@@ -61,7 +61,8 @@ class ForkServer:
 
         ``at``, ``action``: what happens at disk step number ``at``: ``kill``, ``half`` (half of a write, then killed),
         an error's number, or minus that number (half of a write first). ``within``: only steps below this folder count.
-        ``step``: the same at this training step, ``kill``, ``int``, ``term``, or ``terminal``, Ctrl-C to all processes.
+        ``step``: the same at this training step, ``kill``, ``int``, ``term``, ``usr1``, ``terms`` (SIGTERM three
+        times), or ``terminal``, Ctrl-C to all processes.
         ``seconds``: SIGKILL after so long.
         ``patch``: values of module attributes. ``uid``, ``file_bytes``, ``memory_bytes``: who runs it, and limits.
         """
@@ -156,12 +157,14 @@ def _interrupt_training(number: int, action: str) -> None:
     from common.training import loop
 
     step, steps = loop._Loop._step, iter(range(10**9))
-    signals = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM, "terminal": signal.SIGINT}
+    signals = {"kill": signal.SIGKILL, "int": signal.SIGINT, "terminal": signal.SIGINT, "usr1": signal.SIGUSR1}
+    number_of = signals.get(action, signal.SIGTERM)
     send = os.killpg if action == "terminal" else os.kill  # a terminal sends Ctrl-C to the workers as well
 
     def interrupted(self, inputs, labels):
         if next(steps) == number:
-            send(os.getpid(), signals[action])
+            for _ in range(3 if action == "terms" else 1):
+                send(os.getpid(), number_of)
         step(self, inputs, labels)
 
     loop._Loop._step = interrupted

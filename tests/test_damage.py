@@ -14,6 +14,7 @@ from common.models import backbones, heads, lora
 from common.runs.folder import open_run_folder
 from common.runs.result import Run, read_result
 from common.runtime.errors import UserError
+from common.runtime.files import temporary_path
 from common.training import feature_cache, restore
 from common.training.checkpoint import Checkpoint
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_version_is_not_misread(fork_server, tmp_path):
 
 def test_leftovers_of_killed_writes_are_removed_by_who_holds_the_folder(tmp_path):
     kept = fake_run(tmp_path, num_test=20)
-    leftover = kept.folder / ".checkpoint.1.tmp"
+    leftover = temporary_path(kept.folder / "checkpoint", "tmp")
     leftover.write_bytes(b"half")
     with open_run_folder(kept.folder, {}, overwrite=True):
         assert not leftover.exists()

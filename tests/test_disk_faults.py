@@ -45,7 +45,7 @@ def _fail_and_run_again(fork_server, arm, whole, folder, number, error) -> None:
         _one_line(ended)
         assert os.strerror(abs(error)) in ended.err, about
     if steps[number] != "unlink":
-        assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".seed0.new")), about
+        assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".seed0.*.new")), about
     again = fork_server.run(script, argv, within=str(folder), patch=FINE)
     assert again.code == 0, (about, again.err)
     assert left(folder) == expected, about

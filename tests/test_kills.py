@@ -8,7 +8,12 @@ import pytest
 from finished import ARMS, FINE, left
 
 KILLS = 14  # disk steps of a run at which it is killed, spread evenly; -m slow takes every one
-SIGNALS = {"int": (130, "interrupted"), "term": (143, "terminated")}
+SIGNALS = {  # exit code, what is said of it, and what would stop at once
+    "int": (130, "interrupted", "once more"),
+    "term": (143, "terminated", "Ctrl-C"),
+    "usr1": (143, "terminated", "Ctrl-C"),
+    "terms": (143, "terminated", "Ctrl-C"),  # Slurm signals every process, and a grid passes its own signal on
+}
 
 
 def _killed_and_run_again(fork_server, arm, folder, expected, **fault):
@@ -77,11 +82,11 @@ def test_killed_again_and_again_at_random_times(fork_server, arm, whole, tmp_pat
 def test_a_signal_saves_the_step_and_says_so_in_a_line(fork_server, arm, action, whole, tmp_path):
     script, argv = ARMS[arm]
     argv = [*argv, "--results-dir", tmp_path]
-    code, word = SIGNALS[action]
+    code, word, at_once = SIGNALS[action]
     ended = fork_server.run(script, argv, step=1, action=action, patch={"common.training.features.PART_IMAGES": 32})
     assert ended.code == code, ended.err
     assert ended.err.splitlines() == [
-        "stopping after this step; once more stops at once",
+        f"stopping after this step; {at_once} stops at once",
         f"{word}; a training goes on with the same command",
     ]
     (checkpoint,) = tmp_path.rglob("checkpoint")

@@ -22,10 +22,11 @@ from common.grid.scheduler import Job
 from common.grid.stages import Stage
 from common.runs.convergence import gains
 from common.runs.folder import CHECKPOINT_FILE, lock_file
+from common.runs.methods import METHODS
 from common.runs.result import RESULT_FILE, find_runs
 from common.runtime import locks
 from common.runtime.errors import UserError
-from common.runtime.files import write_atomically
+from common.runtime.files import temporary_path, write_atomically
 from common.training.cost import Cost
 from reproduce import Config
 
@@ -214,11 +215,10 @@ def test_every_arm_has_as_many_seeds_and_what_draws_nothing_has_one(profile, see
 
 def test_the_methods_asked_for_are_run_alone():
     for methods in (("probe",), ("lora", "head")):
-        kinds = {"head_probe": "probe", "head_mlp": "head", "head_linear": "head", "lora": "lora"}
         for profile in ("mini", "paper"):
-            assert {kinds[job.config.method] for job in _jobs(profile, methods=methods)} == set(methods)
+            assert {METHODS[job.config.method].kind for job in _jobs(profile, methods=methods)} == set(methods)
     with pytest.raises(UserError, match="such as the backbones have"):
-        _jobs("compare", dataset="digits", backbones=("demo_resnet",), methods=("lora",))
+        _jobs("curve", methods=("full",))
 
 
 def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
@@ -345,7 +345,7 @@ def test_a_comparison_that_is_interrupted_draws_what_is_finished(comparison, tmp
 def test_a_chosen_run_is_copied_whole_or_not_at_all(tmp_path):
     (tmp_path / "tuning" / "seed0").mkdir(parents=True)
     (tmp_path / "tuning" / "seed0" / "result.json").write_text("{}")
-    (tmp_path / "run" / ".seed0.copy").mkdir(parents=True)  # what a killed one left
+    temporary_path(tmp_path / "run" / "seed0", "copy").mkdir(parents=True)  # what a killed one left
     stage = Stage("", [], copies=[(tmp_path / "tuning" / "seed0", tmp_path / "run" / "seed0")])
     for _ in range(2):
         stage.take_over()
@@ -399,6 +399,13 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path):
     assert scheduler.run_all(planned, ["2", "5"], lambda job: "done") == {}
     seen = [job.log.read_text().strip() for job in planned]
     assert sorted(seen) == ["2", "2", "5", "5"]
+
+
+def test_a_run_that_fails_frees_its_gpu(tmp_path):
+    code = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.exit(3)"
+    planned = [_job(tmp_path, code, f"job{number}") for number in range(3)]
+    assert set(scheduler.run_all(planned, ["5"], lambda job: "done")) == set(planned)
+    assert [job.log.read_text().split()[0] for job in planned] == ["5"] * 3
 
 
 def test_the_gpus_are_those_that_the_user_left_visible(monkeypatch):

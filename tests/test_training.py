@@ -400,3 +400,26 @@ def test_threads_are_set_and_recorded_and_make_no_other_run(tmp_path, capsys):
     assert read_result(path).environment["threads"] == 1
     assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, "--threads=2"]) == 0
     assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_one_of_several_processes_that_torchrun_started_refuses_in_a_line(arm, tmp_path, monkeypatch, capsys):
+    script, own = ARMS[arm]
+    argv = [*TINY, *own, "--results-dir", str(tmp_path)]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert cli.run(script.main, script.Config, argv) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "8 processes were started for one run (torchrun, WORLD_SIZE 8)" in said
+    assert "--jobs" in said and "--executor slurm" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_kept_where_the_user_wants_them(tmp_path, capsys):
+    argv = [*TINY, "--backbone=test_resnet", f"--cache-dir={tmp_path / 'cache'}", f"--results-dir={tmp_path}"]
+    names = []
+    for seed in range(2):
+        assert cli.run(train_cnn_head.main, train_cnn_head.Config, [*argv, f"--seed={seed}"]) == 0
+        (path,) = tmp_path.rglob(f"seed{seed}/result.json")
+        assert read_result(path).efficiency.feature_cache_hit == bool(seed)
+        names.append(path.parent.parent.name)
+    assert len(set(names)) == 1 and len(list((tmp_path / "cache" / "features").glob("*/*.safetensors"))) == 3

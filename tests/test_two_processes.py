@@ -1,5 +1,6 @@
 """Two processes and one run: the second is told who works on it; nobody waits for the dead, nobody trips."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -121,3 +122,29 @@ def test_pruning_beside_a_process_that_writes_does_not_fail(tmp_path):
     finally:
         stop.set()
         writer.join()
+
+
+SERVER = """
+import os, signal, sys
+from multiprocessing import forkserver
+from common.runtime import parallel, signals
+def leave():
+    os.kill(os.getppid(), signal.SIGTERM)
+    signals.unblock()
+    os._exit(5)
+if __name__ == "__main__":
+    parallel.import_ahead("json")
+    for number in signals.END_SIGNALS:
+        os.kill(forkserver._forkserver._forkserver_pid, number)
+    process = parallel.fork_context().Process(target=leave)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks runs")
+def test_the_server_that_forks_runs_outlives_the_signals_that_slurm_sends_to_all(tmp_path):
+    (tmp_path / "server.py").write_text(SERVER)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, tmp_path / "server.py"], env=environment, timeout=60).returncode == 5

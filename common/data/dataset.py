@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data import image_folder, registry, splits
+from common.data import folder_index, image_folder, registry, splits
 from common.data.images import EXTENSIONS, LabelledImages
 from common.data.registry import DATASETS
 from common.data.splits import RawSplits, limit, split
@@ -85,6 +85,7 @@ def load_dataset(
     skip_damaged: bool = False,
     workers: int | None = None,
     source: str = "auto",
+    index: Path | None = None,
 ) -> DatasetSplits:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
@@ -92,14 +93,18 @@ def load_dataset(
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
     ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
     ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
-    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``).
+    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``). An
+    ``index`` (``folder_index``) stands for reading an image folder.
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
-    raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
+    if index is None:
+        raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
+    else:
+        raw = folder_index.load_index(index, _folder(dataset, data_dir))
     folds = splits.usual_folds(raw) if folds is None else folds
     parts = split(raw, val_fraction, split_seed, folds=folds, fold=fold, all_images=all_images)
     train, val, test = limit(parts, train_limit, test_limit, split_seed)
@@ -125,6 +130,7 @@ def load_dataset_of_run(
         workers: threads that check an image folder (default: as the settings say).
         source: what a named data set is read from (default: as the settings say; older records do not).
     """
+    index = settings.get("data_index")
     choices = ("val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
     later = {name: settings[name] for name in ("folds", "fold", "all_images") if name in settings}
     return load_dataset(
@@ -133,9 +139,28 @@ def load_dataset_of_run(
         data_dir=data_dir or Path(settings["data_dir"]),
         workers=settings["workers"] if workers is None else workers,
         source=source or settings.get("source", "auto"),
+        index=None if index is None else Path(index),
         **{choice: settings[choice] for choice in choices},
         **later,  # older records mean by their absence what is the default
     )
+
+
+def index_dataset(dataset: str, data_dir: Path, path: Path) -> bool:
+    """Read an image folder and write its index (``folder_index``) to ``path``; False where the data are no such folder.
+
+    Raises:
+        UserError: the data are missing or damaged, or the index cannot be written.
+    """
+    source = _read(dataset, data_dir)
+    if any(part.files is None for part in source.parts.values()):
+        return False
+    folder_index.write_index(path, _folder(dataset, data_dir), source)
+    return True
+
+
+def _folder(dataset: str, data_dir: Path) -> Path:
+    """Return the image folder that ``dataset`` is, or has below ``data_dir``."""
+    return Path(data_dir) / dataset if dataset in DATASETS else Path(dataset)
 
 
 def load_labelled(

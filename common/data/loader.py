@@ -15,6 +15,7 @@ from common.data.images import LabelledImages, decode
 from common.data.transforms import Transform, channels_first, normalise, resize
 from common.runtime.environment import cores
 from common.runtime.errors import UserError
+from common.runtime.signals import END_SIGNALS
 
 
 def image_batches(
@@ -54,7 +55,7 @@ def resized_batches(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else the loader draws its seed from the global generator
     )
     for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
@@ -63,9 +64,10 @@ def resized_batches(
         yield item.to(device, non_blocking=True)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the main process; it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """Leave to the main process what a terminal or Slurm sends to every process; it ends the workers."""
+    for number in (signal.SIGINT, *END_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+from common.runtime import signals
+
 # What the training scripts import when they need it, and the figures, which follow the runs.
 IMPORTED = (
     *("torch", "torch._dynamo", "torch.utils.flop_counter", "torchvision", "timm", "peft", "scipy.optimize"),
@@ -43,6 +45,7 @@ class ForkedRun:
 
 def _run_script(command: list[str], log: str, folder: str, environment: dict[str, str]) -> None:
     """Be ``command`` ("python", script, flags) started in ``folder``: what it prints goes to ``log``."""
+    signals.unblock()  # of the server, which outlives its children
     os.setsid()  # as for any child: a Ctrl-C in the terminal reaches it once, through the scheduler
     os.chdir(folder)
     output = os.open(log, os.O_WRONLY | os.O_APPEND)

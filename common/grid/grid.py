@@ -108,6 +108,11 @@ def job_for(config: Any) -> Job:
     )
 
 
+def with_settings(grid: Grid, **settings: Any) -> Grid:
+    """Return ``grid`` with the same ``settings`` in each of its arms."""
+    return replace(grid, arms=tuple(arm.with_recipe(**settings) for arm in grid.arms))
+
+
 def narrow_grid(grid: Grid, *, seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Grid:
     """Return the part of a grid with the given seeds and data sets; empty means the grid's own."""
     kept = {name: its for name, its in grid.datasets.items() if not datasets or name in datasets}

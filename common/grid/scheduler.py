@@ -87,7 +87,13 @@ def job_holder(job: Job) -> str | None:
     return locks.lock_holder(lock_file(job.folder))
 
 
-def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[Job], str]) -> dict[Job, str]:
+def run_all(
+    jobs: Sequence[Job],
+    devices: Sequence[str | None],
+    done: Callable[[Job], str],
+    *,
+    follower: Callable[[Job], Job | None] = lambda job: None,
+) -> dict[Job, str]:
     """Run ``jobs`` in their order, one at a time on each of ``devices``; return why each that failed did.
 
     A run that fails does not stop the others. Ctrl-C and SIGTERM are passed on once: every child saves its state.
@@ -95,6 +101,7 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
     Args:
         devices: values of CUDA_VISIBLE_DEVICES, or None where a child sees what this process sees.
         done: says in a line what a finished job gave.
+        follower: returns the job that follows, on the same device, on one that ended.
     """
     waiting, free, failures = deque(jobs), list(devices), {}
     active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]] = {}
@@ -107,14 +114,17 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], done: Callable[[
             time.sleep(POLL_SECONDS)
             for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
                 process, device = active.pop(job)
-                free.append(device)
+                free.insert(0, device)
                 if process.returncode:
                     failures[job] = _reason(job, process.returncode)
                 bar.write(f"{job.name}: {f'failed: {failures[job]}' if job in failures else done(job)}")
                 sys.stdout.flush()
                 bar.update()
+                if following := follower(job):
+                    waiting.appendleft(following)
+                    bar.total += 1
             if active and sys.stderr.isatty():
-                bar.set_postfix_str(_last_line(next(iter(active)))[:60])
+                bar.set_postfix_str(last_line(next(iter(active)).log)[:60])
     return failures
 
 
@@ -170,13 +180,14 @@ def _reason(job: Job, code: int) -> str:
     """Return the job's own error message, else its last line and how it ended."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}, mostly for memory; see {str(job.log)!r}"
-    last = _last_line(job)
+    last = last_line(job.log)
     return last.removeprefix("error: ") if last.startswith("error: ") else f"exit {code}: {last} (see {str(job.log)!r})"
 
 
-def _last_line(job: Job) -> str:
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty, "" where there is none."""
     try:
-        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -9,10 +9,13 @@ from typing import Any
 from common.grid.grid import Arm, Grid, arm_config, depends_on_seed, grid_configs, job_for, with_seed
 from common.grid.scheduler import Job
 from common.runs.convergence import TUNING
+from common.runs.folder import lock_file
 from common.runs.methods import method_spec
 from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime.errors import UserError
+from common.runtime.files import remove_leftovers, temporary_path
+from common.runtime.locks import locked
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,63 @@ class Stage:
         """Make the copies that are not there yet."""
         for source, target in self.copies:
             if not target.exists():
-                new = target.with_name(f".{target.name}.copy")
-                shutil.rmtree(new, ignore_errors=True)
-                shutil.copytree(source, new)
-                new.rename(target)
+                with locked(lock_file(target), what=repr(str(target)), wait=True):
+                    _copy(source, target)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run of a grid as it is known before the first one is made.
+
+    ``key`` names it for as long as the grid is the same; ``job`` is how it may turn out. A run that follows from a
+    choice has the ``part`` of the grid, one arm on one data set, that makes it, and the keys of the runs it ``needs``.
+    """
+
+    key: str
+    job: Job
+    part: Grid | None = None
+    needs: tuple[str, ...] = ()
+    folders: tuple[tuple[str, Path], ...] = ()
+
+    def settled(self, *, take_over: bool = False) -> Job | None:
+        """Return its job; None while the choice that names it is not made. ``take_over``: see ``Stage``."""
+        if self.part is None:
+            return self.job
+        for stage in list(stages(self.part, **dict(self.folders)))[1:]:
+            if take_over:
+                stage.take_over()
+            return next((job for job in stage.jobs if job.config.seed == self.job.config.seed), None)
+        return None
+
+
+def planned_runs(grid: Grid, **folders: Path) -> list[PlannedRun]:
+    """Return all runs of ``grid``, also those that a choice must name first; ``folders`` are those of ``stages``."""
+    if not grid.tuned:
+        return [PlannedRun(job.name, job) for stage in stages(grid, **folders) for job in stage.jobs]
+    runs = []
+    for dataset, arm in ((dataset, arm) for dataset in grid.datasets for arm in grid.arms):
+        part = replace(grid, arms=(arm,), datasets={dataset: grid.datasets[dataset]})
+        tuning, *after = stages(part, **folders, presume=True)
+        needs = tuple(job.name for job in tuning.jobs)
+        runs += [PlannedRun(job.name, job) for job in tuning.jobs]
+        for job in (job for stage in after for job in stage.jobs):
+            seed = job.config.seed
+            what = "twice the epochs" if seed == grid.first_seed else f"seed {seed}"
+            runs.append(PlannedRun(f"{needs[0]}, then {what}", job, part, needs, tuple(folders.items())))
+    return runs
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a finished run's folder, all of it or nothing; another host may make the same copy at the same time."""
+    remove_leftovers(target.parent, "copy", of=f"{target.name}.*")
+    new = temporary_path(target, "copy")
+    shutil.copytree(source, new)
+    try:
+        new.rename(target)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        if not target.exists():
+            raise
 
 
 def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = False) -> Iterator[Stage]:

@@ -1,6 +1,7 @@
 """A run's folder: who may write to it, and how it is filled at once when the run is finished."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ from common.runs.naming import run_identity
 from common.runs.record import FileRecord, RunResult
 from common.runs.result import RESULT_FILE, read_result, write_result
 from common.runtime.errors import UserError
-from common.runtime.files import flush_folder, remove_leftovers, sha256, write_atomically
+from common.runtime.files import flush_folder, remove_leftovers, sha256, temporary_path, write_atomically
 from common.runtime.locks import locked
 
 CHECKPOINT_FILE = "checkpoint"
+EXCHANGES = 20  # attempts, where another host puts the same run in its place
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ def finish_run_folder(
 
     The files are written to a folder beside it, which then takes its name; ``_settle`` completes an exchange that a
     crash cut in two. ``result`` gains ``files`` and is written last. What is there ``to_edit``, such as a model card,
-    is not among them, so that a user may change it and the run stays whole.
+    is not among them, so that a user may change it and the run stays whole. Where two hosts finish the same run,
+    because their file system let both hold its lock, the last one's folder stays.
 
     Raises:
         UserError: the disk is full or not writable; what was there is as it was.
     """
-    new, old = _beside(run.path)
-    shutil.rmtree(new, ignore_errors=True)
+    new = temporary_path(run.path, "new")
     try:
         for name, content in {**files, **(to_edit or {})}.items():
             write_atomically(new / name, content)
@@ -94,17 +96,28 @@ def finish_run_folder(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    _exchange(run.path, new, old)
-    shutil.rmtree(old, ignore_errors=True)
+    if not any(_exchange(run.path, new) for _ in range(EXCHANGES)):
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(f"{str(run.path)!r} is written by other processes all the time; end those, and try again")
 
 
-def _exchange(path: Path, new: Path, old: Path) -> None:
-    """Move what stands at ``path`` to ``old`` and ``new`` in its place, or leave all as it was (UserError)."""
+def _exchange(path: Path, new: Path) -> bool:
+    """Move ``new`` to the place of what stands at ``path``, or leave all as it was (UserError).
+
+    Returns False where another host's folder took the place in between.
+    """
+    old = temporary_path(path, "old")
     try:
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):  # nothing stood there
             path.rename(old)
         new.rename(path)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            shutil.rmtree(old, ignore_errors=True)
+            return False
+        if not new.exists() and (path / RESULT_FILE).exists():  # another host took this for a crash, and completed it
+            shutil.rmtree(old, ignore_errors=True)
+            return True
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
@@ -112,17 +125,16 @@ def _exchange(path: Path, new: Path, old: Path) -> None:
             f"cannot put the finished run into {str(path)!r}: {error.strerror or error}; what was there is as it was, "
             "and the same command tries again"
         ) from error
+    shutil.rmtree(old, ignore_errors=True)
     flush_folder(path.parent)
+    return True
 
 
 def _settle(path: Path) -> None:
-    """Complete or undo an exchange of folders that a crash interrupted."""
-    new, old = _beside(path)
-    if old.exists() and not path.exists():  # between the two renames: the new folder is complete
-        new.rename(path) if (new / RESULT_FILE).exists() else old.rename(path)
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _beside(path: Path) -> tuple[Path, Path]:
-    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    """Complete or undo an exchange of folders that a crash interrupted, maybe on another host."""
+    old = next(path.parent.glob(f".{path.name}.*.old"), None)
+    if old and not path.exists():  # between the two renames: the new folder is complete
+        new = (folder for folder in path.parent.glob(f".{path.name}.*.new") if (folder / RESULT_FILE).exists())
+        next(new, old).rename(path)
+    for kind in ("new", "old"):
+        remove_leftovers(path.parent, kind, of=f"{path.name}.*")

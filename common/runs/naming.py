@@ -15,7 +15,7 @@ from common.runtime.files import sha256
 # Where a run's files lie and how fast it is computed. Every other setting makes another result.
 NOT_IDENTITY = {
     *("data_dir", "source", "dataset_name", "results_dir", "run_name", "overwrite"),
-    *("device", "threads", "workers", "feature_cache"),
+    *("device", "threads", "workers", "feature_cache", "cache_dir", "data_index"),
 }
 # The order in a run's name of the settings that were there first; later ones follow in the order of their fields.
 FIRST_NAMED = (

@@ -31,13 +31,18 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         **{package: importlib.metadata.version(package) for package in packages},
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": git_commit(),
         "code_sha256": _code_sha256(),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hostname": socket.gethostname(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def git_commit() -> str | None:
+    """Return the commit that this code was checked out from, None outside of git."""
+    return _git("rev-parse", "HEAD")
 
 
 def cores() -> int:

@@ -1,8 +1,14 @@
 """Files that are either whole or absent: atomic writes and content hashes."""
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,32 +20,46 @@ from common.runtime.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+ATTEMPTS = 3  # to write a file into a folder that others may exchange
+FORGOTTEN_SECONDS = 24 * 3600  # after so long what another host began to write is taken for abandoned
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a reader finds the old file or the new one, never a part of either.
 
     A temporary file in the same folder is written, flushed to the disk and renamed over ``path``; then the folder
     entry itself is flushed (the recipe of SQLite and of "Files are hard", danluu.com). Missing folders are made.
+    Of two writers, also on two hosts, the last one's file stays.
 
     Raises:
         UserError: the disk is full, the folder is not writable, or the device failed; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        for attempt in range(ATTEMPTS):
+            try:
+                _write_and_rename(path, content)
+                break
+            except FileNotFoundError:  # another host put a finished run in the place of the folder meanwhile
+                if attempt == ATTEMPTS - 1:
+                    raise
     except OSError as error:
         raise UserError(
             f"cannot write {str(path)!r}: {error.strerror or error}; nothing was overwritten, make room and try again"
         ) from error
     flush_folder(path.parent)
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
+    temporary = temporary_path(path, "tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -66,10 +86,36 @@ def flush_folder(folder: Path) -> None:
             ) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes; only where no other process can be writing to ``folder``."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def temporary_path(path: Path, kind: str) -> Path:
+    """Return a hidden name beside ``path`` that nobody else has: process ids repeat across the hosts of a cluster."""
+    return path.with_name(f".{path.name}.{_host()}.{secrets.token_hex(4)}.{kind}")
+
+
+def remove_leftovers(folder: Path, kind: str = "tmp", *, of: str = "*") -> None:
+    """Remove what killed processes left of ``temporary_path``; only under a lock that other processes here respect.
+
+    Other hosts may not see that lock, so that what they began within a day stays. ``of``: the name it was written for,
+    a shell pattern.
+    """
+    for leftover in folder.glob(f".{of}.{kind}"):
+        if _is_abandoned(leftover):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    host = re.fullmatch(r".*\.([^.]*)\.[0-9a-f]{8}\.[a-z]+", temporary.name)
+    if host and host[1] == _host():
+        return True
+    with contextlib.suppress(OSError):  # it was renamed meanwhile
+        return time.time() - temporary.stat().st_mtime > FORGOTTEN_SECONDS
+    return False
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname().split(".")[0])[:40] or "host"
 
 
 def sha256(content: bytes) -> str:

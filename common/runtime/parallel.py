@@ -7,9 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
+from common.runtime import signals
 from common.runtime.environment import REPOSITORY
 
 # What libraries must be told so that importing them starts no thread: NumPy's matrix products, which threadpoolctl can
@@ -28,8 +29,10 @@ def import_ahead(*modules: str) -> None:
     before = dict(os.environ)
     paths = filter(None, (str(REPOSITORY), before.get("PYTHONPATH")))
     os.environ.update(WITHOUT_THREADS, PYTHONPATH=os.pathsep.join(paths))
+    resource_tracker.ensure_running()  # of the standard library; as it starts it would end the block below
     try:
-        forkserver.ensure_running()
+        with signals.blocked():
+            forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -60,8 +63,13 @@ def parallel_map(function: Callable, items: Sequence) -> Iterator:
 
     Both must be picklable, and the calling script guarded by ``__name__ == "__main__"``.
     """
-    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # main's to report
     import_ahead(function.__module__)
     context = fork_context() or multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), context, **ignore_interrupt) as pool:
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), context, _become_worker) as pool:
         yield from pool.map(function, items)
+
+
+def _become_worker() -> None:
+    """Leave Ctrl-C to the main process, and hear its SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.unblock()

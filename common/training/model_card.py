@@ -36,7 +36,7 @@ def model_card(result: RunResult, backbone: Backbone, method: Method, model: nn.
     cfg = timm.get_pretrained_cfg(backbone.tag)
     is_published = backbone.source == "pretrained" and cfg.hf_hub_id
     licence = cfg.license if is_published and cfg.license != "unknown" else None
-    interval = _accuracy_interval(result)
+    interval = _accuracy_interval(result) if result.test else None
     is_alone = card_file(method) != CARD_FILE  # in a folder of its own
     files = [CARD_FILE, *method.weight_files]
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -68,13 +68,13 @@ def _accuracy_interval(result: RunResult) -> tuple[float, float]:
 
 
 def _front_matter(
-    result: RunResult, base: str | None, licence: str | None, is_adapter: bool, interval: tuple[float, float]
+    result: RunResult, base: str | None, licence: str | None, is_adapter: bool, interval: tuple[float, float] | None
 ) -> str:
     """Return the YAML that the hub reads; ``base`` is the backbone's repository there."""
     from huggingface_hub import EvalResult, ModelCardData
 
     args = {"seed": result.seed, "num_test": result.data.num_test}
-    scores = {name: result.test.scores.get(name) for name in HUB_METRICS}
+    scores = {name: result.test.scores.get(name) for name in HUB_METRICS} if result.test else {}
     metrics = [
         EvalResult(
             task_type="image-classification",
@@ -96,7 +96,7 @@ def _front_matter(
         pipeline_tag="image-classification",
         tags=["image-classification", "timm"],
         model_name=f"{friendly_name(result)} on {_title(result)}",
-        eval_results=metrics,
+        eval_results=metrics or None,
     ).to_yaml()
 
 
@@ -119,10 +119,10 @@ def _kept(result: RunResult) -> str:
     return f"{recipe}; epoch {result.best_epoch} of {result.history[-1].epoch} was best on validation images"
 
 
-def _scores(result: RunResult, interval: tuple[float, float]) -> list[tuple[str, str]]:
-    """Return label and value of each headline metric, as tables show them."""
+def _scores(result: RunResult, interval: tuple[float, float] | None) -> list[tuple[str, str]]:
+    """Return label and value of each headline metric, as tables show them; none of a run without test images."""
     rows = []
-    for name in HEADLINE:
+    for name in HEADLINE if result.test else ():
         metric, value = METRICS[name], result.test.scores.get(name)
         text = "not defined" if value is None else f"{value:.{metric.digits}f}"
         if name == "accuracy":

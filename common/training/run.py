@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -61,7 +62,9 @@ class RunContext:
     @property
     def feature_folder(self) -> Path:
         """Where the features of a frozen backbone are kept: the shared cache, or the run's own folder."""
-        return FEATURE_CACHE if self.config.feature_cache else self.folder.path / "features"
+        if not self.config.feature_cache:
+            return self.folder.path / "features"
+        return FEATURE_CACHE if self.config.cache_dir is None else self.config.cache_dir / "features"
 
     def checkpoint(self, dataset: DatasetSplits, backbone: Backbone, *, features_compiled: bool) -> Checkpoint:
         """The file of this run's state, good only for the same settings, data, weights, precision and compilation."""
@@ -82,8 +85,10 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
 
     Raises:
         AlreadyFinished: the folder holds the result of these settings; the message says where.
-        UserError: a name or a device that does not exist, or a folder that belongs to another run.
+        UserError: a name or a device that does not exist, a folder that belongs to another run, or several processes
+            that were started for one run.
     """
+    _require_one_process()
     require_used_settings(config)
     resolved = _resolve(config)
     device = resolve_device(config.device)
@@ -108,6 +113,16 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
             if config.tuned_on is not None:
                 rates = (_chosen_rate(run_folder(choosing_run(resolved), **place), identity, published),)
             yield RunContext(resolved, device, precision, folder, rates)
+
+
+def _require_one_process() -> None:
+    """Refuse to be one of torchrun's processes: all would train the same run (UserError)."""
+    if (processes := os.environ.get("WORLD_SIZE", "")).isdigit() and int(processes) > 1:
+        raise UserError(
+            f"{processes} processes were started for one run (torchrun, WORLD_SIZE {processes}), but a run is trained "
+            "by one process on one device; many runs, each on its own GPU, are made by reproduce.py with `jobs` on one "
+            "machine and with `executor` slurm on a cluster"
+        )
 
 
 def _resolve(config: TrainConfig) -> TrainConfig:

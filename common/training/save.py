@@ -59,7 +59,8 @@ def build_result(
         backbone=task.backbone.tag,
         seed=run.config.seed,
         command=shlex.join([Path(sys.executable).name, *sys.argv]),
-        config=run.settings | {"device": str(run.device), "precision": run.precision},
+        # An index serves the runs of one grid: who reads the result reads the data themselves.
+        config=run.settings | {"device": str(run.device), "precision": run.precision, "data_index": None},
         data=_data_record(task),
         model=_model_record(task),
         history=[EpochRow(**row) for row in fitted.history],
