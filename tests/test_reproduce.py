@@ -499,6 +499,15 @@ def test_each_profile_declares_at_most_six_pairs_of_arms_that_it_has():
         ) == len(contrasts)
 
 
+def test_the_plan_of_a_curve_pairs_runs_on_as_many_training_images(tmp_path):
+    config = Config(profile="curve", results_dir=tmp_path)
+    reproduce._write_plans(config, reproduce._whole_grids(config))
+    for dataset, sizes in (("fashion_mnist", 5), ("digits", 3)):
+        pairs = read_plan(tmp_path / "curve" / dataset).contrasts
+        assert len(pairs) == len(set(pairs)) == 3 * sizes
+        assert all(len({name.rpartition("-n")[2].partition("-")[0] for name in pair}) == 1 for pair in pairs)
+
+
 def test_the_plan_names_the_runs_of_the_grid_whatever_part_of_it_is_asked_for(tmp_path):
     config = Config(profile="mini", methods=("probe",), seeds=(0, 7), results_dir=tmp_path, margin=0.5)
     whole = reproduce._whole_grids(config)
