@@ -221,11 +221,11 @@ def score_other(model: "RestoredModel", config: Config) -> None:
 def score_corrupted(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
     """Score the runs' own test splits under corruptions, and write ``corruption.json`` beside each run's result."""
     from common.evaluation.corruption_scores import corruption_summary
-    from common.training.robustness import check_size, groups, restore_group, score_group
+    from common.training.robustness import check_images, groups, restore_group, score_group
 
     kinds = KINDS if "all" in config.corrupt else config.corrupt
     for run in runs:
-        check_size(run)
+        check_images(run)
     print("the corruptions' constants are ImageNet-C's, made for images of 224 pixels: most are harder on smaller ones")
     for group in groups(runs):
         models = restore_group(group, weights=config.weights, device=device, workers=config.workers)
@@ -275,7 +275,7 @@ def embed(model: "RestoredModel", config: Config) -> None:
     else:
         dataset = _load_own_data(model.run, config)
         folder = Path(model.run.result.config["dataset"])
-        splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
+        splits = {name: getattr(dataset, name) for name in ("train", "val", "test") if len(getattr(dataset, name))}
         features = np.concatenate([model.features(images, name) for name, images in splits.items()])
         columns = {
             "files": np.array([name for split, images in splits.items() for name in _own_names(images, split, folder)]),

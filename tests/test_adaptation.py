@@ -41,7 +41,7 @@ CASES = {
     "resnet_lora_all": ("cnn_lora", RESNET, LORA | {"targets": "all-convs"}),
     "efficientnet_lora": ("cnn_lora", EFFICIENTNET, LORA | {"targets": "pointwise"}),
     "efficientnet_lora_all": ("cnn_lora", EFFICIENTNET, LORA | {"targets": "all-convs"}),
-    "dla_lora": ("cnn_lora", "dla46x_c.in1k", LORA | {"targets": "pointwise"}),  # its classifier is a convolution
+    "dpn_lora": ("cnn_lora", "dpn48b", LORA | {"targets": "pointwise"}),  # its classifier is a convolution
     "vit_norms": ("norms_and_biases", VIT, {"batchnorm": "train"}),
     "resnet_norms": ("norms_and_biases", RESNET, {"batchnorm": "train"}),
     "resnet_norms_frozen": ("norms_and_biases", RESNET, {"batchnorm": "frozen"}),
@@ -59,7 +59,7 @@ class Trained:
     settings: dict[str, Any]
     backbone: backbones.Backbone
     model: nn.Module
-    base_difference: float
+    base_difference: float  # relative
     start: dict[str, torch.Tensor]
     gradients: dict[str, torch.Tensor | None]
 
@@ -77,7 +77,7 @@ def trained(request) -> Trained:
     with torch.no_grad():
         features = [backbones.pooled_features(module, _images()) for module in (_base(tag).module, model.module)]
     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    difference = torch.sub(*features).abs().max().item()
+    difference = (torch.sub(*features).abs().max() / features[0].abs().max()).item()
     return Trained(method, settings, backbone, model, difference, start, _two_steps(model))
 
 
@@ -128,7 +128,7 @@ def _is_declared(trained: Trained, name: str) -> bool:
 
 def test_before_the_first_step_the_model_is_its_base(trained):
     # A ViT's one matrix product became three; convolutions round otherwise in another memory format.
-    assert trained.base_difference < 1e-5
+    assert trained.base_difference < 5e-6
 
 
 def test_what_is_declared_moves_and_all_else_is_bitwise_frozen(trained):
@@ -159,7 +159,7 @@ def test_exported_it_is_a_plain_timm_model_with_the_same_logits(trained, tmp_pat
     with torch.no_grad():
         expected = trained.model(_images())
         for other in (plain, trained.method.plain(trained.backbone, trained.model)):
-            torch.testing.assert_close(other(_images()), expected, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(other(_images()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_saved_makes_the_same_model_again(trained, tmp_path):
@@ -266,6 +266,7 @@ def test_squeeze_and_excite_is_known_by_each_of_its_names(tag):
     ("tag", "targets", "said"),
     [
         (VIT, "pointwise", "not a convolutional network; for a Vision Transformer use train_vit_lora"),
+        ("dla46x_c.in1k", "pointwise", "a part named base_layer"),
         ("resnetv2_50x1_bit.goog_in21k", "all-convs", "has no such convolution"),  # its weights are standardised
     ],
 )

@@ -89,9 +89,13 @@ def test_the_record_has_what_the_models_say_of_the_corrupted_images(results):
     assert record["mean"]["accuracy"] == pytest.approx(of_all)
 
 
-def test_heads_on_one_backbone_read_each_corrupted_image_once(results, monkeypatch, capsys):
+def test_heads_on_one_backbone_read_each_corrupted_image_once(results, tmp_path, monkeypatch, capsys):
     runs, _ = find_runs(results)
     assert sorted(len(group) for group in scoring.groups(runs)) == [1, 3]
+    argv = [*TINY, "--backbone=test_resnet", "--lr=1e-2", "--no-feature-cache", "--run-name=other"]
+    argv += ["--split-seed=1", "--results-dir", str(tmp_path)]  # with a limit it draws other test images
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 0
+    assert sorted(len(group) for group in scoring.groups([*runs, *find_runs(tmp_path)[0]])) == [1, 1, 3]
     corrupted = []
     predict = scoring.predict
     monkeypatch.setattr(scoring, "predict", lambda *a, desc, **k: corrupted.append(desc) or predict(*a, desc=desc, **k))
@@ -142,7 +146,7 @@ def test_an_unknown_kind_and_small_images_are_refused(results, tmp_path, capsys)
     assert "--corrupt 'rain' is not possible: it must be all, or some of gaussian_noise" in capsys.readouterr().err
     small = replace(run, result=replace(run.result, data=replace(run.result.data, image_size=16)))
     with pytest.raises(Exception, match="images of 16 pixels"):
-        scoring.check_size(small)
+        scoring.check_images(small)
 
 
 def test_without_the_package_one_line_names_it(results, monkeypatch, capsys):

@@ -253,3 +253,23 @@ def test_other_images_are_embedded_with_their_names(runs, tmp_path):
     assert _evaluate(runs["probe"], "--embed", tmp_path / "x.npz", "--images", tmp_path / "new") == 0
     embedded = np.load(tmp_path / "x.npz")
     assert embedded["files"].tolist() == ["a.png", "b.png"] and embedded["features"].shape[0] == 2
+
+
+def test_a_model_of_all_images_is_shared_with_its_validation_scores(tmp_path, capsys):
+    for name in "ab":
+        _write_images(tmp_path / name, tuple(f"{number}.png" for number in range(8)))
+    flags = ["--dataset", tmp_path, "--all-images", "--val-fraction=0.25", "--backbone=test_resnet", "--head=probe"]
+    flags += ["--weights=random", "--image-size=32", "--no-feature-cache", "--results-dir", tmp_path / ".results"]
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, list(map(str, flags))) == 0
+    (run,) = (tmp_path / ".results").glob("*/*/seed0")
+    card, result = ModelCard.load(_card(run)), read_result(run / "result.json")
+    found = {each.metric_type: each for each in card.data.eval_results}
+    assert found["accuracy"].dataset_split == "validation"
+    assert found["accuracy"].metric_value == result.val.scores["accuracy"]
+    assert "4 validation images" in card.text and "other images will score lower" in card.text
+    assert _evaluate(run, "--embed", tmp_path / "x.npz") == 0
+    embedded = np.load(tmp_path / "x.npz")
+    assert set(embedded["split"]) == {"train", "val"} and "a/0.png" in embedded["files"]
+    capsys.readouterr()
+    assert _evaluate(run, "--corrupt", "all") == 2
+    assert "has no test images to corrupt" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pandas as pd
 from common.data.corruptions import KINDS
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.corruption_scores import read_kinds, share_correct
+from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
 from common.evaluation.plan import comparable_pairs, declared_pairs, read_plan
 from common.evaluation.spread import Spread
@@ -43,12 +44,9 @@ def corrupted_pairs(
         if comparison is None or not kinds:
             continue
         plan = read_plan(comparison.series[0].runs[0].folder.parent.parent)
-        shares = {
-            series.name: np.stack([share_correct(run, kinds) for run in series.runs]) for series in comparison.series
-        }
         pairs = comparable_pairs(comparison)
         found = verdict_rows(
-            {(a.name, b.name): _spread(a, b, shares) for a, b in pairs},
+            {(a.name, b.name): _spread(a, b, kinds) for a, b in pairs},
             metric="accuracy",
             margin=plan.margin if margin is None else margin,
             declared=declared_pairs(comparison, contrasts or plan.contrasts),
@@ -63,10 +61,18 @@ def corrupted_pairs(
     return table(rows, PAIR_COLUMNS)
 
 
-def _spread(a: Series, b: Series, shares: dict[str, np.ndarray]) -> Spread:
-    """Return a's minus b's mean with its error, from the ``shares`` (K, N) of right corruptions by seed and image."""
-    difference = shares[a.name].mean(axis=0) - shares[b.name].mean(axis=0)  # (N,), of the same images
+def _spread(a: Series, b: Series, kinds: Sequence[str]) -> Spread | FoldSpread:
+    """Return a's minus b's mean, each image being scored by the share of its corruptions that are classified right."""
+    shares = [[share_correct(run, kinds) for run in series.runs] for series in (a, b)]  # by run, (N,) each
+    if a.folds > 1:
+        values = [ours.mean() - theirs.mean() for ours, theirs in zip(*shares, strict=True)]
+        return fold_spread(values, a.runs)
+    difference = np.mean(shares[0], axis=0) - np.mean(shares[1], axis=0)  # (N,), of the same images
     images = len(difference)
     error = max(float(difference.std()) / np.sqrt(images), np.sqrt(3) / images)  # as in ``spread.image_error``
-    seeds = [shares[series.name].mean(axis=1) for series in (a, b) if not series.is_deterministic]
+    seeds = [
+        np.mean(of_series, axis=1)
+        for series, of_series in zip((a, b), shares, strict=True)
+        if not series.is_deterministic
+    ]
     return Spread(float(difference.mean()), error, images, seeds)

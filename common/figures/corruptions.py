@@ -28,7 +28,7 @@ def corruptions(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
         [METRICS[metric].label for metric in ("accuracy", "ece")],
         heights=(0.19 * len(rows) + 0.1,),
         sharex=False,
-        title=f"{comparison.title}: {comparison.data.num_test:,} test images, corrupted ({corruption_name(kinds)})",
+        title=f"{comparison.title}: {comparison.num_test:,} test images, corrupted ({corruption_name(kinds)})",
         caption=f"Of each kind the mean over five severities. {marks_caption([shown], cut=False)} Corruptions of "
         f"Hendrycks and Dietterich 2019 at {size} pixels; their constants are for 224. {joined_notes([shown])}",
         legend=marks_legend([shown]),

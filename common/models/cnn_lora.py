@@ -65,11 +65,13 @@ def require_targets(backbone: Backbone, targets: str) -> list[str]:
     """Return the full names of the convolutions that ``targets``, one of ``TARGETS``, adapts: at least one.
 
     Raises:
-        UserError: the backbone is no CNN, or has no such convolution.
+        UserError: the backbone is no CNN, has no such convolution, or cannot be merged by PEFT.
     """
     require_cnn(backbone)
     require_one_classifier(backbone)
     layers = dict(backbone.module.named_modules())
+    if any(hasattr(layer, "base_layer") for layer in layers.values()):
+        raise UserError(f"`backbone` {backbone.tag!r} has a part named base_layer, which PEFT takes for one of its own")
     gates = tuple(f"{name}." for name, layer in layers.items() if type(layer).__name__ in GATES)
     names = [name for name, layer in layers.items() if _is_plain(layer)]
     if targets == "pointwise":

@@ -36,7 +36,7 @@ def model_card(result: RunResult, backbone: Backbone, method: Method, model: nn.
     cfg = timm.get_pretrained_cfg(backbone.tag)
     is_published = backbone.source == "pretrained" and cfg.hf_hub_id
     licence = cfg.license if is_published and cfg.license != "unknown" else None
-    interval = _accuracy_interval(result) if result.test else None
+    interval = _accuracy_interval(result)
     is_alone = card_file(method) != CARD_FILE  # in a folder of its own
     files = [CARD_FILE, *method.weight_files]
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -48,6 +48,9 @@ def model_card(result: RunResult, backbone: Backbone, method: Method, model: nn.
         base=f"[{backbone.tag}](https://huggingface.co/{cfg.hf_hub_id})" if is_published else _unpublished(backbone),
         settings="".join(f", {name} {value}" for name, value in result.model.method_settings.items()),
         kept=_kept(result),
+        split=_scored(result)[0],
+        images=_scored(result)[1],
+        ece=_scored(result)[2]["ece"],
         scores=_scores(result, interval),
         code="\n".join([_base_code(result, backbone, method), method.loading(model), _use_code(result, backbone)]),
         licence=_licence_text(licence),
@@ -60,34 +63,42 @@ def _title(result: RunResult) -> str:
     return DATASETS[result.dataset].title if result.dataset in DATASETS else result.dataset
 
 
+def _scored(result: RunResult) -> tuple[str, int, dict[str, float | None]]:
+    """Return the split whose scores the card has, its number of images, and them: the test split, if there is one."""
+    if result.test:
+        return "test", result.data.num_test, result.test.scores
+    return "validation", result.data.num_val, result.val.scores
+
+
 def _accuracy_interval(result: RunResult) -> tuple[float, float]:
-    """Return the ends of the 95 % interval over test images, as tables have it; a mean's error needs no resamples."""
-    images, accuracy = result.data.num_test, result.test.scores["accuracy"]
+    """Return the ends of the 95 % interval over images, as tables have it; a mean's error needs no resamples."""
+    _, images, scores = _scored(result)
+    accuracy = scores["accuracy"]
     error = max(math.sqrt(accuracy * (1 - accuracy)), math.sqrt(3 / images)) / math.sqrt(images)  # as ``image_error``
     return Spread(accuracy, error, images).estimate.interval(bounds=METRICS["accuracy"].bounds)
 
 
 def _front_matter(
-    result: RunResult, base: str | None, licence: str | None, is_adapter: bool, interval: tuple[float, float] | None
+    result: RunResult, base: str | None, licence: str | None, is_adapter: bool, interval: tuple[float, float]
 ) -> str:
     """Return the YAML that the hub reads; ``base`` is the backbone's repository there."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    args = {"seed": result.seed, "num_test": result.data.num_test}
-    scores = {name: result.test.scores.get(name) for name in HUB_METRICS} if result.test else {}
+    split, images, scores = _scored(result)
+    args = {"seed": result.seed, "images": images}
     metrics = [
         EvalResult(
             task_type="image-classification",
             dataset_type=result.dataset,
             dataset_name=_title(result),
-            dataset_split="test",
-            metric_type=HUB_METRICS[name],
+            dataset_split=split,
+            metric_type=hub_name,
             metric_name=METRICS[name].label,
-            metric_value=value,
+            metric_value=scores[name],
             metric_args=args | ({"interval_95": list(interval)} if name == "accuracy" else {}),
         )
-        for name, value in scores.items()
-        if value is not None
+        for name, hub_name in HUB_METRICS.items()
+        if scores.get(name) is not None
     ]
     return ModelCardData(
         base_model=base,
@@ -96,7 +107,7 @@ def _front_matter(
         pipeline_tag="image-classification",
         tags=["image-classification", "timm"],
         model_name=f"{friendly_name(result)} on {_title(result)}",
-        eval_results=metrics or None,
+        eval_results=metrics,
     ).to_yaml()
 
 
@@ -119,11 +130,11 @@ def _kept(result: RunResult) -> str:
     return f"{recipe}; epoch {result.best_epoch} of {result.history[-1].epoch} was best on validation images"
 
 
-def _scores(result: RunResult, interval: tuple[float, float] | None) -> list[tuple[str, str]]:
-    """Return label and value of each headline metric, as tables show them; none of a run without test images."""
+def _scores(result: RunResult, interval: tuple[float, float]) -> list[tuple[str, str]]:
+    """Return label and value of each headline metric, as tables show them."""
     rows = []
-    for name in HEADLINE if result.test else ():
-        metric, value = METRICS[name], result.test.scores.get(name)
+    for name in HEADLINE:
+        metric, value = METRICS[name], _scored(result)[2].get(name)
         text = "not defined" if value is None else f"{value:.{metric.digits}f}"
         if name == "accuracy":
             text += " [{}]".format(", ".join(f"{end:.{metric.digits}f}" for end in interval))

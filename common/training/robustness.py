@@ -12,17 +12,18 @@ from common.data.corruptions import SEVERITIES, SMALLEST_SIDE, prepare
 from common.data.images import LabelledImages
 from common.evaluation.corruption_scores import read_kinds, score_kind, write_kinds
 from common.runs.methods import method_spec
+from common.runs.predictions import read_predictions
 from common.runs.result import Run
 from common.runtime.environment import cores
 from common.runtime.errors import UserError
 from common.training.predict import predict
 from common.training.restore import RestoredModel, restore_run
 
-SPLIT_SETTINGS = ("dataset", "val_fraction", "split_seed", "train_limit", "test_limit", "skip_damaged")
 
-
-def check_size(run: Run) -> None:
-    """Refuse a run whose images are too small for the corruptions (UserError)."""
+def check_images(run: Run) -> None:
+    """Refuse a run that kept no test images, or whose images are too small for the corruptions (UserError)."""
+    if run.result.test is None:
+        raise UserError(f"{str(run.folder)!r} has no test images to corrupt: it was trained on all")
     if (size := run.result.data.image_size) is not None and size < SMALLEST_SIDE:
         raise UserError(f"{str(run.folder)!r} has images of {size} pixels; corruptions need {SMALLEST_SIDE} or more")
 
@@ -39,9 +40,10 @@ def _inputs(run: Run) -> Hashable:
     result, config = run.result, run.result.config
     if not method_spec(result.method).reads_features:
         return run.folder
-    settings = [config.get(name) for name in (*SPLIT_SETTINGS, "resize", "precision", "compile")]
-    weights, data = result.model.weights.sha256, result.data
-    return (result.backbone, weights, data.image_size, data.fingerprint, *data.classes, *settings)
+    settings = [config.get(name) for name in ("resize", "precision", "compile")]
+    weights, data, tested = result.model.weights.sha256, result.data, read_predictions(run.folder, result)
+    images = (data.fingerprint, *data.classes, tested.indices.tobytes(), tested.labels.tobytes())
+    return (result.backbone, weights, data.image_size, *settings, *images)
 
 
 def restore_group(runs: Sequence[Run], **options: Any) -> list[RestoredModel]:
