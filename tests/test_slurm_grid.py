@@ -56,7 +56,7 @@ def fake(tmp_path, monkeypatch) -> Path:
 
 def _runs(profile: str, tmp_path: Path) -> list[PlannedRun]:
     folders = {"data_dir": Path("data"), "results_dir": tmp_path / "results"}
-    return [run for grid in reproduce.PROFILES[profile] for run in planned_runs(grid, **folders)]
+    return [run for grid in reproduce._grids(reproduce.Config(profile)) for run in planned_runs(grid, **folders)]
 
 
 def _command(tmp_path: Path, name: str, code: str) -> PlannedRun:
