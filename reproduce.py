@@ -9,6 +9,8 @@
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
     python reproduce.py compare --dataset path/to/few/images --folds 5         # each image is tested once
     python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
+    python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
+    python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
     python reproduce.py paper --executor slurm --slurm partition=gpu time=120 gpus_per_node=1    # docs/cluster.md
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
@@ -33,7 +35,7 @@ import train_cnn_lora
 import train_full
 import train_vit_lora
 from common import cli
-from common.config import check_folder, require
+from common.config import check_folder, check_weights, require
 from common.data.dataset import DatasetSplits, load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import Series, compare
@@ -45,7 +47,7 @@ from common.grid.stages import Stage, stages
 from common.runs.convergence import NOT_CONVERGED, gains
 from common.runs.methods import METHODS
 from common.runs.naming import model_name
-from common.runs.result import RESULT_FILE, Run, find_runs, read_result
+from common.runs.result import RESULT_FILE, Run, find_runs
 from common.runtime.environment import cores
 from common.runtime.progress import duration
 
@@ -140,7 +142,39 @@ COMPARE_LIMITS = (
 )
 ONE_SPLIT = "the seeds share one split of the images"
 ONE_CHOICE = "the folds share training images, and learning rates chosen on validation images of the first"
-PROFILES = {"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)}
+CURVE_IMAGES_A_CLASS = (10, 30, 100, 300, 1_000)
+CURVE_STEPS = 500  # of LoRA at least, by more epochs where there are few images (3 to 100)
+
+
+def _curve_grid(images_a_class: int) -> Grid:
+    """Return the probes and LoRA on so many training images, in five draws; each size chooses its own rate."""
+    images = 10 * images_a_class  # all of its data sets have ten classes
+    epochs = min(100, max(3, math.ceil(CURVE_STEPS / math.ceil(images / SMALL["batch_size"]))))
+    lora = Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | SMALL_RATES | {"epochs": epochs})
+    large_enough = [name for name in ("fashion_mnist", "mnist", "digits") if images < 0.85 * DATASETS[name].num_train]
+    datasets = {name: {"train_limit": images} for name in large_enough}
+    return Grid((*SMALL_PROBES, lora), datasets, seeds=(0, 1, 2, 3, 4), tuned=True, draws=True)
+
+
+CURVE = tuple(map(_curve_grid, CURVE_IMAGES_A_CLASS))
+# The demo's arms at a constant rate, which was chosen on digits: the sound runs that each defect is put into.
+CONSTANT = {"schedule": "constant", "warmup": 0.0, "lr": (3e-3,)}
+DEFECTS = Grid(
+    _small_arms(lora={"epochs": 3} | CONSTANT, head={"epochs": 5} | CONSTANT),
+    datasets={"mnist": {"train_limit": 5_000}, "fashion_mnist": {"train_limit": 5_000}},
+)
+DEFECTS_DIGITS = Grid(
+    _small_arms(lora={"epochs": 5} | CONSTANT, head={"epochs": 20} | CONSTANT), datasets={"digits": {}}
+)
+DEFECTS_LITE0 = Grid(  # with --lite0-weights
+    (Arm(train_cnn_head, "tf_efficientnet_lite0.in1k", HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
+    datasets={"cifar10": {"dataset_name": "cifar10_jpeg", "train_limit": 2_000, "test_limit": 2_000}},
+)
+PROFILES = {
+    **{"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)},
+    **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE},
+}
+USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
 
 
 def _usual_contrasts(vits: Sequence[str], cnns: Sequence[str]) -> tuple[Contrast, ...]:
@@ -161,6 +195,11 @@ CONTRASTS = {
         (("demo_resnet.cifar10", "head_mlp"), ("demo_efficientnet.cifar10", "head_mlp")),
     ),
     "mini": _usual_contrasts(["demo_vit.cifar10"], ["demo_resnet.cifar10", "demo_efficientnet.cifar10"]),
+    "defects": (
+        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
+        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
+    ),
+    "curve": tuple((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
     "paper": (
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_mlp")),  # the study's own two
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_mlp")),
@@ -180,8 +219,9 @@ Method = Literal["probe", "head", "lora", "full"]
 class Config:
     """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
 
-    profile: Annotated[Literal["demo", "mini", "paper", "compare"], tyro.conf.Positional] = "demo"
-    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images."""
+    profile: Annotated[Literal["demo", "mini", "paper", "compare", "defects", "curve"], tyro.conf.Positional] = "demo"
+    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images;
+    defects: what those of the published code are worth; curve: accuracy by the number of training images."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = STUDY
@@ -198,12 +238,15 @@ class Config:
     download_only: bool = False
     """Only fetch the data sets and weights: compute nodes often have no network."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it."""
+    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. Of curve they
+    are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
-    """Data sets to run (default: all of the profile)."""
+    """Data sets to run (default: all of the profile; of curve fashion_mnist)."""
     folds: int | None = None
     """compare: test a folder without a test split in so many folds, one seed each (default: 5 below 1,000 images; 1: a
     single split, five seeds)."""
+    lite0_weights: Path | None = None
+    """defects: tf_efficientnet_lite0.safetensors; with it the CNN's defects also on DATA_DIR/cifar10/, JPEG files."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     source: Literal["auto", "local", "hub", "torchvision"] = "auto"
@@ -236,7 +279,10 @@ class Config:
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         require(self.profile != "demo" or not self.methods, "methods", self.methods, "left out for demo")
         require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
-        known = [name for grid in PROFILES.get(self.profile, ()) for name in grid.datasets]
+        if self.lite0_weights:
+            require(self.profile == "defects", "lite0_weights", str(self.lite0_weights), "given for defects only")
+            check_weights(str(self.lite0_weights))
+        known = [name for grid in _fixed_grids(self) for name in grid.datasets]
         for name in self.datasets:
             require(name in known, "datasets", name, f"among {', '.join(known) or 'none'} for {self.profile}")
         for seed in self.seeds:
@@ -253,6 +299,7 @@ class Config:
         is_local = self.executor == "local"
         require(not is_local or not self.slurm, "slurm", self.slurm, "given with `executor` slurm only")
         require(not is_local or not self.wait, "wait", self.wait, "given with `executor` slurm only")
+        require(is_local or self.profile != "defects", "executor", self.executor, "local for defects")
         require(is_local or self.jobs is None, "jobs", self.jobs, "left out with `executor` slurm")
 
     @property
@@ -315,6 +362,8 @@ def main(config: Config) -> None:
 def _recipe(config: Config) -> str:
     if config.profile == "paper" and not config.tune:
         return "the published recipe: a constant learning rate, the study's own, for every arm"
+    if config.profile == "defects":
+        return "a constant learning rate, chosen beforehand, without and with each defect of the published code"
     rates = "chosen beforehand" if config.profile == "demo" else "of each arm chosen on validation images, by one seed"
     return f"the tuned recipe: a cosine schedule with a warm-up over a tenth of the steps; learning rates {rates}"
 
@@ -323,6 +372,10 @@ def _stages(config: Config, grids: Sequence[Grid], *, presume: bool = False) -> 
     """Yield the stages of ``grids``, one grid after the other."""
     for grid in grids:
         yield from stages(grid, **config.folders, presume=presume)
+        if config.profile == "defects":
+            from bench.defects import defect_jobs
+
+            yield Stage("deliberate defects", defect_jobs(grid, **config.folders))
 
 
 def _jobs(config: Config, grids: Sequence[Grid]) -> list[Job]:
@@ -334,7 +387,7 @@ def _whole_grids(config: Config) -> Sequence[Grid]:
     """Return all of the profile's grids."""
     if config.profile == "compare":
         return _comparison_grids(config)
-    return [_tuned(grid) for grid in PROFILES[config.profile]] if config.tune else PROFILES[config.profile]
+    return [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
 
 
 def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
@@ -343,8 +396,18 @@ def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
     kept = [[arm for arm in grid.arms if _is_wanted(arm, config.methods)] for grid in grids]
     grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
     require(bool(grids), "methods", config.methods, "such as the backbones have")
-    grids = [narrow_grid(grid, seeds=config.seeds, datasets=config.datasets) for grid in grids]
+    datasets = config.datasets or USUAL_DATASETS.get(config.profile, ())
+    grids = [narrow_grid(grid, seeds=config.seeds, datasets=datasets) for grid in grids]
     return [_with_source(grid, config.source) for grid in grids if grid.datasets]
+
+
+def _fixed_grids(config: Config) -> list[Grid]:
+    """Return the grids of a profile that depends on no images of the user's."""
+    grids = [*PROFILES.get(config.profile, ())]
+    if config.lite0_weights:
+        arms = [arm.with_recipe(weights=str(config.lite0_weights)) for arm in DEFECTS_LITE0.arms]
+        grids.append(replace(DEFECTS_LITE0, arms=tuple(arms)))
+    return grids
 
 
 def _with_source(grid: Grid, source: str) -> Grid:
@@ -430,8 +493,12 @@ def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
 
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
     """Return the GPU of each run at a time; the small backbones, which take one thread, fill the cores instead."""
-    are_small = all(arm.backbone.startswith("demo_") for grid in grids for arm in grid.arms)
+    are_small = all(_is_small(arm) for grid in grids for arm in grid.arms)
     return scheduler.job_devices(config.jobs, without_gpu=cores() if are_small else 1)
+
+
+def _is_small(arm: Arm) -> bool:
+    return arm.backbone.startswith(("demo_", *(each.backbone for each in DEFECTS_LITE0.arms)))
 
 
 def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
@@ -453,10 +520,17 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
     contrasts = CONTRASTS.get(config.profile) or _usual_contrasts(vits, cnns)
     for dataset in dict.fromkeys(name for grid in grids for name in grid.datasets):
         own = [narrow_grid(grid, datasets=[dataset]) for grid in grids if dataset in grid.datasets]
-        names = defaultdict(dict)  # of the runs of each arm, one a variant
+        names = defaultdict(dict)  # of the runs of each arm, one a variant and number of training images
         for job in (job for grid in own for job in next(_stages(config, [grid])).jobs):
-            names[job.config.backbone, job.config.method][model_name(job.folder.parent.name)] = None
-        pairs = [(a, b) for first, second in contrasts[:MOST_CONTRASTS] for a in names[first] for b in names[second]]
+            name = model_name(job.folder.parent.name)
+            names[job.config.backbone, job.config.method][name] = job.config.train_limit
+        pairs = [
+            (a, b)
+            for first, second in contrasts[:MOST_CONTRASTS]
+            for a, images in names[first].items()
+            for b, its_images in names[second].items()
+            if images == its_images
+        ]
         plan = Plan(tuple(pairs), own[0].seeds, config.margin)
         write_plan(config.results_dir / config.profile / result_name(dataset), plan)
 
@@ -583,7 +657,7 @@ def _train(config: Config, stage: Stage, absent: dict[str, str], devices: list[s
 
 
 def _outcome(job: Job) -> str:
-    result = read_result(job.folder / RESULT_FILE)
+    result = job.read(job.folder / RESULT_FILE)
     seconds = result.efficiency.total_train_seconds
     said = f"test accuracy {result.test.scores['accuracy']:.4f}, training with features {seconds:.0f} s"
     if len(result.trials) > 1 and result.history:
@@ -600,11 +674,20 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
     runs = _finished(config)
     if not runs:
         return
+    comparisons, remarks = compare(runs, {})
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
-        plot_results.main(
-            plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern, folds=config.folds)
-        )
-    comparisons, _ = compare(runs, {})
+        if config.profile == "curve":
+            from common.report.curve import write_curves
+
+            print(*remarks, *write_curves(comparisons, folder, figures), sep="\n")
+        else:
+            plot_results.main(
+                plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern, folds=config.folds)
+            )
+        if config.profile == "defects":
+            from bench.defects import write_effects
+
+            print(*write_effects(comparisons, folder, figures), sep="\n")
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
 

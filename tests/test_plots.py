@@ -24,8 +24,9 @@ from common.evaluation.metrics import METRICS
 from common.evaluation.published_study import published_caption
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, bars, differences, layout, style
+from common.figures.few_shot import few_shot_curves
 from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade
-from common.figures.trade_offs import few_shot_curves, pareto_front
+from common.figures.trade_offs import pareto_front
 from common.report.tables import write_summary
 from common.runs.predictions import read_predictions
 from common.runs.result import find_runs, unfinished_runs, write_result
@@ -39,7 +40,8 @@ STEMS = {
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
     *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
 }
-PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name not in ("few_shot", "corruptions")]
+OF_SOME = ("few_shot", "corruptions", "method_and_backbone")  # where the runs have what they show
+PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name not in OF_SOME]
 ACROSS = [name for name, spec in FIGURES.items() if spec.across]
 
 

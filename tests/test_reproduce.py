@@ -22,6 +22,7 @@ from common.grid.scheduler import Job
 from common.grid.stages import Stage
 from common.runs.convergence import gains
 from common.runs.folder import CHECKPOINT_FILE, lock_file
+from common.runs.methods import METHODS
 from common.runs.result import RESULT_FILE, find_runs
 from common.runtime import locks
 from common.runtime.errors import UserError
@@ -214,11 +215,10 @@ def test_every_arm_has_as_many_seeds_and_what_draws_nothing_has_one(profile, see
 
 def test_the_methods_asked_for_are_run_alone():
     for methods in (("probe",), ("lora", "head")):
-        kinds = {"head_probe": "probe", "head_mlp": "head", "head_linear": "head", "lora": "lora"}
         for profile in ("mini", "paper"):
-            assert {kinds[job.config.method] for job in _jobs(profile, methods=methods)} == set(methods)
+            assert {METHODS[job.config.method].kind for job in _jobs(profile, methods=methods)} == set(methods)
     with pytest.raises(UserError, match="such as the backbones have"):
-        _jobs("compare", dataset="digits", backbones=("demo_resnet",), methods=("lora",))
+        _jobs("curve", methods=("full",))
 
 
 def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
@@ -497,6 +497,15 @@ def test_each_profile_declares_at_most_six_pairs_of_arms_that_it_has():
         assert {arm for pair in contrasts for arm in pair} <= arms and len(
             {frozenset(pair) for pair in contrasts}
         ) == len(contrasts)
+
+
+def test_the_plan_of_a_curve_pairs_runs_on_as_many_training_images(tmp_path):
+    config = Config(profile="curve", results_dir=tmp_path)
+    reproduce._write_plans(config, reproduce._whole_grids(config))
+    for dataset, sizes in (("fashion_mnist", 5), ("digits", 3)):
+        pairs = read_plan(tmp_path / "curve" / dataset).contrasts
+        assert len(pairs) == len(set(pairs)) == 3 * sizes
+        assert all(len({name.rpartition("-n")[2].partition("-")[0] for name in pair}) == 1 for pair in pairs)
 
 
 def test_the_plan_names_the_runs_of_the_grid_whatever_part_of_it_is_asked_for(tmp_path):

@@ -56,7 +56,7 @@ def fake(tmp_path, monkeypatch) -> Path:
 
 def _runs(profile: str, tmp_path: Path) -> list[PlannedRun]:
     folders = {"data_dir": Path("data"), "results_dir": tmp_path / "results"}
-    return [run for grid in reproduce.PROFILES[profile] for run in planned_runs(grid, **folders)]
+    return [run for grid in reproduce._grids(reproduce.Config(profile)) for run in planned_runs(grid, **folders)]
 
 
 def _command(tmp_path: Path, name: str, code: str) -> PlannedRun:
@@ -116,6 +116,7 @@ def test_what_is_not_installed_is_said_in_a_line(fake, monkeypatch, capsys):
         ({"slurm": ("time=5",)}, "given with `executor` slurm only"),
         ({"wait": True}, "given with `executor` slurm only"),
         ({"executor": "slurm", "jobs": 2}, "left out with `executor` slurm"),
+        ({"executor": "slurm", "profile": "defects"}, "local for defects"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, words):

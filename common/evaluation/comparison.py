@@ -35,6 +35,11 @@ class Series:
         return max(run.result.data.num_train for run in self.runs)
 
     @property
+    def has_draws(self) -> bool:
+        """Whether its seeds drew their training images, too, each by a ``split_seed`` of its own."""
+        return len({run.result.config.get("split_seed", 0) for run in self.runs}) > 1
+
+    @property
     def folds(self) -> int:
         """Into how many folds the images were cut, of which each run was tested on another; 1: a single split."""
         return self.runs[0].folds
@@ -46,8 +51,8 @@ class Series:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether one run is all there is to know: every seed gives the same result, and there are no other folds."""
-        return METHODS[self.method].is_deterministic and self.folds == 1
+        """Whether one run is all there is to know: each seed has the same images and result, and there are no folds."""
+        return METHODS[self.method].is_deterministic and self.folds == 1 and not self.has_draws
 
     @property
     def is_one_seed(self) -> bool:
@@ -134,6 +139,7 @@ def _unlike_seeds(series: Series) -> str:
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
     different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
+    different += ["their training images, which each drew itself"] * series.has_draws
     return f"the {series.repeat}s of {series.label} differ in {', '.join(different)}" if different else ""
 
 

@@ -16,6 +16,7 @@ from common.figures import (
     corruptions,
     differences,
     effects,
+    few_shot,
     learning_curves,
     per_class,
     reliability,
@@ -55,7 +56,7 @@ def _has_corruptions(comparison: Comparison, _: Uncertainty) -> bool:
 
 
 def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
-    return bool(trade_offs.few_shot_curves(comparison))
+    return bool(few_shot.few_shot_curves(comparison))
 
 
 def _trade_off(cost: str, title: str) -> FigureSpec:
@@ -73,7 +74,7 @@ FIGURES = {
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
     "corruptions": FigureSpec(corruptions.corruptions, "Corrupted test images", wanted=_has_corruptions),
     "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
-    "few_shot": FigureSpec(trade_offs.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
+    "few_shot": FigureSpec(few_shot.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
     "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),
@@ -97,6 +98,15 @@ def draw_all(
         if spec.across == (not dataset) and spec.wanted(subject, uncertainty)
     ]
     yield from zip((dataset for dataset, *_ in drawings), parallel_map(_draw, drawings), strict=True)
+
+
+def draw_one(name: str, comparison: Comparison, frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
+    """Draw the figure ``name`` of a data set where it is wanted; return the files written."""
+    spec = FIGURES[name]
+    if not spec.wanted(comparison, uncertainty):
+        return []
+    stem = folder / _stem(comparison.dataset, name)
+    return _draw((comparison.dataset, stem, "two", spec.draw, (comparison, frames, uncertainty)))
 
 
 def _stem(dataset: str, name: str) -> str:

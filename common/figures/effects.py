@@ -15,12 +15,13 @@ from common.evaluation.labels import backbone_name, family_of_backbone
 from common.evaluation.metrics import METRICS
 from common.evaluation.significance import BETTER, ONE_SEED, UNDECIDED
 from common.evaluation.uncertainty import Uncertainty
-from common.figures.layout import new_figure, widen
+from common.figures.layout import label_ends, new_figure, widen
 from common.figures.palette import STYLES, VERDICTS
 from common.figures.style import printable
 from common.runs.methods import KINDS
 
 ROW, CELLS_HEIGHT = 0.17, 2.0  # inches
+LABELS_FROM = 0.77  # of the width of the cells; beside them the labels would take it from the effects, too
 LABELS = {"accuracy": "Accuracy (points)", "log_odds": "Log-odds of accuracy"}
 HEADINGS = {
     "method": "Method, within a backbone",
@@ -66,6 +67,7 @@ def _draw_cells(ax: Axes, comparison: Comparison, uncertainty: Uncertainty) -> N
     means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
     kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
     backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
+    ends = []
     for place, backbone in enumerate(backbones):
         look = STYLES[family_of_backbone(backbone)]
         own = {kinds.index(kind): means.loc[series.name] for (its, kind), series in cells.items() if its == backbone}
@@ -73,12 +75,12 @@ def _draw_cells(ax: Axes, comparison: Comparison, uncertainty: Uncertainty) -> N
         rows = pd.DataFrame(list(own.values()))
         ax.plot(x, rows["value"], color=look.color, marker=look.marker, linestyle=look.linestyle, markersize=5)
         ax.vlines(x, rows["low"], rows["high"], color=look.color, linewidth=1.6)
-        label = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 7, "color": look.color}
-        ax.annotate(printable(backbone_name(backbone)), (x[-1], rows["value"].iloc[-1]), **label)
+        ends.append((backbone_name(backbone), rows["value"].iloc[-1], look.color))
     ax.set_xticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
-    ax.set(ylabel=METRICS["accuracy"].label, xlim=(-0.2, len(kinds) - 0.45))
+    ax.set(ylabel=METRICS["accuracy"].label, xlim=(-0.2, (len(kinds) - 0.7) / LABELS_FROM - 0.2))
     ax.grid(axis="y")
     widen([ax])
+    label_ends(ax, ends, height=CELLS_HEIGHT, x=LABELS_FROM)
 
 
 def _draw_effects(ax: Axes, effects: pd.DataFrame, scale: str) -> None:

@@ -107,3 +107,24 @@ def widen(axes: Iterable[Axes], least: float = 0.05) -> None:
     for ax in axes:
         ax.set_ylim(low - margin, high + margin)
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def label_ends(ax: Axes, ends: Iterable[tuple[str, float, str]], *, height: float, x: float = 1.02) -> None:
+    """Write the label of each line at its end's height, in its colour, none over another.
+
+    Args:
+        ends: the (label, y, colour) of each line.
+        height: inches of the figure that ``ax`` takes, about.
+        x: where the labels begin, as a share of the width of ``ax``; above 1 they stand beside it.
+    """
+    ends = sorted(((wrapped(label, 20), y, color) for label, y, color in ends), key=lambda end: end[1])
+    low, high = ax.get_ylim()
+    needed = [(high - low) * 0.165 / height * (label.count("\n") + 1.3) for label, _, _ in ends]
+    places = [y for _, y, _ in ends]
+    # Upwards until none overlaps, then all down again by as much as they rose in the mean.
+    for above in range(1, len(ends)):
+        places[above] = max(places[above], places[above - 1] + (needed[above - 1] + needed[above]) / 2)
+    shift = np.mean([place - y for place, (_, y, _) in zip(places, ends, strict=True)])
+    for place, (label, _, color) in zip(places, ends, strict=True):
+        at = {"xy": (x, place - shift), "xycoords": ("axes fraction", "data")}
+        ax.annotate(label, **at, color=color, va="center", fontsize=7.5, annotation_clip=False)

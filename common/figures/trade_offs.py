@@ -1,26 +1,20 @@
-"""Accuracy against what it costs, and over the training images. Marks, unlike bars, may stand on a cut axis."""
+"""Accuracy against what it costs. Marks, unlike bars, may stand on a cut axis."""
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import QUANTITIES, joined_notes, repeats
+from common.evaluation.comparison import Comparison
+from common.evaluation.formatting import QUANTITIES, joined_notes
 from common.evaluation.frames import Frames
-from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
-from common.figures.layout import facets, label_outside, new_figure, widen
-from common.figures.palette import Style, draw_marks, marks_caption, marks_legend, run_styles
-from common.figures.style import GREY, printable
-from common.runs.naming import run_identity
+from common.figures.layout import facets, label_outside, widen
+from common.figures.palette import draw_marks, marks_caption, marks_legend, run_styles
+from common.figures.style import GREY
 
 ACCURACY = METRICS["accuracy"].label
 
@@ -81,68 +75,3 @@ def _decided(comparison: Comparison, uncertainty: Uncertainty) -> set[tuple[str,
     """Return the (better, other) runs of a data set, by accuracy."""
     pairs = uncertainty.pairs.query("dataset == @comparison.dataset and metric == 'accuracy' and winner != ''")
     return {(pair.a, pair.b) if pair.winner == "a" else (pair.b, pair.a) for pair in pairs.itertuples()}
-
-
-def few_shot(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
-    """Draw test accuracy over the number of training images, a line for the runs that differ by nothing else."""
-    curves = few_shot_curves(comparison)
-    members = [replace(comparison, series=tuple(series for curve in curves.values() for series in curve))]
-    own_repeats = repeats(members)
-    dots = f"; small dots: each {own_repeats.word}" if own_repeats.most > 1 else ""
-    own = run_styles(comparison)
-    styles = {label: own[min((series.name for series in curve), key=len)] for label, curve in curves.items()}
-    figure = new_figure(
-        2.8,
-        title=f"{comparison.title}: accuracy by training images, {comparison.num_test:,} test images",
-        caption=f"Marks: mean of {own_repeats.text}; bars: 95 % interval over {own_repeats.basis}{dots}. The axis "
-        "does not start at 0.",
-        legend={
-            printable(label, 90): Line2D([], [], color=look.color, marker=look.marker, linestyle=look.linestyle)
-            for label, look in styles.items()
-        },
-    )
-    ax = figure.subplots()
-    means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
-    seeds = frames.runs.query("dataset == @comparison.dataset")
-    for place, (label, curve) in enumerate(curves.items()):
-        nudge = 1.02 ** (place - (len(curves) - 1) / 2)  # bars of one size stand beside one another
-        _few_shot_curve(ax, curve, means, seeds, styles[label], nudge)
-    sizes = sorted({series.num_train for series in members[0].series})
-    ax.set(xscale="log", xlabel=f"{QUANTITIES['num_train'].label}, log", ylabel=ACCURACY)
-    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.grid(axis="y")
-    widen([ax])
-    return figure
-
-
-def few_shot_curves(comparison: Comparison) -> dict[str, list[Series]]:
-    """Return by label the models that differ by ``train_limit`` alone, where there are several sizes."""
-    groups = defaultdict(list)
-    for series in comparison.series:
-        result = series.runs[0].result
-        settings = run_identity(result.config, result.method)
-        same = sorted((name, value) for name, value in settings.items() if name not in ("train_limit", "seed"))
-        groups[repr((result.backbone, same))].append(series)
-    curves = {}
-    for group in groups.values():
-        if len({series.num_train for series in group}) < 2:
-            continue
-        label = friendly_name(group[0].runs[0].result)
-        label = f"{label} [{group[0].name}]" if label in curves else label
-        curves[label] = sorted(group, key=lambda series: series.num_train)
-    return curves
-
-
-def _few_shot_curve(
-    ax: Axes, curve: Sequence[Series], means: pd.DataFrame, seeds: pd.DataFrame, look: Style, nudge: float
-) -> None:
-    """Draw one line of means with their intervals, and each seed as a dot."""
-    sizes = {series.name: series.num_train * nudge for series in curve}
-    own = means.loc[list(sizes)]
-    line = {"color": look.color, "marker": look.marker, "linestyle": look.linestyle, "markersize": 5}
-    ax.plot(list(sizes.values()), own["value"], linewidth=1.2, **line)
-    ax.vlines(list(sizes.values()), own["low"], own["high"], color=look.color, linewidth=1.6)
-    dots = seeds[seeds["run"].isin([series.name for series in curve if len(series.runs) > 1])]
-    x = 1.05 * dots["run"].map(sizes)  # beside the interval
-    ax.scatter(x, dots["test_accuracy"], s=7, color=look.color, edgecolors="white", linewidths=0.35, zorder=4)

@@ -31,16 +31,18 @@ def job_seconds(
         measured = config.backbone, config.method, config.batch_size, config.threads, _own_settings(config)
         if measured not in costs:
             costs[measured] = measure(config)
-        cost, (train, test) = costs[measured], images[config.dataset]
-        val = round(train * config.val_fraction)
+        cost, (train, val, test) = costs[measured], _sizes(config, *images[config.dataset])
         spec, epochs = method_spec(config.method), config.epochs * _trainings(config)
-        spent = start_seconds + (epochs if spec.has_steps else 1) * (train - val) * cost.train_seconds
+        spent = start_seconds + (epochs if spec.has_steps else 1) * train * cost.train_seconds
         if not spec.reads_features:
             spent += (epochs * val + val + test) * cost.forward_seconds
-        elif (split := (config.backbone, config.dataset, config.fold)) not in featured:
-            featured.add(split)
-            spent += (train + test) * cost.forward_seconds
-            feature_bytes += (train + test) * cost.feature_bytes
+        else:
+            own = config.backbone, config.dataset, config.fold
+            parts = {(*own, config.split_seed, config.train_limit): train + val, (*own, config.test_limit): test}
+            count = sum(size for part, size in parts.items() if part not in featured)
+            featured |= parts.keys()
+            spent += count * cost.forward_seconds
+            feature_bytes += count * cost.feature_bytes
         seconds[job] = spent / at_once
     return seconds, feature_bytes
 
@@ -52,6 +54,16 @@ def arm_seconds(jobs: Sequence[Job], seconds: Mapping[Job, float]) -> dict[tuple
         arm = job.config.backbone, job.config.method
         of_arm[arm] = of_arm.get(arm, 0.0) + seconds[job]
     return of_arm
+
+
+def _sizes(config: Any, train: int, test: int) -> tuple[int, int, int]:
+    """Return how many images a run trains on, is validated on and tested on, of so many (validation among the first).
+
+    A data set that brings validation images of its own has as many as ``val_fraction`` would give, for an estimate.
+    """
+    val = round(train * config.val_fraction)
+    limited = min(config.train_limit or train - val, train - val)
+    return limited, round(val * limited / (train - val)), min(config.test_limit or test, test)
 
 
 def _trainings(config: Any) -> int:

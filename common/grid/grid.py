@@ -12,7 +12,7 @@ from common.config import as_flags
 from common.data.dataset import result_name
 from common.grid.scheduler import Job
 from common.runs.methods import method_spec
-from common.runs.naming import choosing_run, run_folder
+from common.runs.naming import choosing_run, run_folder, run_name
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Grid:
     """Whether each arm chooses among its rates on the first seed, and the others take its choice (``stages``)."""
     folds: int = 1
     """Where more than one: the run of each seed is tested on the fold of its number, also of what is not random."""
+    draws: bool = False
+    """Whether a seed also draws the training and validation images (``split_seed``), under one run name for all."""
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """(training, test) images of each data set that has no name, for an estimate of the time."""
 
@@ -57,20 +59,28 @@ def grid_configs(grid: Grid, **folders: Path) -> Iterator[Any]:
     for seed in dict.fromkeys((grid.first_seed, *grid.seeds)):
         for dataset in grid.datasets:
             for arm in grid.arms:
-                once = method_spec(arm.method).is_deterministic and grid.folds == 1
-                if seed == grid.first_seed if once else seed in grid.seeds:
+                if seed in grid.seeds if depends_on_seed(grid, arm.method) else seed == grid.first_seed:
                     yield arm_config(grid, arm, dataset, seed=seed, **folders)
+
+
+def depends_on_seed(grid: Grid, method: str) -> bool:
+    """Whether another seed of ``grid`` gives another result: of what is not random other images alone do."""
+    return grid.draws or grid.folds > 1 or not method_spec(method).is_deterministic
 
 
 def arm_config(grid: Grid, arm: Arm, dataset: str, *, seed: int, **folders: Path) -> Any:
     """Return the training script's configuration of ``arm`` on a data set of ``grid`` with ``seed``."""
     recipe = {**arm.recipe, **grid.datasets[dataset], **folders, "folds": grid.folds}
-    return with_seed(arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe), seed)
+    return with_seed(grid, arm.script.Config(dataset=dataset, backbone=arm.backbone, **recipe), seed)
 
 
-def with_seed(config: Any, seed: int, **settings: Any) -> Any:
-    """Return ``config`` with another seed, and where there are folds with the fold of this number."""
-    return replace(config, seed=seed, fold=seed if config.folds > 1 else 0, **settings)
+def with_seed(grid: Grid, config: Any, seed: int, **settings: Any) -> Any:
+    """Return ``config`` with another seed of ``grid``, which is also the number of its fold or its draw."""
+    if grid.draws:
+        # Draws stand beside one another as seeds do, in one folder: its name leaves the split seed out.
+        name = config.run_name or run_name(config, backbone=config.backbone, image_size=config.image_size)
+        settings |= {"split_seed": seed, "run_name": name}
+    return replace(config, seed=seed, fold=seed if grid.folds > 1 else 0, **settings)
 
 
 def on_all_images(config: Any, *, seed: int, lr: float | None) -> Any:

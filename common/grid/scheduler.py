@@ -17,6 +17,7 @@ from typing import Any
 from common.grid.forked import IMPORTED, ForkedRun
 from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.predictions import read_predictions
+from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
 from common.runtime.errors import UserError
@@ -32,7 +33,7 @@ class Job:
     """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
 
     ``config`` is the training script's configuration behind the command, None for a command of another kind;
-    ``follows`` is the folder of the finished run whose learning rate it takes.
+    ``follows`` is the folder of the finished run whose learning rate it takes; ``read`` reads its finished result.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Job:
     log: Path
     config: Any = None
     follows: Path | None = None
+    read: Callable[[Path], RunResult] = read_result
 
     @property
     def shell_line(self) -> str:
@@ -60,7 +62,7 @@ def job_state(job: Job) -> str:
 def job_damage(job: Job) -> str | None:
     """Return what is wrong with a finished job's result or predictions, or None."""
     try:
-        read_predictions(job.folder, read_result(job.folder / RESULT_FILE))
+        read_predictions(job.folder, job.read(job.folder / RESULT_FILE))
     except UserError as error:
         return str(error)
     return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.grid.grid import Arm, Grid, arm_config, grid_configs, job_for, with_seed
+from common.grid.grid import Arm, Grid, arm_config, depends_on_seed, grid_configs, job_for, with_seed
 from common.grid.scheduler import Job
 from common.runs.convergence import TUNING
 from common.runs.folder import lock_file
@@ -98,7 +98,8 @@ def stages(grid: Grid, *, data_dir: Path, results_dir: Path, presume: bool = Fal
     A grid that is not tuned has one. In a tuned one each arm first chooses among its learning rates and its variants,
     on validation images, by the first seed (or fold). Then the others take its choice; and where the rate falls to 0,
     so that the last epochs are always among the best, the choice is trained once more with twice the epochs
-    (``gains``). The runs of several variants and of that check lie below ``results_dir / TUNING``.
+    (``gains``; not in a grid of ``draws``). The runs of several variants and of that check lie below
+    ``results_dir / TUNING``.
 
     ``presume`` names also runs that are not known yet, as if the last variant and the middle rate were chosen.
     """
@@ -140,11 +141,6 @@ class _Choice:
     lr: float | None = None
 
     @property
-    def has_other_seeds(self) -> bool:
-        """Whether another seed gives another result: of what is not random another fold alone does."""
-        return not method_spec(self.tried.config.method).is_deterministic or self.tried.config.folds > 1
-
-    @property
     def has_rate(self) -> bool:
         """Whether it is trained by steps, at a learning rate."""
         return method_spec(self.tried.config.method).has_steps
@@ -178,22 +174,23 @@ def _result(job: Job) -> RunResult | None:
 def _after(grid: Grid, choices: Sequence[_Choice]) -> Stage:
     """Return the stage that follows from ``choices``."""
     seeds = [seed for seed in grid.seeds if seed != grid.first_seed]
-    checked = [choice for choice in choices if choice.is_checked]
-    seeded = [choice for choice in choices if choice.has_other_seeds]
+    checked = [choice for choice in choices if choice.is_checked and not grid.draws]
+    seeded = [choice for choice in choices if depends_on_seed(grid, choice.tried.config.method)]
     jobs = [
         _hidden_job(replace(choice.config, lr=(choice.lr,), extend=0, epochs=2 * choice.config.epochs))
         for choice in checked
         if choice.lr
     ]
     jobs += [
-        job_for(with_seed(choice.config, seed, tuned_on=grid.first_seed if choice.has_rate else None))
+        job_for(with_seed(grid, choice.config, seed, tuned_on=grid.first_seed if choice.has_rate else None))
         for seed in seeds
         for choice in seeded
         if choice.config
     ]
     places = [(choice.tried.folder, job_for(choice.config).folder) for choice in choices if choice.config and choice.lr]
+    others = "draws" if grid.draws else f"{'folds' if grid.folds > 1 else 'seeds'}, and twice the epochs"
     return Stage(
-        f"other {'folds' if grid.folds > 1 else 'seeds'}, and twice the epochs",
+        f"other {others}",
         jobs,
         unknown=len(checked) + len(seeded) * len(seeds) - len(jobs),
         copies=[(tried, place) for tried, place in places if tried != place],

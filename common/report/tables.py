@@ -27,7 +27,7 @@ SUMMARY = (
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
 WORDS = {  # the other columns are numbers
     *("Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"),
-    *("Effect of", "Within", "Difference", "Sign"),
+    *("Effect of", "Within", "Difference", "Sign", "Deliberate defect", "Favours"),
 }
 
 
@@ -45,7 +45,7 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     texts["Seeds"] = [f"{count} folds" if are_folds[model] else count for model, count in texts["Seeds"].items()]
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
-    return _write(
+    return write_table(
         folder / "summary", runs, texts.reset_index().rename(columns={"dataset": "Data set"}).drop(columns="run")
     )
 
@@ -65,7 +65,7 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     )
     pairs["folds"] = pairs.folds_a
     declared = pairs[pairs.declared.astype(bool)]
-    return _write(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
+    return write_table(folder / "verdicts", pairs[list(columns)], _pair_texts(declared))
 
 
 def write_corruptions(frames: Frames, folder: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def write_corruptions(frames: Frames, folder: Path) -> list[Path]:
     means.insert(1, "Mean of the kinds", means.iloc[:, 1:].mean(axis=1, skipna=False))
     texts = means.groupby([*MODEL, "label"], sort=False).agg(mean_sd).reset_index()
     texts = texts.rename(columns={"dataset": "Data set", "label": "Model"}).drop(columns="run")
-    return _write(folder / "corruptions", rows, texts.rename(columns=lambda name: name.replace("_", " ")))
+    return write_table(folder / "corruptions", rows, texts.rename(columns=lambda name: name.replace("_", " ")))
 
 
 def write_effects(uncertainty: Uncertainty, folder: Path) -> list[Path]:
@@ -90,7 +90,7 @@ def write_effects(uncertainty: Uncertainty, folder: Path) -> list[Path]:
     """
     if uncertainty.effects.empty:
         return []
-    return _write(folder / "effects", uncertainty.effects, effect_texts(uncertainty.effects))
+    return write_table(folder / "effects", uncertainty.effects, effect_texts(uncertainty.effects))
 
 
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
@@ -165,7 +165,7 @@ def _points(pair, digits: int) -> str:
     return MISSING if np.isnan(pair.difference) else f"{value} [{low}, {high}]"
 
 
-def _write(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:
+def write_table(stem: Path, numbers: pd.DataFrame, texts: pd.DataFrame) -> list[Path]:
     """Write ``numbers`` to ``stem``.csv and ``texts`` to ``stem``.md and ``stem``.tex; return the paths."""
     texts = texts.map(lambda cell: " ".join(str(cell).split()))
     align = "".join("l" if heading in WORDS else "r" for heading in texts)

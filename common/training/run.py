@@ -154,7 +154,8 @@ def _chosen_rate(folder: Path, identity: Mapping[str, Any], absent: Mapping[str,
             f"with `seed` {seed} and without `tuned_on`" + (" in fold 0" if identity["folds"] > 1 else "")
         )
     result = read_result(folder / RESULT_FILE)
-    asked = {name: value for name, value in identity.items() if name not in ("seed", "tuned_on", "fold")}
+    own = ("seed", "tuned_on", "fold", "split_seed")  # what runs of one model may each have for themselves
+    asked = {name: value for name, value in identity.items() if name not in own}
     if different := different_settings(run_identity({**absent, **result.config}, result.method), asked):
         raise UserError(f"`tuned_on` {seed}: the run in {str(folder)!r} has other settings ({different})")
     rate = result.history[0].lr

@@ -27,8 +27,8 @@ def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[
         UserError: the disk is full, or the logits are not finite; an earlier result is as it was.
     """
     weights = task.method.files(task.model)
-    result = _result(task, fitted, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
-    files = weights | {PREDICTIONS_FILE: _predictions(task, evaluation)}
+    result = build_result(task, fitted, evaluation, notes, saved_bytes=sum(map(len, weights.values())))
+    files = weights | {PREDICTIONS_FILE: encode_predictions(task, evaluation)}
     card = {card_file(task.method): model_card(result, task.backbone, task.method, task.model)}
     finish_run_folder(task.run.folder, files, result, to_edit=card)
     _print_summary(result)
@@ -36,7 +36,14 @@ def save_run(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[
         print(f"wrote {task.run.folder.path / name}")
 
 
-def _result(task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[str], *, saved_bytes: int) -> RunResult:
+def build_result(
+    task: Task, fitted: FitResult, evaluation: Evaluation, notes: list[str], *, saved_bytes: int
+) -> RunResult:
+    """Return the record of a run, scored; ``saved_bytes`` are those of its trained weights.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
     run, dataset = task.run, task.dataset
     val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
     test, test_notes = None, []
@@ -104,7 +111,8 @@ def _model_record(task: Task) -> ModelRecord:
     )
 
 
-def _predictions(task: Task, evaluation: Evaluation) -> bytes:
+def encode_predictions(task: Task, evaluation: Evaluation) -> bytes:
+    """Return the bytes of the run's ``predictions.npz``."""
     val, test = task.dataset.val, task.dataset.test
     return npz_bytes(
         logits=evaluation.test_logits,

@@ -1,0 +1,224 @@
+"""What each defect of the published code is worth: the runs to make, and the differences to the sound ones.
+
+``reproduce.py defects`` makes the runs of ``bench/published_defects.py`` beside sound ones of the same settings.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import published_defects
+from bench.published_defects import ALL, DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
+from common.config import as_flags
+from common.evaluation.comparison import Comparison, Series
+from common.evaluation.formatting import count_seeds, interval, signed
+from common.evaluation.frames import table
+from common.evaluation.paired import correct_by_seed, paired_difference
+from common.evaluation.significance import Estimate
+from common.evaluation.spread import Spread
+from common.figures import style
+from common.figures.defects import effects
+from common.grid.grid import Grid, grid_configs, job_for
+from common.grid.scheduler import Job
+from common.report.tables import write_table
+from common.runs.predictions import read_predictions
+from common.runs.record import RunResult, disagreement
+from common.runs.result import RESULT_FILE, Run, is_intact
+from common.runs.schema import typed
+from common.runtime.errors import UserError
+
+FOLDER = "deliberate_defects"  # below the sound runs' results, where no reader of these looks
+HALVES = 200  # pairs of halves of the test split, over which the choice on one is judged by the other
+TITLE = "Deliberate defects of the published code, against the sound runs"
+PANELS = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
+NO_EFFECT = "no effect with these backbones"
+
+
+def defect_jobs(grid: Grid, *, data_dir: Path, results_dir: Path) -> list[Job]:
+    """Return a job for each sound run of ``grid`` and each defect that concerns it; on digits the flips alone."""
+    configs = grid_configs(grid, data_dir=data_dir, results_dir=results_dir / FOLDER)
+    return [_job(defective(config, name)) for config in configs for name in _measured(config)]
+
+
+def _measured(config: Any) -> list[str]:
+    return [name for name in concerning(config) if config.dataset != "digits" or name == "flips"]
+
+
+def _job(config: Any) -> Job:
+    """Return the child process of a defective run."""
+    job = job_for(config)
+    (script,) = (name for name, module in SCRIPTS.items() if isinstance(config, module.Config))
+    flags = as_flags(_sound(config, SCRIPTS[script].Config))
+    command = ("python", os.path.relpath(published_defects.__file__), config.defect, script, *flags)
+    return replace(job, name=f"{FOLDER}/{job.name}", command=command, read=read_defective)
+
+
+def _sound(config: Any, kind: type) -> Any:
+    return kind(**{name: value for name, value in vars(config).items() if name != "defect"})
+
+
+def read_defective(path: Path) -> RunResult:
+    """Read the ``result.json`` of a defective run, with its sound method; every other reader refuses it.
+
+    Raises:
+        UserError: it cannot be read, was changed since it was written, or is no defective run's.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        result = typed(record, RunResult)
+        defect = result.config.get("defect")
+        method = result.method.removesuffix(stamp("", defect))
+        problem = None if is_intact(record) and method != result.method else "it is no whole record of a defective run"
+        result = replace(result, method=method)
+        problem = problem or disagreement(result)
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise UserError(f"{str(path)!r}: {problem}; remove the folder and make the run again")
+    return result
+
+
+def find_defective(results_dir: Path) -> list[Run]:
+    """Return the defective runs beside the sound ones of ``results_dir``, in the order of their names."""
+    paths = sorted((results_dir / FOLDER).glob(f"*/*/seed*/{RESULT_FILE}"))
+    return [Run(path.parent, read_defective(path)) for path in paths]
+
+
+def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
+    """Draw ``defects`` and write ``defects.*``; return the files' paths and a line a row of the table."""
+    rows = effect_rows(comparisons, find_defective(results_dir))
+    if rows.empty:
+        return []
+    texts = _texts(rows)
+    seeds = count_seeds(*rows["seeds"].dropna().astype(int).agg(["min", "max"]))
+    caption = (
+        "Reported accuracy of defective minus sound runs, paired by seed and test image; bars: 95 % interval over "
+        f"images and {seeds}, each for itself; hollow where it holds 0. Of validation on the test split: the reported "
+        "score minus that on an untouched half, over seeds. These runs are wrong on purpose."
+    )
+    with style.context():
+        figures = style.save(
+            effects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
+        )
+    files = [*figures, *write_table(results_dir / "defects", rows, texts)]
+    said = texts[["Data set", "Deliberate defect", "Model", "Points", "Favours"]].to_numpy().tolist()
+    return [*map(str, files), *(": ".join(filter(None, row)) for row in said)]
+
+
+def effect_rows(comparisons: Sequence[Comparison], defective_runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row a defect, data set and model: the difference in reported accuracy, and whom it favours.
+
+    ``predicted`` is its sign as it was foreseen. Of one seed there is a row a data set and pair of models, whose
+    ``order`` says which share of the pairs of seeds has another order than the means.
+    """
+    rows = [row for comparison in comparisons for row in _rows_of(comparison, defective_runs)]
+    rows += [row for comparison in comparisons for row in _order_rows(comparison)]
+    return table(rows)
+
+
+def _rows_of(comparison: Comparison, defective_runs: Sequence[Run]) -> Iterator[dict]:
+    own = [run for run in defective_runs if run.dataset == comparison.dataset]
+    for name, defect in {**DEFECTS, "all": ALL}.items():
+        for series in comparison.series:
+            first = series.runs[0].result
+            runs = [run for run in own if run.result.config["defect"] == name and _is_of(run.result, first)]
+            if runs:
+                yield _about(comparison, series, name, defect) | _effect(series, runs, name)
+
+
+def _is_of(result: RunResult, sound: RunResult) -> bool:
+    return (result.backbone, result.method) == (sound.backbone, sound.method)
+
+
+def _about(comparison: Comparison, series: Series, name: str, defect: Defect) -> dict:
+    arm = arm_of(series.method, series.runs[0].result.backbone)
+    about = _of_data(comparison) | {"defect": name, "title": defect.title}
+    return about | {"model": series.label, "family": series.family, "predicted": defect.predicted[arm]}
+
+
+def _of_data(comparison: Comparison) -> dict:
+    return {"dataset": comparison.dataset, "panel": PANELS.get(comparison.dataset, comparison.title)}
+
+
+def _effect(series: Series, runs: Sequence[Run], name: str) -> dict:
+    """Return what a defect adds to the accuracy that is reported, over the seeds that both have."""
+    found = replace(series, runs=tuple(runs))
+    if name == "validation-on-test":
+        values = np.array([optimism(run) for run in runs])
+        estimate = Spread(values.mean(), 0.0, series.runs[0].result.data.num_test, [values]).estimate
+    else:
+        estimate = paired_difference(correct_by_seed(found), correct_by_seed(series))
+    low, high = estimate.interval(bounds=(-1.0, 1.0))
+    numbers = {"difference": estimate.value, "low": low, "high": high, "seeds": len(runs)}
+    return numbers | {"favours": _favours(estimate, len(runs), is_lora=series.method == "lora")}
+
+
+def _favours(estimate: Estimate, seeds: int, *, is_lora: bool) -> str:
+    """Return whom an effect favours: its own arm where it raises the score, the other one where it lowers it."""
+    if seeds < 2:
+        return "one seed, nothing is claimed"
+    if not estimate.interval().excludes_zero:
+        return NO_EFFECT
+    return "LoRA" if (estimate.value > 0) == is_lora else "the CNN"
+
+
+def optimism(run: Run, halves: int = HALVES) -> float:
+    """Return by how much the score on a half of the test split on which the epoch was chosen exceeds that on the other.
+
+    The mean over random halves, each of which is the chosen one in turn, so that it does not matter which is easier:
+    0 or more, but for epochs that are equally good on one half.
+    """
+    predictions = read_predictions(run.folder, run.result)
+    with np.load(run.folder / EPOCHS_FILE, allow_pickle=False) as arrays:
+        correct = (arrays["predicted"] == predictions.val_labels).astype(np.float64)  # (E, N)
+    rng, count = np.random.default_rng(0), correct.shape[1]
+    differences = []
+    for _ in range(halves):
+        order = rng.permutation(count)
+        one, two = (correct[:, half].mean(axis=1) for half in (order[: count // 2], order[count // 2 :]))  # (E,)
+        differences += [one[one.argmax()] - two[one.argmax()], two[two.argmax()] - one[two.argmax()]]
+    return float(np.mean(differences))
+
+
+def _order_rows(comparison: Comparison) -> Iterator[dict]:
+    for a, b in combinations(comparison.series, 2):
+        ours, theirs = (np.array([run.test.scores["accuracy"] for run in series.runs]) for series in (a, b))
+        about = _of_data(comparison) | {"defect": "one-seed", "title": "one seed"}
+        other = other_order(ours, theirs)
+        order = f"{other} of {ours.size * theirs.size} pairs of seeds in the other order"
+        yield about | {"model": f"{a.label} and {b.label}", "order": order, "share": other / (ours.size * theirs.size)}
+
+
+def other_order(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Return how many pairs of one seed of each model have not the order of the means; a tie has none."""
+    differences = ours[:, None] - theirs[None, :]
+    return int((np.sign(differences) != np.sign(ours.mean() - theirs.mean())).sum())
+
+
+def _texts(rows: pd.DataFrame) -> pd.DataFrame:
+    records: list[Mapping] = rows.to_dict("records")
+    points = [
+        row["order"]
+        if row["defect"] == "one-seed"
+        else f"{signed(row['difference'])} [{interval(row['low'], row['high'])}]"
+        for row in records
+    ]
+    return pd.DataFrame(
+        {
+            "Data set": rows["dataset"],
+            "Deliberate defect": rows["title"],
+            "Model": rows["model"],
+            "Predicted": rows["predicted"].fillna(""),
+            "Points": points,
+            "Favours": rows["favours"].fillna(""),
+        }
+    )

@@ -1,0 +1,41 @@
+"""Differences of accuracy between two models whose runs share their seeds, or their draws of training images.
+
+What a seed brings to both models alike, such as an easy training set, is no part of the difference's spread.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.evaluation.comparison import Series
+from common.evaluation.significance import Estimate
+from common.evaluation.spread import Spread
+from common.runs.predictions import read_predictions
+
+
+def correct_by_seed(series: Series) -> dict[int, np.ndarray]:
+    """Return by seed where the prediction of each test image is right, (N,) bool.
+
+    Raises:
+        UserError: a run's predictions are missing or damaged.
+    """
+    found = {}
+    for run in series.runs:
+        predictions = read_predictions(run.folder, run.result)
+        found[run.seed] = predictions.logits.argmax(axis=1) == predictions.labels
+    return found
+
+
+def paired_difference(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray]) -> Estimate:
+    """Return the difference of mean accuracy, ours - theirs, over the seeds that both have, at least one.
+
+    Both are those of ``correct_by_seed``, on the same images. The variance is that of the images, of each the mean
+    difference over seeds, and that of the seeds, of each the mean difference over images: of a single seed the former
+    alone. What the images leave open is at least sqrt(3) / N, as in ``spread.image_error``.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = np.stack([ours[seed].astype(np.float64) - theirs[seed] for seed in seeds])  # (K, N)
+    of_images, of_seeds, count = differences.mean(axis=0), differences.mean(axis=1), differences.shape[1]
+    image_error = max(of_images.std() / math.sqrt(count), math.sqrt(3) / count)
+    return Spread(of_seeds.mean(), image_error, count, [of_seeds]).estimate
