@@ -253,7 +253,7 @@ CASES = [
     Case("labels nowhere", "evaluate", ["{here}", "--predict=a"], "--predict needs --out"),
     Case("an output that exists", "evaluate", ["{here}", "--export={here}/m.pt2"], "exists already",
          lambda h: (h / "m.pt2").touch()),
-    Case("scores to a picture", "evaluate", ["{here}", "--dataset=digits", "--out=a.png"], "a .json file"),
+    Case("scores to a picture", "evaluate", ["{here}", "--dataset=digits", "--out=a.png"], "it must be FILE.json"),
     Case("weights that are none", "evaluate", ["{here}", "--weights=a.bin"], "a .safetensors file"),
     Case("no results", "plot_results", ["--results-dir={here}/none"], "no finished run matches", in_shell=True),
     Case("results are a file", "plot_results", ["--results-dir={here}/f"], "no finished run matches",

@@ -306,6 +306,7 @@ def _serve() -> None:
         "sklearn.datasets",
         "matplotlib.figure",
         "torch.utils.flop_counter",
+        "encodings.unicode_escape",  # jinja2 asks for it, which another user may not find
     ):
         importlib.import_module(name)
     import timm.models  # noqa: F401

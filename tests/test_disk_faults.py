@@ -36,6 +36,7 @@ def _fail_and_run_again(fork_server, arm, whole, folder, number, error) -> None:
     script, argv = ARMS[arm]
     expected, steps = whole[arm]
     argv = [*argv, "--results-dir", folder]
+    folder.mkdir(parents=True)  # as the whole run's was there: the steps have the same numbers
     ended = fork_server.run(script, argv, within=str(folder), patch=FINE, at=number, action=error)
     about = number, steps[number], error, ended.err
     if ended.code == 0:  # only where nothing depends on it

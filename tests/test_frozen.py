@@ -219,7 +219,9 @@ def test_the_saved_head_is_hidden_and_output_alone_and_counts_match(tmp_path):
     result = read_result(seed / "result.json")
     assert result.model.trainable_params == sum(tensor.numel() for tensor in saved.values())
     assert result.data.num_train == 100
-    assert sorted(path.name for path in seed.iterdir()) == ["head.safetensors", "predictions.npz", "result.json"]
+    assert sorted(path.name for path in seed.iterdir()) == [
+        *("README.md", "head.safetensors", "predictions.npz", "result.json")
+    ]
 
 
 def test_a_transformer_is_no_cnn():

@@ -147,7 +147,7 @@ def whole_grid(fork_server, tmp_path_factory):
 
 @pytest.mark.parametrize("number", [5, 20, 33])
 def test_a_grid_whose_run_was_killed_says_so_and_goes_on(fork_server, number, whole_grid, tmp_path):
-    ended = _reproduce(fork_server, tmp_path, within=str(tmp_path / "results" / "demo" / "digits"), at=number)
+    ended = _reproduce(fork_server, tmp_path, within=str(tmp_path / "results" / "demo" / "digits" / "test_"), at=number)
     assert ended.code == 1 and "killed by SIGKILL" in ended.err and "Traceback" not in ended.err, ended.err
     again = _reproduce(fork_server, tmp_path)
     assert again.code == 0, again.err

@@ -138,7 +138,7 @@ def _unlike_seeds(series: Series) -> str:
     environments = [run.result.environment for run in series.runs]
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
-    different = [name for key, name in names.items() if len({each.get(key) for each in environments}) > 1]
+    different = [name for key, name in names.items() if len({str(each.get(key)) for each in environments}) > 1]
     different += ["their training images, which each drew itself"] * series.has_draws
     return f"the {series.repeat}s of {series.label} differ in {', '.join(different)}" if different else ""
 
