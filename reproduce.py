@@ -87,12 +87,14 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
     )
 
 
-def _small_crossed(steps: dict[str, Any]) -> tuple[Arm, ...]:
-    """Return what crosses method and backbone beside the study's arms: LoRA on the CNNs, and full fine-tuning."""
-    cnns = ("demo_resnet.cifar10", "demo_efficientnet.cifar10")
+def _small_crossed(steps: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
+    """Return what crosses method and backbone beside the study's arms: a head on the ViT, LoRA on CNNs, and full."""
+    vit, *cnns = (arm.backbone for arm in SMALL_PROBES)
+    steps = SMALL | SMALL_RATES | steps
     return (
-        *(Arm(train_cnn_lora, cnn, LORA | SMALL | SMALL_RATES | steps, CNN_TARGETS) for cnn in cnns),
-        *(Arm(train_full, tag, FULL | SMALL | SMALL_RATES | steps) for tag in ("demo_vit.cifar10", *cnns)),
+        Arm(train_vit_lora, vit, FROZEN | SMALL | SMALL_RATES | head, crossed=True),
+        *(Arm(train_cnn_lora, cnn, LORA | steps, CNN_TARGETS, crossed=True) for cnn in cnns),
+        *(Arm(train_full, tag, FULL | steps, crossed=True) for tag in (vit, *cnns)),
     )
 
 
@@ -101,7 +103,7 @@ DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "
 MINI = Grid(
     SMALL_PROBES
     + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES)
-    + _small_crossed({"epochs": 3}),
+    + _small_crossed(steps={"epochs": 3}, head={"epochs": 30}),
     datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
     seeds=(0, 1, 2, 3, 4),
     tuned=True,
@@ -109,7 +111,7 @@ MINI = Grid(
 MINI_DIGITS = Grid(
     SMALL_PROBES
     + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES)
-    + _small_crossed({"epochs": 5}),
+    + _small_crossed(steps={"epochs": 5}, head={"epochs": 60}),
     datasets={"digits": {}},
     seeds=MINI.seeds,
     tuned=True,
@@ -124,15 +126,14 @@ PAPER = Grid(
         Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", FROZEN | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "resnet50.tv2_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
         Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_cnn_lora, "resnet50.tv2_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
-        Arm(train_cnn_lora, "efficientnet_b0.ra_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
-        Arm(train_full, "vit_base_patch16_224.augreg_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_full, "resnet50.tv2_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_full, "efficientnet_b0.ra_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}),
+        Arm(train_cnn_lora, "resnet50.tv2_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}, crossed=True),
+        Arm(train_cnn_lora, "efficientnet_b0.ra_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}, crossed=True),
+        Arm(train_full, "vit_base_patch16_224.augreg_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
+        Arm(train_full, "resnet50.tv2_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
+        Arm(train_full, "efficientnet_b0.ra_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
     ),
     datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
 )
-CROSSED = ("cnn_lora", "full")  # what the study does not have: made where --methods asks for it
 STUDY = ("vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
 COMPARE = {"batch_size": 32} | TUNED
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
@@ -417,7 +418,7 @@ def _with_source(grid: Grid, source: str) -> Grid:
 
 
 def _is_wanted(arm: Arm, methods: Sequence[str]) -> bool:
-    return METHODS[arm.method].kind in methods if methods else arm.method not in CROSSED
+    return METHODS[arm.method].kind in methods if methods else not arm.crossed
 
 
 def _tuned(grid: Grid) -> Grid:
@@ -459,9 +460,12 @@ def _comparison_grids(config: Config) -> list[Grid]:
         ],
         "lora": [
             *(Arm(train_vit_lora, tag, LORA | steps | _rates(tag, LORA_RATES), VIT_TARGETS) for tag in vits),
-            *(Arm(train_cnn_lora, tag, LORA | steps | _rates(tag, LORA_RATES), CNN_TARGETS) for tag in cnns),
+            *(
+                Arm(train_cnn_lora, tag, LORA | steps | _rates(tag, LORA_RATES), CNN_TARGETS, crossed=True)
+                for tag in cnns
+            ),
         ],
-        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES)) for tag in tags],
+        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES), crossed=True) for tag in tags],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds

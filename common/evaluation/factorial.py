@@ -62,7 +62,8 @@ def crossed(comparison: Comparison) -> dict[Cell, Series]:
 def effects(cells: Mapping[Cell, Series]) -> Iterator[Effect]:
     """Yield each effect that ``cells`` give: of methods against the probe, and of the first backbone against others.
 
-    The interaction is (first, method - probe) - (other, method - probe), for each method that changes the backbone.
+    The latter where both have one method, not heads of one layer and of two, which are of one kind. The interaction is
+    (first, method - probe) - (other, method - probe), for each method that changes the backbone.
     """
     backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
     kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
@@ -75,13 +76,17 @@ def effects(cells: Mapping[Cell, Series]) -> Iterator[Effect]:
     for kind in kinds:
         for other in others:
             terms = {(first, kind): 1, (other, kind): -1}
-            if terms.keys() <= cells.keys():
+            if terms.keys() <= cells.keys() and _is_one_method(cells[first, kind], cells[other, kind]):
                 yield Effect(BACKBONE, KINDS[kind], backbone_name(first), backbone_name(other), terms)
     for kind in kinds:
         for other in others:
             terms = {(first, kind): 1, (first, BASE): -1, (other, kind): -1, (other, BASE): 1}
             if len(terms) == 4 and terms.keys() <= cells.keys() and _changes_backbone(cells[first, kind]):
                 yield Effect(INTERACTION, KINDS[kind], backbone_name(first), backbone_name(other), terms)
+
+
+def _is_one_method(*cells: Series) -> bool:
+    return len({METHODS[series.method].suffix for series in cells}) == 1  # LoRA has one for ViTs and for CNNs
 
 
 def _changes_backbone(series: Series) -> bool:

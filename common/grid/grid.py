@@ -24,6 +24,8 @@ class Arm:
     recipe: Mapping[str, Any]
     variants: tuple[Mapping[str, Any], ...] = ({},)
     """Further settings; of several the arm chooses the best as it does among learning rates."""
+    crossed: bool = False
+    """Whether the study lacks it: it crosses method and backbone, and is made where it is asked for."""
 
     @property
     def method(self) -> str:
