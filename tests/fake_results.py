@@ -24,6 +24,16 @@ MODELS = {
     "vit_small_patch16_224.augreg_in1k-lora_r8-lr1e-3": (
         "vit_small_patch16_224.augreg_in1k", "lora", 21_816_970, 151_306, 5.5, 400.0, None),
 }  # fmt: skip
+# What these lack of a probe, LoRA and full fine-tuning of one ViT and one CNN.
+CROSSED = {
+    "vit_base_patch16_224.augreg_in1k-head_probe": (
+        "vit_base_patch16_224.augreg_in1k", "head_probe", 85_806_346, 7_690, 6.1, 4.0, 160.0),
+    "vit_base_patch16_224.augreg_in1k-full": (
+        "vit_base_patch16_224.augreg_in1k", "full", 85_806_346, 85_806_346, 7.6, 1_900.0, None),
+    "resnet50.tv2_in1k-head_probe": ("resnet50.tv2_in1k", "head_probe", 23_528_522, 20_490, 4.2, 4.0, 60.0),
+    "resnet50.tv2_in1k-lora_r16": ("resnet50.tv2_in1k", "cnn_lora", 24_192_074, 684_042, 6.2, 700.0, None),
+    "resnet50.tv2_in1k-full": ("resnet50.tv2_in1k", "full", 23_528_522, 23_528_522, 6.4, 800.0, None),
+}  # fmt: skip
 
 
 def logits_for(labels: np.ndarray, num_classes: int, *, skill: float, seed: int) -> np.ndarray:
@@ -72,12 +82,14 @@ def fake_run(
     trials: int = 1,
     train_limit: int | None = None,
     shift: int = 0,
+    right: np.ndarray | None = None,
 ) -> Run:
     """Write one run's folder under ``results_dir`` and return it.
 
-    ``test_set`` draws other test images, ``shift`` other predictions; ``trials`` learning rates were tried.
+    ``test_set`` draws other test images, ``shift`` other predictions; ``trials`` learning rates were tried. ``right``,
+    (num_test,) bool, says which test images are predicted right.
     """
-    backbone, method, total, trainable, skill, train_seconds, feature_seconds = MODELS[name]
+    backbone, method, total, trainable, skill, train_seconds, feature_seconds = (MODELS | CROSSED)[name]
     rng = np.random.default_rng(sum(name.encode()) * 1_000 + seed + 500 * shift)
     arrays = {}
     for prefix, size in (("", num_test), ("val_", num_test // 2)):
@@ -86,6 +98,8 @@ def fake_run(
         arrays[f"{prefix}logits"] = logits_for(labels, len(classes), skill=skill, seed=int(rng.integers(2**32)))
         arrays[f"{prefix}labels"] = labels
         arrays[f"{prefix}indices"] = split_rng.choice(2 * size, size, replace=False)
+    if right is not None:
+        arrays["logits"] = 5 * np.eye(len(classes), dtype=np.float32)[(arrays["labels"] + ~right) % len(classes)]
     test, notes = metrics.score(arrays["logits"], arrays["labels"], classes)
     val, _ = metrics.score(arrays["val_logits"], arrays["val_labels"], classes)
     curves = history(epochs, val["accuracy"], rng)
@@ -99,7 +113,7 @@ def fake_run(
         "seed": seed,
         "command": "python train_cnn_head.py",
         "config": {"backbone": backbone, "seed": seed, "train_limit": train_limit}
-        | ({"rank": 16} if method == "lora" else {}),
+        | ({"rank": 16} if "lora" in method else {}),
         "data": {
             "classes": list(classes),
             "num_train": num_train,
@@ -117,7 +131,7 @@ def fake_run(
             "trainable_percent": 100 * trainable / total,
             "forward_flops": 400 * total,
             "weights": {"source": source, "sha256": "0" * 64},
-            "lora": lora if method == "lora" else None,
+            "lora": lora if "lora" in method else None,
         },
         "history": curves,
         "trials": [

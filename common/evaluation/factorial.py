@@ -13,7 +13,7 @@ import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.folds import FoldSpread, fold_spread, on_same_folds
-from common.evaluation.labels import FAMILIES, backbone_name, family_of_backbone
+from common.evaluation.labels import FAMILIES, backbone_names, family_of_backbone
 from common.evaluation.plan import validation_accuracy
 from common.evaluation.significance import ALPHA, LEVEL, ONE_SEED, UNDECIDED, holm, simultaneous_levels
 from common.evaluation.spread import Spread
@@ -46,7 +46,8 @@ def crossed(comparison: Comparison) -> dict[Cell, Series]:
     """Return the models of a data set by backbone and kind of method, in the order of figures and of ``KINDS``.
 
     They are those trained on the most common number of images, of several in one cell that which is best on validation
-    images. Empty where no two backbones have both the probe and a method that changes the backbone.
+    images; backbones with one method alone are left out. Empty where no two backbones have both the probe and a method
+    that changes the backbone.
     """
     num_train = Counter(series.num_train for series in comparison.series).most_common(1)[0][0]
     cells: dict[Cell, Series] = {}
@@ -54,7 +55,9 @@ def crossed(comparison: Comparison) -> dict[Cell, Series]:
         cell = series.runs[0].result.backbone, METHODS[series.method].kind
         if series.num_train == num_train:
             cells[cell] = max(cells.get(cell, series), series, key=validation_accuracy)
-    order = sorted(cells, key=lambda cell: (FAMILIES.index(family_of_backbone(cell[0])), [*KINDS].index(cell[1])))
+    methods = Counter(backbone for backbone, _ in cells)
+    order = [cell for cell in cells if methods[cell[0]] > 1]
+    order.sort(key=lambda cell: (FAMILIES.index(family_of_backbone(cell[0])), [*KINDS].index(cell[1])))
     cells = {cell: cells[cell] for cell in order}
     return cells if any(effect.family == INTERACTION for effect in effects(cells)) else {}
 
@@ -65,24 +68,24 @@ def effects(cells: Mapping[Cell, Series]) -> Iterator[Effect]:
     The latter where both have one method, not heads of one layer and of two, which are of one kind. The interaction is
     (first, method - probe) - (other, method - probe), for each method that changes the backbone.
     """
-    backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
+    names = backbone_names(backbone for backbone, _ in cells)
     kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
-    first, others = backbones[0], backbones[1:]
-    for backbone in backbones:
+    first, others = next(iter(names), None), list(names)[1:]
+    for backbone in names:
         for kind in kinds:
             terms = {(backbone, kind): 1, (backbone, BASE): -1}
             if len(terms) == 2 and terms.keys() <= cells.keys():
-                yield Effect(METHOD, backbone_name(backbone), KINDS[kind], KINDS[BASE], terms)
+                yield Effect(METHOD, names[backbone], KINDS[kind], KINDS[BASE], terms)
     for kind in kinds:
         for other in others:
             terms = {(first, kind): 1, (other, kind): -1}
             if terms.keys() <= cells.keys() and _is_one_method(cells[first, kind], cells[other, kind]):
-                yield Effect(BACKBONE, KINDS[kind], backbone_name(first), backbone_name(other), terms)
+                yield Effect(BACKBONE, KINDS[kind], names[first], names[other], terms)
     for kind in kinds:
         for other in others:
             terms = {(first, kind): 1, (first, BASE): -1, (other, kind): -1, (other, BASE): 1}
             if len(terms) == 4 and terms.keys() <= cells.keys() and _changes_backbone(cells[first, kind]):
-                yield Effect(INTERACTION, KINDS[kind], backbone_name(first), backbone_name(other), terms)
+                yield Effect(INTERACTION, KINDS[kind], names[first], names[other], terms)
 
 
 def _is_one_method(*cells: Series) -> bool:

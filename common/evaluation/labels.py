@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from common.runs.methods import METHODS
 from common.runs.record import RunResult
@@ -53,6 +53,16 @@ def backbone_name(backbone: str) -> str:
         kinds = {"demo_vit": "ViT", "demo_resnet": "ResNet", "demo_efficientnet": "EfficientNet"}
         return f"Demo {kinds.get(backbone, backbone)}"
     return backbone
+
+
+def backbone_names(backbones: Iterable[str]) -> dict[str, str]:
+    """Return how each timm name is written; where only their weights tell them apart, with the weight tag."""
+    names = {backbone: backbone_name(backbone) for backbone in backbones}
+    shown = Counter(names.values())
+    return {
+        backbone: name if shown[name] == 1 else f"{name} [{backbone.partition('.')[2]}]"
+        for backbone, name in names.items()
+    }
 
 
 def _distinction(name: str, alike: Sequence[str]) -> str:

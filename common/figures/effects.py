@@ -11,12 +11,12 @@ from common.evaluation.comparison import Comparison
 from common.evaluation.factorial import DEPENDS, NEGATIVE, POSITIVE, SCALES, crossed
 from common.evaluation.formatting import joined_notes, repeats
 from common.evaluation.frames import Frames
-from common.evaluation.labels import backbone_name, family_of_backbone
+from common.evaluation.labels import backbone_names, family_of_backbone
 from common.evaluation.metrics import METRICS
 from common.evaluation.significance import BETTER, ONE_SEED, UNDECIDED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import label_ends, new_figure, widen
-from common.figures.palette import STYLES, VERDICTS
+from common.figures.palette import SHADES, STYLES, VERDICTS, shade
 from common.figures.style import printable
 from common.runs.methods import KINDS
 
@@ -66,16 +66,17 @@ def _draw_cells(ax: Axes, comparison: Comparison, uncertainty: Uncertainty) -> N
     cells = crossed(comparison)
     means = uncertainty.means.query("dataset == @comparison.dataset and metric == 'accuracy'").set_index("run")
     kinds = [kind for kind in KINDS if any(kind == its for _, its in cells)]
-    backbones = list(dict.fromkeys(backbone for backbone, _ in cells))
-    ends = []
-    for place, backbone in enumerate(backbones):
-        look = STYLES[family_of_backbone(backbone)]
+    backbones = backbone_names(backbone for backbone, _ in cells)
+    families, ends = list(map(family_of_backbone, backbones)), []
+    for place, (backbone, name) in enumerate(backbones.items()):
+        look = STYLES[families[place]]
+        color = shade(look.color, SHADES[families[:place].count(families[place])])
         own = {kinds.index(kind): means.loc[series.name] for (its, kind), series in cells.items() if its == backbone}
         x = np.array(list(own)) + 0.04 * (place - (len(backbones) - 1) / 2)
         rows = pd.DataFrame(list(own.values()))
-        ax.plot(x, rows["value"], color=look.color, marker=look.marker, linestyle=look.linestyle, markersize=5)
-        ax.vlines(x, rows["low"], rows["high"], color=look.color, linewidth=1.6)
-        ends.append((backbone_name(backbone), rows["value"].iloc[-1], look.color))
+        ax.plot(x, rows["value"], color=color, marker=look.marker, linestyle=look.linestyle, markersize=5)
+        ax.vlines(x, rows["low"], rows["high"], color=color, linewidth=1.6)
+        ends.append((name, rows["value"].iloc[-1], color))
     ax.set_xticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
     ax.set(ylabel=METRICS["accuracy"].label, xlim=(-0.2, (len(kinds) - 0.7) / LABELS_FROM - 0.2))
     ax.grid(axis="y")
