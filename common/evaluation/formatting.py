@@ -121,7 +121,7 @@ def p_text(p: float) -> str:
 
 def signed(value: float, *, digits: int = 1) -> str:
     """Return a difference (1 is 100 points) in points with its sign; one that is not 0 is never written as 0."""
-    points = value * 100
+    points = round(value * 100, 9)  # equal means differ by rounding
     while points and digits < 6 and abs(points) < 0.5 * 10**-digits:
         digits += 1
     text = f"{points:+.{digits}f}"
