@@ -318,13 +318,13 @@ def test_the_sentences_say_what_the_numbers_say(drawn):
     lora = uncertainty.effects.query("effect == 'interaction' and within == 'LoRA'").iloc[0]
     (said,) = (line for line in sentences if line.startswith("interaction") and "LoRA" in line)
     assert said == (
-        "interaction: whether LoRA adds more to the probe of ViT-B/16 or of ResNet50 depends on the scale: "
+        "interaction: whether the gain of LoRA over the probe is larger on ViT-B/16 or ResNet50 depends on the scale: "
         f"+9.8 points ({100 * lora.accuracy_low:+.1f} to {100 * lora.accuracy_high:+.1f}), "
         f"{lora.log_odds:+.2f} ({lora.log_odds_low:+.2f} to {lora.log_odds_high:+.2f}) in log-odds of accuracy"
     )
     (full,) = (line for line in sentences if line.startswith("interaction") and "full" in line)
     assert full.startswith(
-        "interaction: full fine-tuning adds more to the probe of ViT-B/16 than to that of ResNet50: +12.5"
+        "interaction: the gain of full fine-tuning over the probe is larger on ViT-B/16 than on ResNet50: +12.5"
     )
     (of_method,) = (line for line in sentences if line.startswith("effect of the method on ResNet50: "))
     assert "LoRA minus probe +2.2 points (" in of_method and "full fine-tuning minus probe 0.0 points (" in of_method
@@ -336,11 +336,11 @@ def test_the_sentences_say_what_the_numbers_say(drawn):
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        (POSITIVE, "LoRA adds more to the probe of A than to that of B: "),
-        (NEGATIVE, "LoRA adds less to the probe of A than to that of B: "),
-        (DEPENDS, "whether LoRA adds more to the probe of A or of B depends on the scale: "),
-        (UNDECIDED, "undecided whether LoRA adds more to the probe of A or of B: "),
-        (ONE_SEED, "undecided, with one seed, whether LoRA adds more to the probe of A or of B: "),
+        (POSITIVE, "the gain of LoRA over the probe is larger on A than on B: "),
+        (NEGATIVE, "the gain of LoRA over the probe is smaller on A than on B: "),
+        (DEPENDS, "whether the gain of LoRA over the probe is larger on A or B depends on the scale: "),
+        (UNDECIDED, "undecided whether the gain of LoRA over the probe is larger on A or B: "),
+        (ONE_SEED, "undecided, with one seed, whether the gain of LoRA over the probe is larger on A or B: "),
     ],
 )
 def test_only_what_is_decided_is_claimed(drawn, verdict, words):

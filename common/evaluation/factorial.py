@@ -111,7 +111,9 @@ def effect_rows(comparison: Comparison) -> list[dict]:
         members = [effect for effect in its_effects if effect.family == family]
         one_seed = [any(cells[cell].is_one_seed for cell in effect.terms) for effect in members]
         scales = {
-            scale: _scale_rows([effect_spread(effect, cells, correct, scale) for effect in members], one_seed, scale)
+            scale: _scale_rows(
+                [effect_spread(effect, cells, correct, scale) for effect in members], one_seed, scale, family
+            )
             for scale in SCALES
         }
         for effect, is_one_seed, *on_scales in zip(members, one_seed, *scales.values(), strict=True):
@@ -169,14 +171,17 @@ def _on_scale(right: np.ndarray, scale: str) -> tuple[float, float]:
     return math.log(share / (1 - share)), 1 / (share * (1 - share))
 
 
-def _scale_rows(spreads: Sequence[Spread | FoldSpread], one_seed: Sequence[bool], scale: str) -> list[dict]:
+def _scale_rows(
+    spreads: Sequence[Spread | FoldSpread], one_seed: Sequence[bool], scale: str, family: str
+) -> list[dict]:
     """Return value, interval and p of each effect on one scale; those with one seed are not tested."""
+    bound = math.inf if scale == "log_odds" else 2.0 if family == INTERACTION else 1.0  # of two accuracies, or of four
     tested = [place for place, alone in enumerate(one_seed) if not alone]
     p_values = [spreads[place].estimate.p for place in tested]
     levels, adjusted = (dict(zip(tested, its, strict=True)) for its in (simultaneous_levels(p_values), holm(p_values)))
     rows = []
     for place, spread in enumerate(spreads):
-        low, high = spread.estimate.interval(levels.get(place, LEVEL))
+        low, high = spread.estimate.interval(levels.get(place, LEVEL), (-bound, bound))
         numbers = {"": spread.value, "_low": low, "_high": high, "_p_adjusted": adjusted.get(place, math.nan)}
         rows.append({f"{scale}{name}": value for name, value in numbers.items()})
     return rows

@@ -13,6 +13,7 @@ from common.figures.style import GREY, page_width, printable, wrapped
 
 PANEL = 2.3  # inches that a panel needs
 NARROW = 1.75  # inches that a panel needs where all stand side by side
+MOST_BESIDE = 5  # panels that do: more would be too small on a page
 UNIT_TICKS = [0, 0.5, 1], ["0", "0.5", "1"]
 
 
@@ -36,9 +37,11 @@ def facets(
     """Return a figure with a panel for each of ``titles``, and the axes (panels, heights).
 
     Each panel is a column of axes as high as ``heights`` in inches. They ``wrap`` into rows, ``width`` inches wide
-    (default: the page), or stand side by side, on a wider figure if need be. ``frame`` are the inches that the labels
-    of the axes need; ``sharex`` and ``sharey`` are those of ``subplots``, ``texts`` those of ``new_figure``.
+    (default: the page), or up to ``MOST_BESIDE`` stand side by side, on a wider figure if need be. ``frame`` are the
+    inches that the labels of the axes need; ``sharex`` and ``sharey`` are those of ``subplots``, ``texts`` those of
+    ``new_figure``.
     """
+    wrap = wrap or len(titles) > MOST_BESIDE
     columns = panel_columns(len(titles)) if wrap else len(titles)
     width = width or (page_width() if wrap else max(page_width(), NARROW * columns))
     titles = [wrapped(title, int(10.5 * width / columns)) for title in titles]

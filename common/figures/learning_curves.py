@@ -22,7 +22,7 @@ DASHES = {"val": "", "train": (4, 1.7)}  # of the splits' lines, in line widths
 
 
 def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncertainty) -> Figure:
-    """Draw loss and accuracy by epoch, a column a model on shared axes; a ring marks the epoch kept."""
+    """Draw loss and accuracy by epoch, a panel a model with axes in common; a ring marks the epoch kept."""
     shown = [series for series in comparison.series if has_epochs(series)]
     others = ", ".join(series.label for series in comparison.series if not has_epochs(series))
     without = f"Fitted without epochs: {others}. " if others else ""
@@ -30,9 +30,9 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
     lines = f"Thin lines: {own_repeats.word}s; thick lines: their mean. " if own_repeats.most > 1 else ""
     figure, axes = facets(
         [series.label for series in shown],
-        heights=(1.45, 1.45),
+        heights=(1.3, 1.3),
         wrap=False,
-        sharex="col",
+        sharex=False,
         sharey="row",
         title=f"{comparison.title}: learning curves, {own_repeats.text}",
         caption=f"{lines}Ring: the epoch kept, best on validation images. {without}{joined_notes([comparison])}",
@@ -43,11 +43,15 @@ def learning_curves(comparison: Comparison, frames: Frames, uncertainty: Uncerta
     )
     history, styles = frames.history.query("dataset == @comparison.dataset"), run_styles(comparison)
     for series, column in zip(shown, axes, strict=True):
+        column[0].sharex(column[1])
+        column[0].tick_params(labelbottom=False)
         for ax, quantity in zip(column, ("loss", "accuracy"), strict=True):
             _curves(ax, history[history["run"] == series.name], quantity, styles[series.name].color)
     label_outside(axes[:, 0], "", METRICS["loss"].label)
     label_outside(axes[:, 1], "Epoch", METRICS["accuracy"].label)
-    axes[0, 0].set_ylim(0, None)
+    highest = max(ax.get_ylim()[1] for ax in axes[:, 0])
+    for ax in axes[:, 0]:
+        ax.set_ylim(0, highest)
     widen(axes[:, 1])
     return figure
 

@@ -35,7 +35,7 @@ STYLES = {
     "efficientnet": Style("#009E73", "^", ":", "...."),
     "other": Style("#CC79A7", "P", (0, (5, 1)), "xxxx"),
 }
-SHADES = (0.0, -0.5, 0.5, -0.7, 0.7)  # towards white, or black where negative, for further runs of one family
+SHADES = (0.0, -0.4, 0.5, -0.75, 0.7)  # towards white, or black where negative, for further runs of one family
 # What is said of a pair, by verdict and winner, and how. Tol's indigo and Okabe and Ito's orange are no model's, and
 # far apart for the colour-blind; in grey print the shapes tell a verdict.
 _A, _B = {"color": "#332288", "marker": ">"}, {"color": "#E69F00", "marker": "<"}

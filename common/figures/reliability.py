@@ -41,10 +41,11 @@ def reliability(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     seeds, styles = uncertainty.calibration.query("dataset == @comparison.dataset"), run_styles(comparison)
     for series, column in zip(comparison.series, axes, strict=True):
         _reliability_of(*column, seeds[seeds["run"] == series.name], styles[series.name].color)
-    axes[0, 0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes[0, 0].set_xticks(*UNIT_TICKS)
-    axes[0, 0].set_yticks(*UNIT_TICKS)
-    axes[0, 1].set(ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "100 %"])
+    for ax, below in axes:
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        ax.set_xticks(*UNIT_TICKS)
+        ax.set_yticks(*UNIT_TICKS)
+        below.set(ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "100 %"])
     label_outside(axes[:, 0], "", METRICS["accuracy"].label)
     label_outside(axes[:, 1], "Confidence", "Images")
     return figure

@@ -10,18 +10,18 @@ NOT_ARCHITECTURES = (
     "method and backbone are what is compared: one backbone of a kind, pretrained in its own way, is no architecture"
 )
 _VERDICTS = {
-    POSITIVE: "more",
-    NEGATIVE: "less",
+    POSITIVE: "above 0",
+    NEGATIVE: "below 0",
     DEPENDS: "depends on the scale",
     UNDECIDED: "undecided",
     ONE_SEED: "one seed",
 }
 _GAINS = {
-    POSITIVE: "{method} adds more to the probe of {first} than to that of {other}",
-    NEGATIVE: "{method} adds less to the probe of {first} than to that of {other}",
-    DEPENDS: "whether {method} adds more to the probe of {first} or of {other} depends on the scale",
-    UNDECIDED: "undecided whether {method} adds more to the probe of {first} or of {other}",
-    ONE_SEED: "undecided, with one seed, whether {method} adds more to the probe of {first} or of {other}",
+    POSITIVE: "the gain of {method} over the probe is larger on {first} than on {other}",
+    NEGATIVE: "the gain of {method} over the probe is smaller on {first} than on {other}",
+    DEPENDS: "whether the gain of {method} over the probe is larger on {first} or {other} depends on the scale",
+    UNDECIDED: "undecided whether the gain of {method} over the probe is larger on {first} or {other}",
+    ONE_SEED: "undecided, with one seed, whether the gain of {method} over the probe is larger on {first} or {other}",
 }
 
 
