@@ -39,6 +39,8 @@ HALVES = 200  # pairs of halves of the test split, over which the choice on one 
 TITLE = "Deliberate defects of the published code, against the sound runs"
 PANELS = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 NO_EFFECT = "no effect with these backbones"
+ARMS = ("LoRA", "the CNN")
+SIGNS = {"+": "higher", "-": "lower", "0": "the same"}
 
 
 def defect_jobs(grid: Grid, *, data_dir: Path, results_dir: Path) -> list[Job]:
@@ -96,22 +98,22 @@ def find_defective(results_dir: Path) -> list[Run]:
 def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
     """Draw ``defects`` and write ``defects.*``; return the files' paths and a line a row of the table."""
     rows = effect_rows(comparisons, find_defective(results_dir))
-    if rows.empty:
+    if "difference" not in rows:  # no defective run is there
         return []
     texts = _texts(rows)
     seeds = count_seeds(*rows["seeds"].dropna().astype(int).agg(["min", "max"]))
+    halves = "Of validation on the test split: the reported score minus that on an untouched half, over seeds. "
     caption = (
         "Reported accuracy of defective minus sound runs, paired by seed and test image; bars: 95 % interval over "
-        f"images and {seeds}, each for itself; hollow where it holds 0. Of validation on the test split: the reported "
-        "score minus that on an untouched half, over seeds. These runs are wrong on purpose."
+        f"images and {seeds}, each for itself; hollow where it holds 0. "
+        f"{halves * ('validation-on-test' in set(rows['defect']))}These runs are wrong on purpose."
     )
     with style.context():
         figures = style.save(
             effects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
         )
     files = [*figures, *write_table(results_dir / "defects", rows, texts)]
-    said = texts[["Data set", "Deliberate defect", "Model", "Points", "Favours"]].to_numpy().tolist()
-    return [*map(str, files), *(": ".join(filter(None, row)) for row in said)]
+    return [*map(str, files), *map(_sentence, rows.to_dict("records"))]
 
 
 def effect_rows(comparisons: Sequence[Comparison], defective_runs: Sequence[Run]) -> pd.DataFrame:
@@ -168,7 +170,7 @@ def _favours(estimate: Estimate, seeds: int, *, is_lora: bool) -> str:
         return "one seed, nothing is claimed"
     if not estimate.interval().excludes_zero:
         return NO_EFFECT
-    return "LoRA" if (estimate.value > 0) == is_lora else "the CNN"
+    return ARMS[(estimate.value > 0) != is_lora]
 
 
 def optimism(run: Run, halves: int = HALVES) -> float:
@@ -202,6 +204,15 @@ def other_order(ours: np.ndarray, theirs: np.ndarray) -> int:
     """Return how many pairs of one seed of each model have not the order of the means; a tie has none."""
     differences = ours[:, None] - theirs[None, :]
     return int((np.sign(differences) != np.sign(ours.mean() - theirs.mean())).sum())
+
+
+def _sentence(row: Mapping) -> str:
+    about = f"{row['dataset']}: {row['title']}, {row['model']}"
+    if row["defect"] == "one-seed":
+        return f"{about}: {row['order']}"
+    favours = row["favours"] if row["favours"] not in ARMS else f"favours {row['favours']}"
+    ends = interval(row["low"], row["high"])
+    return f"{about}: {signed(row['difference'])} points ({ends}), predicted {SIGNS[row['predicted']]}: {favours}"
 
 
 def _texts(rows: pd.DataFrame) -> pd.DataFrame:
