@@ -291,6 +291,23 @@ def test_the_effects_of_a_family_are_corrected_for_one_another(study):
     assert tested_alone["accuracy_high"] < alone["accuracy_high"]  # of two the interval is wider
 
 
+def test_two_seeds_that_disagree_bound_nothing_beyond_what_accuracies_can_be(tmp_path):
+    results = _write(tmp_path, OPEN, num_test=300)
+    for seed, count in ((0, 60), (1, 290)):
+        fake_run(results, FULL, seed=seed, num_test=300, right=np.arange(300) < count)
+        fake_run(results, CNN_FULL, seed=seed, num_test=300, right=np.arange(300) < 160)
+    comparison = _compare(results)
+    uncertainty = compute_uncertainty([comparison])
+    rows = uncertainty.effects.set_index(["effect", "within", "first"])
+    assert rows.loc[(METHOD, "ViT-B/16", "full fine-tuning"), "accuracy_high"] == 1
+    assert rows.loc[(INTERACTION, "full fine-tuning", "ViT-B/16"), "accuracy_low"] == -2
+    with style.context():
+        figure = FIGURES["method_and_backbone"].draw(comparison, frames_of([comparison]), uncertainty)
+    low, high = figure.axes[1].get_xlim()
+    assert low < 100 * rows.accuracy.min() and 100 * rows.accuracy.max() < high < 150  # the others stay legible
+    assert "those that reach the edge go on" in " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
 # What is said, written and drawn
 
 

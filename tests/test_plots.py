@@ -553,6 +553,21 @@ def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tm
     assert not few_shot_curves(compare(tmp_path, LORA)[0][0])
 
 
+@pytest.mark.parametrize("name", ["learning_curves", "reliability"])
+def test_many_models_stand_in_rows_as_wide_as_the_page_on_the_same_scale(tmp_path, name):
+    for epochs, run in enumerate(MODELS, 2):
+        fake_run(tmp_path, run, num_test=40, epochs=epochs)
+    (many,), _ = compare(tmp_path)
+    with style.context():
+        drawn = figure(name, many)
+    assert len(many.series) > layout.MOST_BESIDE and drawn.get_figwidth() == style.WIDTHS["two"]
+    upper = [ax for ax in drawn.axes if ax.get_title("left")]
+    assert len(upper) == len(many.series) and len({ax.get_ylim() for ax in upper}) == 1
+    assert len({round(ax.get_subplotspec().get_position(drawn).y0, 3) for ax in upper}) == 2  # rows
+    if name == "learning_curves":
+        assert len({ax.get_xlim() for ax in upper}) == len(many.series)  # each its own epochs
+
+
 def test_wrapping_keeps_brackets_together_where_they_fit():
     assert style.wrapped("ResNet50 (probe) [px96] [random weights]", 30) == "ResNet50 (probe) [px96]\n[random weights]"
     label = "ResNet50 (published head) [mlp] [random weights] (n=45,000)"
