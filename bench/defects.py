@@ -38,7 +38,7 @@ FOLDER = "deliberate_defects"  # below the sound runs' results, where no reader 
 HALVES = 200  # pairs of halves of the test split, over which the choice on one is judged by the other
 TITLE = "Deliberate defects of the published code, against the sound runs"
 PANELS = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
-NO_EFFECT = "no effect with these backbones"
+NO_EFFECT = "no effect shown with these backbones"
 ARMS = ("LoRA", "the CNN")
 SIGNS = {"+": "higher", "-": "lower", "0": "the same"}
 

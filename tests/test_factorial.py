@@ -30,13 +30,14 @@ from common.evaluation.factorial import (
     effects,
 )
 from common.evaluation.frames import frames_of
-from common.evaluation.significance import ONE_SEED, UNDECIDED
+from common.evaluation.significance import ONE_SEED, UNDECIDED, holm
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, style
 from common.figures.effects import HEADINGS
 from common.report.effects import NOT_ARCHITECTURES, effect_sentences, effect_texts
 from common.report.tables import write_effects
 from common.runs.methods import METHODS
+from common.runs.predictions import read_predictions
 from common.runs.result import Run, find_runs, write_result
 
 VIT, RESNET = "vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k"
@@ -71,6 +72,11 @@ def _rows(results: Path) -> pd.DataFrame:
 
 def _logit(right: float, wrong: float) -> float:
     return math.log((right + 0.5) / (wrong + 0.5))
+
+
+def _right(run: Run) -> np.ndarray:
+    predictions = read_predictions(run.folder, run.result)
+    return predictions.logits.argmax(axis=1) == predictions.labels
 
 
 @pytest.fixture(scope="module")
@@ -277,18 +283,20 @@ def test_a_sign_is_claimed_where_both_scales_show_it(tmp_path):
 
 
 def test_the_effects_of_a_family_are_corrected_for_one_another(study):
-    rows = _rows(study)
+    comparison, rows = _compare(study), _rows(study)
+    cells = crossed(comparison)
+    correct = {cell: [_right(run) for run in series.runs] for cell, series in cells.items()}
     for family, members in rows.groupby("effect"):
+        its_effects = [effect for effect in effects(cells) if effect.family == family]
         for scale in SCALES:
-            assert members[f"{scale}_p_adjusted"].max() <= 1
+            alone = [effect_spread(effect, cells, correct, scale).estimate.p for effect in its_effects]
             low, high, p = (members[f"{scale}_{end}"] for end in ("low", "high", "p_adjusted"))
-            assert (((low > 0) | (high < 0)) == (p < 0.05)).all(), family
-    alone = rows[rows.effect == INTERACTION].set_index("within").loc["LoRA"]
-    comparison = _compare(study)
+            assert p.tolist() == pytest.approx(holm(alone), rel=1e-6, abs=0) and p.tolist() != alone
+            assert (((low > 0) | (high < 0)) == (p < 0.05)).all()
+    wide = rows[rows.effect == INTERACTION].set_index("within").loc["LoRA"]
     fewer = replace(comparison, series=tuple(series for series in comparison.series if series.method != "full"))
-    tested_alone = pd.DataFrame(effect_rows(fewer)).set_index("effect").loc[INTERACTION]
-    assert tested_alone["accuracy"] == alone["accuracy"]
-    assert tested_alone["accuracy_high"] < alone["accuracy_high"]  # of two the interval is wider
+    narrow = pd.DataFrame(effect_rows(fewer)).set_index("effect").loc[INTERACTION]
+    assert narrow["accuracy"] == wide["accuracy"] and narrow["accuracy_high"] < wide["accuracy_high"]  # one, not two
 
 
 def test_two_seeds_that_disagree_bound_nothing_beyond_what_accuracies_can_be(tmp_path):

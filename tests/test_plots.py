@@ -554,11 +554,11 @@ def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tm
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "reliability"])
-def test_many_models_stand_in_rows_as_wide_as_the_page_on_the_same_scale(tmp_path, name):
+def test_many_models_stand_in_rows_as_wide_as_two_columns_on_the_same_scale(tmp_path, name):
     for epochs, run in enumerate(MODELS, 2):
         fake_run(tmp_path, run, num_test=40, epochs=epochs)
     (many,), _ = compare(tmp_path)
-    with style.context():
+    with style.context("one"):
         drawn = figure(name, many)
     assert len(many.series) > layout.MOST_BESIDE and drawn.get_figwidth() == style.WIDTHS["two"]
     upper = [ax for ax in drawn.axes if ax.get_title("left")]

@@ -17,7 +17,7 @@ from common.evaluation.significance import BETTER, ONE_SEED, UNDECIDED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import label_ends, new_figure, widen
 from common.figures.palette import SHADES, STYLES, VERDICTS, shade
-from common.figures.style import printable
+from common.figures.style import WIDTHS, printable
 from common.runs.methods import KINDS
 
 ROW, CELLS_HEIGHT = 0.17, 2.0  # inches
@@ -48,6 +48,7 @@ def method_and_backbone(comparison: Comparison, frames: Frames, uncertainty: Unc
     limits, is_cut = zip(*(_limits(effects, scale) for scale in SCALES), strict=True)
     figure = new_figure(
         sum(heights) + 0.8,
+        width=WIDTHS["two"],  # in one column the labels would leave no room
         title=f"{comparison.title}: method and backbone crossed, {comparison.num_test:,} test images",
         caption=f"Above: mean of {own.text} and its 95 % interval over {own.basis}; the "
         "axis does not start at 0. Below: an interaction is what a method adds to the first backbone's probe, less "

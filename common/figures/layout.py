@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.figures.style import GREY, page_width, printable, wrapped
+from common.figures.style import GREY, WIDTHS, page_width, printable, wrapped
 
 PANEL = 2.3  # inches that a panel needs
 NARROW = 1.75  # inches that a panel needs where all stand side by side
@@ -17,9 +17,12 @@ MOST_BESIDE = 5  # panels that do: more would be too small on a page
 UNIT_TICKS = [0, 0.5, 1], ["0", "0.5", "1"]
 
 
-def panel_columns(count: int) -> int:
-    """Return how many of ``count`` panels stand side by side: as many as fit the page, rows being equally full."""
-    rows = -(-count // max(1, int(page_width() / PANEL)))
+def panel_columns(count: int, width: float | None = None) -> int:
+    """Return how many of ``count`` panels stand side by side: as many as fit ``width`` inches, rows being equally full.
+
+    The default ``width`` is the page's.
+    """
+    rows = -(-count // max(1, int((width or page_width()) / PANEL)))
     return -(-count // rows)
 
 
@@ -37,13 +40,16 @@ def facets(
     """Return a figure with a panel for each of ``titles``, and the axes (panels, heights).
 
     Each panel is a column of axes as high as ``heights`` in inches. They ``wrap`` into rows, ``width`` inches wide
-    (default: the page), or up to ``MOST_BESIDE`` stand side by side, on a wider figure if need be. ``frame`` are the
-    inches that the labels of the axes need; ``sharex`` and ``sharey`` are those of ``subplots``, ``texts`` those of
-    ``new_figure``.
+    (default: the page), or up to ``MOST_BESIDE`` stand side by side, on a wider figure if need be; more are in rows as
+    wide as two columns of a page. ``frame`` are the inches that the labels of the axes need; ``sharex`` and ``sharey``
+    are those of ``subplots``, ``texts`` those of ``new_figure``.
     """
-    wrap = wrap or len(titles) > MOST_BESIDE
-    columns = panel_columns(len(titles)) if wrap else len(titles)
-    width = width or (page_width() if wrap else max(page_width(), NARROW * columns))
+    if wrap:
+        columns, width = panel_columns(len(titles)), width or page_width()
+    elif len(titles) <= MOST_BESIDE:
+        columns, width = len(titles), width or max(page_width(), NARROW * len(titles))
+    else:
+        columns, width = panel_columns(len(titles), WIDTHS["two"]), WIDTHS["two"]
     titles = [wrapped(title, int(10.5 * width / columns)) for title in titles]
     above = 0.1 + 0.14 * max((title.count("\n") + 1 for title in titles), default=0)
     rows = -(-len(titles) // columns)
