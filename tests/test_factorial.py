@@ -49,7 +49,7 @@ OPEN = {PROBE: 0.500, LORA: 0.700, CNN_PROBE: 0.550, CNN_LORA: 0.600}
 
 
 def _write(
-    results: Path, accuracies: dict[str, float], *, num_test: int = 2_000, spread: int = 1, seeds=(0, 1, 2), **more
+    results: Path, accuracies: dict[str, float], *, num_test: int = 1_000, spread: int = 1, seeds=(0, 1, 2), **more
 ) -> Path:
     """Write runs with exactly these mean accuracies; an image is easy or hard for all, seeds differ by ``spread``."""
     for name, accuracy in accuracies.items():
