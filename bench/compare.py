@@ -5,14 +5,16 @@
     python bench/compare.py --only head --backbones efficientnet_b0.ra_in1k --repeats 1
 
 head: the CNN head as a whole job against the recipe of bench/textbook.py; cache: the same with features kept; sweep:
-eight learning rates against one; vit: a LoRA step against transformers + PEFT, and against the machine's peak; input:
-images to batches against Pillow; start: --help; plots: the figures of 45 runs; grid: the demo, its runs forked against
-each started anew; busy: a step beside another busy process; memory: peak against the number of images; precision:
-accuracy in bfloat16 against float32; profile: where the time of a step goes. The sides alternate, warm-up is outside
-the clock, and every measured value goes to bench/results.json after each measurement; the next call adds to it.
-Backbones have random weights (but for precision), so that nothing but data is downloaded. Expected: of each pair min,
-median and max of both sides and of their ratio, which says how many times as long the second side takes; what it gave
-on one machine stands in bench/README.md.
+eight learning rates against one; vit: a LoRA step against transformers + PEFT, and against the machine's peak; methods:
+a step of LoRA on all linear layers, LoRA on a CNN and full fine-tuning against timm + PEFT; input: images to batches
+against Pillow; start: --help; plots: the figures of 45 runs; grid: the demo, its runs forked against each started anew;
+busy: a step beside another busy process; memory: peak against the number of images; precision: accuracy in bfloat16
+against float32; profile: where the time of a step goes.
+
+The sides alternate, warm-up is outside the clock, and every measured value goes to bench/results.json after each
+measurement; the next call adds to it. Backbones have random weights (but for precision), so that nothing but data is
+downloaded. Expected: of each pair min, median and max of both sides and of their ratio, which says how many times as
+long the second side takes; what it gave on one machine stands in bench/README.md.
 """
 
 import datetime
@@ -36,7 +38,19 @@ from common.data.registry import DATASET_CHOICES  # noqa: E402, found once its f
 from common.runtime.errors import UserError  # noqa: E402, found once its folder is on the path
 
 Name = Literal[
-    "head", "cache", "sweep", "vit", "input", "start", "plots", "grid", "busy", "memory", "precision", "profile"
+    "head",
+    "cache",
+    "sweep",
+    "vit",
+    "methods",
+    "input",
+    "start",
+    "plots",
+    "grid",
+    "busy",
+    "memory",
+    "precision",
+    "profile",
 ]
 
 
@@ -150,7 +164,7 @@ def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
 
 def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return the measurement ``name``; ``done`` holds what this call has measured so far."""
-    from bench import busy, head_jobs, inputs, memory, precision, profiles, shell, vit_step
+    from bench import busy, head_jobs, inputs, memory, method_steps, precision, profiles, shell, vit_step
     from common.models.backbones import resolve_tag
 
     own = scratch / name
@@ -164,6 +178,7 @@ def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any])
         "cache": lambda: head_jobs.cached(**jobs, tags=tags, repeats=repeats, textbook=textbook),
         "sweep": lambda: head_jobs.sweep(**jobs, tag=tags[-1], repeats=repeats),
         "vit": lambda: vit_step.compare(tag=vit, batch_size=config.batch_size, repeats=repeats),
+        "methods": lambda: method_steps.compare(vit=vit, cnns=tags, batch_size=config.batch_size, repeats=repeats),
         "input": lambda: inputs.compare(images=256, repeats=repeats),
         "start": lambda: shell.start(repeats=repeats),
         "plots": lambda: shell.plots(own, repeats=repeats),

@@ -43,14 +43,15 @@ from common.config import require, setting  # noqa: E402
 from common.data.dataset import DatasetSplits, load_dataset_of_run, result_name  # noqa: E402
 from common.data.images import LabelledImages  # noqa: E402
 from common.models import backbones, lora  # noqa: E402
-from common.models.backbones import Backbone  # noqa: E402
+from common.models.backbones import Backbone, pooled_features  # noqa: E402
 from common.runs.folder import finish_run_folder  # noqa: E402
 from common.runs.naming import run_folder  # noqa: E402
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes  # noqa: E402
 from common.runs.result import RESULT_FILE  # noqa: E402
+from common.runtime.device import autocast  # noqa: E402
 from common.runtime.errors import AlreadyFinished, UserError  # noqa: E402
 from common.runtime.seeding import numpy_generator  # noqa: E402
-from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader, Loader  # noqa: E402
+from common.training.loaders import FeatureLoader, ImageLoader, Loader  # noqa: E402
 from common.training.methods.lora import Lora  # noqa: E402
 from common.training.run import RunContext, announce_data, open_run  # noqa: E402
 from common.training.save import build_result, encode_predictions  # noqa: E402
@@ -318,21 +319,31 @@ def _stochastic_depth(module: nn.Module) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class ThroughBackbone(AugmentedFeatureLoader):
+class ThroughBackbone:
     """Features made anew in every epoch, by a backbone whose ``live`` layers are in training mode if ``training``.
 
     Before each pass it notes the buffers of the backbone, which such training changes.
     """
 
+    images: ImageLoader
+    backbone: nn.Module
+    precision: str
     live: tuple[nn.Module, ...]
     training: bool
     passes: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.images.labels
 
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         self.passes.append({name: buffer.clone() for name, buffer in self.backbone.named_buffers()})
         for layer in self.live:
             layer.train(self.training)
-        yield from super().batches(positions, epoch=epoch)
+        for images in self.images.batches(positions, epoch=epoch):
+            with torch.no_grad(), autocast(images.device, self.precision):
+                features = pooled_features(self.backbone, images)  # (B, width)
+            yield features.float()
         for layer in self.live:
             layer.eval()
 

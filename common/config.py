@@ -92,8 +92,9 @@ class MachineConfig:
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", short="", published="auto")
-    """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", short="", published="auto")
+    """Of the backbone: auto is bfloat16 where the hardware has it natively, else float32. Heads are float32. fp16 is
+    for frozen backbones, on a GPU without bfloat16."""
     compile: Literal["auto", "off"] = setting("auto", short="compile", published="auto")
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
     threads: int | None = None

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from bench import compare, head_jobs, inputs, measuring, profiles, record, samples, shell, textbook, vit_step
+from bench import (
+    compare,
+    head_jobs,
+    inputs,
+    measuring,
+    method_steps,
+    profiles,
+    record,
+    samples,
+    shell,
+    textbook,
+    vit_step,
+)
 from common import cli
 from common.data.dataset import load_dataset
 from common.models import backbones, heads, lora
@@ -202,6 +214,19 @@ def test_a_step_moves_what_is_trained_and_nothing_else():
     step(), step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_plain_step_of_each_method_trains_what_it_says():
+    vit, cnn = "test_vit.r160_in1k", "test_resnet.r160_in1k"
+    found = method_steps.compare(vit=vit, cnns=(cnn,), batch_size=2, repeats=1)
+    assert len(found["records"]) == 4 and all(record["ratio"]["median"] > 0 for record in found["records"])
+    for case in method_steps.cases(vit=vit, cnns=(cnn,)):
+        base = backbones.load(case.tag, weights="random", image_size=vit_step.IMAGE_SIZE)
+        models = case.ours(base, precision="fp32", device="cpu"), method_steps.new_plain(case, torch.device("cpu"))
+        counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in models]
+        if case.adapted == method_steps.LINEAR:  # one A for query, key and value there, one each here
+            counts[1] += 2 * vit_step.RANK * base.width * len(base.module.blocks)
+        assert counts[0] == counts[1]
 
 
 def test_a_profile_names_the_operations_that_take_the_time():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import evaluate
 import train_cnn_head
 import train_vit_lora
 from common import cli
@@ -107,7 +108,7 @@ def test_features_made_once_train_the_same_head_as_the_backbone_run_every_epoch(
     images = ImageLoader(digits.train, extractor.transform, CPU, 0)
     sources = {
         "once": FeatureLoader(once.values, digits.train.labels),
-        "each": AugmentedFeatureLoader(images, backbone.module, "fp32"),
+        "each": AugmentedFeatureLoader(images, features.FrozenForward(extractor, digits.train)),
     }
     logits, histories = {}, {}
     for name, train in sources.items():
@@ -282,3 +283,36 @@ def test_without_network_and_weights_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"download https://huggingface\.co/timm/resnet50\.tv2_in1k/.* `weights` FILE"):
         backbones.load("resnet50.tv2_in1k", weights="pretrained", image_size=224)
+
+
+def test_augmented_features_come_in_the_batches_that_were_asked_for():
+    backbone, images = _backbone(), _digits().train
+    extractor = _extractor(backbone)
+    transform = dataclasses.replace(extractor.transform, augment="light")
+    order = [np.arange(start, min(start + 48, 100)) for start in range(0, 100, 48)]
+    forward, whole = features.FrozenForward(extractor, images), ImageLoader(images, transform, CPU, 0, seed=1)
+    plain = torch.cat([forward(pixels) for pixels in whole.batches([np.arange(100)], epoch=2)])
+    for size in (16, 64, 256):
+        forward.size = size
+        made = list(AugmentedFeatureLoader(whole, forward).batches(order, epoch=2))
+        assert [len(batch) for batch in made] == [48, 48, 4]
+        torch.testing.assert_close(torch.cat(made), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_float16_is_for_features_and_refused_where_they_overflow_or_gradients_are_needed(tmp_path, capsys):
+    argv = [*TINY, "--backbone=test_resnet", "--precision=fp16", "--no-feature-cache", "--results-dir", str(tmp_path)]
+    assert cli.run(train_cnn_head.main, train_cnn_head.Config, argv) == 0
+    (run,) = tmp_path.glob("digits/*fp16/seed0")
+    assert read_result(run / "result.json").environment["precision"] == "fp16"
+    assert cli.run(evaluate.main, evaluate.Config, [str(run)]) == 0
+    lora = [flag for flag in TINY if "precision" not in flag]
+    argv = [*lora, "--backbone=test_vit", "--precision=fp16", "--results-dir", str(tmp_path)]
+    assert cli.run(train_vit_lora.main, train_vit_lora.Config, argv) == 2
+    assert "too small for it: take bf16 or fp32" in capsys.readouterr().err
+    backbone = _backbone()
+    with torch.no_grad():
+        last = [each for each in backbone.module.modules() if isinstance(each, torch.nn.BatchNorm2d)][-1]
+        last.bias.fill_(1e6)
+    extractor = dataclasses.replace(_extractor(backbone), precision="fp16")
+    with pytest.raises(UserError, match="leave the range of float16"):
+        features.extract(extractor, _digits().train, "train", folder=None)

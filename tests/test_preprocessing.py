@@ -1,5 +1,6 @@
 """The one resize agrees with PIL, and a batch has the same bits whoever prepares it."""
 
+import multiprocessing
 import os
 import signal
 import tarfile
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 
 from common.data import augmentation, loader, transforms
 from common.data.images import LabelledImages, decode_bytes
-from common.data.loader import image_batches
+from common.data.loader import ResizedBatches, image_batches
 from common.data.transforms import Transform, channels_first, normalise
 from common.runtime.errors import UserError
 
@@ -126,6 +127,19 @@ def test_workers_do_not_change_a_bit(tmp_path, augment):
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+def test_workers_live_through_all_epochs_and_draw_each_anew(tmp_path):
+    images, transform = _files(tmp_path), _transform(augment="light")
+    kept = ResizedBatches(images, transform, device=CPU, workers=2)
+    seen = []
+    for epoch in (0, 1, 2):
+        pixels = list(kept.of(BATCHES, augment_key=(3, epoch)))
+        seen.append({child.pid for child in multiprocessing.active_children()})
+        expected = _bits(images, BATCHES, epoch=epoch)
+        assert all(torch.equal(normalise(a, transform), b) for a, b in zip(pixels, expected, strict=True))
+        next(kept.of(BATCHES, augment_key=(3, epoch)))  # one that is not read to its end disturbs no later one
+    assert len(seen[0]) == 2 and seen[0] == seen[1] == seen[2]
+
+
 def test_grey_and_colour_share_a_batch(tmp_path):
     images = _files(tmp_path)
     mixed = _bits(images, [np.array([0, 1])], augment="none")[0]
@@ -186,6 +200,6 @@ def test_a_killed_worker_is_a_user_error(monkeypatch):
     def die(self, number):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader._Batches, "__getitem__", die)
+    monkeypatch.setattr(loader._Prepared, "__getitem__", die)
     with pytest.raises(UserError, match="`workers`"):
         _bits(LabelledImages(np.zeros(2), np.arange(2), np.zeros((2, 8, 8), np.uint8)), [np.arange(2)], workers=1)

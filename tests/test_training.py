@@ -308,6 +308,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path):
         sweep(_head(), train, _examples(40, 1), _configs(0.01), checkpoint)
 
 
+@pytest.mark.parametrize("diverges", [False, True])
+def test_losses_that_are_read_every_few_steps_are_those_of_each_step(diverges, tmp_path, monkeypatch):
+    train, ended = _examples(100, 0), []
+    if diverges:
+        train.features[50] = math.inf
+    for unread in (1, 3):
+        monkeypatch.setattr(loop, "steps_unread", lambda device, unread=unread: unread)
+        checkpoint = Checkpoint(tmp_path / f"checkpoint{unread}", {})
+        try:
+            history = sweep(_head(), train, _examples(40, 1), _configs(0.01), checkpoint).history
+            ended.append([{**row, "seconds": 0} for row in history])
+        except UserError as error:
+            ended.append(str(error))
+    assert ended[0] == ended[1] and isinstance(ended[0], str) is diverges
+
+
 def test_a_validation_loss_that_is_not_a_number_is_no_epoch(tmp_path):
     val = _examples(40, 1)
     val.features[3] = math.nan

@@ -23,45 +23,53 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield one normalised batch (B, 3, S, S) float32 on the device for each array of positions into ``images``.
 
-    ``options`` and errors are those of ``resized_batches``.
+    ``options`` are those of ``ResizedBatches``, and ``augment_key``; errors are those of its ``of``.
     """
-    for pixels in resized_batches(images, batches, transform, **options):
+    augment_key = options.pop("augment_key", None)
+    for pixels in ResizedBatches(images, transform, **options).of(batches, augment_key=augment_key):
         yield normalise(pixels, transform)
 
 
-def resized_batches(
-    images: LabelledImages,
-    batches: Sequence[np.ndarray],
-    transform: Transform,
-    *,
-    device: torch.device,
-    workers: int | None = None,
-    augment_key: tuple[int, int] | None = None,
-) -> Iterator[torch.Tensor]:
-    """Yield one batch (B, 1 or 3, S, S) uint8 on ``device`` for each array of positions into ``images``.
+class ResizedBatches:
+    """Prepares batches of ``images``, in processes that live as long as it does, or in this one.
 
-    Args:
-        batches: positions (B,) int64 each; the batches come in this order.
-        workers: processes that decode and resize (None: chosen by ``_count_workers``; 0: this process).
-        augment_key: (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
-
-    Raises:
-        UserError: a file can no longer be read, or a worker process was killed.
+    ``workers`` is their number (None: chosen by ``_count_workers``; 0: this process).
     """
-    workers = _count_workers(images, device, workers)
-    dataset = _Batches(images, list(batches), transform, augment_key)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # else the loader draws its seed from the global generator
-    )
-    for item in _from_workers(loader) if workers else map(dataset.__getitem__, range(len(dataset))):
-        if isinstance(item, str):
-            raise UserError(item)
-        yield item.to(device, non_blocking=True)
+
+    def __init__(
+        self, images: LabelledImages, transform: Transform, *, device: torch.device, workers: int | None = None
+    ) -> None:
+        self.device = device
+        self.workers = _count_workers(images, device, workers)
+        self.dataset = _Prepared(images, transform)
+        self.plan: list[_Request] = []
+        self.loader = DataLoader(
+            self.dataset,
+            sampler=self.plan,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # else the loader draws its seed from the global generator
+        )
+
+    def of(
+        self, batches: Sequence[np.ndarray], *, augment_key: tuple[int, int] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield one batch (B, 1 or 3, S, S) uint8 on the device for each array of positions (B,), in their order.
+
+        ``augment_key`` is (seed, epoch) of the augmentation, needed where ``transform.augment`` is not ``none``.
+        Nothing else may be asked for until it ends.
+
+        Raises:
+            UserError: a file can no longer be read, or a worker process was killed.
+        """
+        self.plan[:] = [(batch, augment_key) for batch in batches]
+        for item in _from_workers(self.loader) if self.workers else map(self.dataset.__getitem__, self.plan):
+            if isinstance(item, str):
+                raise UserError(item)
+            yield item.to(self.device, non_blocking=True)
 
 
 def _ignore_signals(worker: int) -> None:
@@ -90,28 +98,28 @@ def _count_workers(images: LabelledImages, device: torch.device, asked: int | No
     return 0 if images.pixels is not None and device.type == "cpu" else min(cores(), 8)
 
 
+_Request = tuple[np.ndarray, tuple[int, int] | None]
+"""Positions (B,), and (seed, epoch) of the augmentation."""
+
+
 @dataclass(frozen=True, eq=False)
-class _Batches(Dataset):
-    """Batch number -> resized uint8 images (B, 1 or 3, S, S); a plain class, so that it can be sent to workers."""
+class _Prepared(Dataset):
+    """Request -> resized uint8 images (B, 1 or 3, S, S); a plain class, so that it can be sent to workers."""
 
     images: LabelledImages
-    batches: list[np.ndarray]
     transform: Transform
-    augment_key: tuple[int, int] | None
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> torch.Tensor | str:
-        positions = self.batches[number]
+    def __getitem__(self, request: _Request) -> torch.Tensor | str:
+        positions, augment_key = request
         try:
             pixels = self._resized(positions)
         except UserError as error:
             return str(error)  # an exception from a worker process would arrive wrapped in its traceback
         if self.transform.augment == "none":
             return pixels
-        change = self._augmented if self.transform.augment == "light" else self._corrupted
-        return change(pixels, positions)
+        if self.transform.augment == "light":
+            return self._augmented(pixels, positions, *augment_key)
+        return self._corrupted(pixels, positions)
 
     def _resized(self, positions: np.ndarray) -> torch.Tensor:
         if self.images.pixels is not None:
@@ -128,7 +136,6 @@ class _Batches(Dataset):
         pairs = zip(images, self.images.indices[positions].tolist(), strict=True)
         return channels_first(np.stack([corrupt(image, kind, int(severity), index) for image, index in pairs]))
 
-    def _augmented(self, pixels: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-        seed, epoch = self.augment_key
+    def _augmented(self, pixels: torch.Tensor, positions: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
         pairs = zip(pixels, self.images.indices[positions].tolist(), strict=True)
         return torch.stack([augmentation.light(image, seed=seed, epoch=epoch, index=index) for image, index in pairs])

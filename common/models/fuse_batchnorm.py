@@ -14,9 +14,7 @@ TOLERANCE = 1e-4
 TRIAL_SIZE = 128
 
 
-def for_inference(
-    backbone: Backbone, device: torch.device, *, memory_format: torch.memory_format = torch.channels_last
-) -> nn.Module:
+def for_inference(backbone: Backbone, device: torch.device) -> nn.Module:
     """Return a module with the backbone's pooled features on ``device``: folded, or in its last block shortened.
 
     The backbone's own module stays as it is; of a ViT the weights are shared, not copied. Convolutions are fastest on
@@ -29,7 +27,7 @@ def for_inference(
         split_attention.shorten(quick)
     else:
         quick = folded(module, min(backbone.image_size, TRIAL_SIZE))
-    return quick.to(device, memory_format=memory_format)
+    return quick.to(device, memory_format=torch.channels_last)
 
 
 def folded(module: nn.Module, image_size: int) -> nn.Module:

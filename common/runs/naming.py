@@ -33,12 +33,17 @@ def run_identity(config: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def require_used_settings(config: Any) -> None:
-    """Refuse a setting that was given to a method without optimiser steps and changes nothing there (UserError)."""
+    """Refuse a setting that changes nothing for a method without optimiser steps, or float16 gradients (UserError)."""
     spec = method_spec(config.method)
     given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     useless = [name for name in given if name in spec.unused_settings and not spec.has_steps]
     if useless:
         raise UserError(f"`{useless[0]}` has no effect on {config.method}: leave it out")
+    if config.precision == "fp16" and not spec.reads_features:
+        raise UserError(
+            f"`precision` fp16 makes features of frozen backbones, and {config.method} trains through its backbone, "
+            "whose gradients are too small for it: take bf16 or fp32"
+        )
 
 
 def run_folder(config: Any, *, dataset: str, backbone: str, image_size: int | None) -> Path:

@@ -167,7 +167,7 @@ class RestoreSettings:
     data_dir: str
     weights: str
     resize: Literal["squash", "crop"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     compile: Literal["auto", "off"]
     batch_size: Annotated[int, Within(1, 1_000_000)]
     workers: Annotated[int, Within(0, 1024)] | None

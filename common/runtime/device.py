@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Return ``fp32`` or ``bf16``; ``auto`` is bfloat16 only where the hardware multiplies it natively."""
+    """Return ``fp32``, ``bf16`` or ``fp16``; ``auto`` is bfloat16 only where the hardware multiplies it natively."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -41,8 +41,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which a backbone runs: bfloat16 autocast, or nothing for float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    """Return the context in which a backbone runs: autocast to a type of 16 bits, or nothing for float32."""
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, types[precision]) if precision in types else contextlib.nullcontext()
 
 
 def prepare_device(device: torch.device, *, deterministic: bool, threads: int | None = None) -> None:
@@ -52,6 +53,8 @@ def prepare_device(device: torch.device, *, deterministic: bool, threads: int | 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = not deterministic
+        # float32 means float32: else convolutions, but not products, would be computed in TF32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -30,6 +30,7 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
         **{package: importlib.metadata.version(package) for package in packages},
         "git_commit": git_commit(),
         "code_sha256": _code_sha256(),

@@ -21,6 +21,7 @@ from common.models.compile import compiled, compiling_pays
 from common.models.complexity import forward_flops
 from common.models.fuse_batchnorm import for_inference
 from common.runtime.device import autocast, memory_errors
+from common.runtime.errors import UserError
 from common.runtime.files import remove_leftovers, sha256
 from common.runtime.locks import locked
 from common.runtime.progress import progress
@@ -132,6 +133,24 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
     return Features(values, seconds, cache_hit=not missing, compiled=key["compiled"])
 
 
+class FrozenForward:
+    """A frozen backbone as it makes features fastest: ``size`` images at a time, compiled where ``images`` repay it."""
+
+    def __init__(self, extractor: Extractor, images: LabelledImages) -> None:
+        self.size = batch_images(extractor.device, extractor.transform.size)
+        self.autocast = functools.partial(autocast, extractor.device, extractor.precision)
+        module = for_inference(extractor.backbone, extractor.device)
+        self.plain: Forward = functools.partial(pooled_features, module)
+        self.fast = compiled(self.plain) if extractor.compiles(images) else self.plain
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features (B, width) float32 of normalised images (B, 3, S, S)."""
+        # The last batch may be smaller; the compiler would start anew for its shape.
+        forward = self.fast if len(pixels) == self.size else self.plain
+        with torch.no_grad(), self.autocast():
+            return forward(pixels.contiguous(memory_format=torch.channels_last)).float()
+
+
 def batch_images(device: torch.device, image_size: int) -> int:
     """Return how many images go through a frozen backbone at a time."""
     return min(MOST_BATCH_IMAGES, max(1, BATCH_PIXELS[device.type] // image_size**2))
@@ -143,33 +162,24 @@ def _make_parts(
     """Yield (features (n, width) float32 on the CPU, seconds) of each part."""
     if not starts:
         return
-    device = extractor.device
-    size = batch_images(device, extractor.transform.size)
+    forward = FrozenForward(extractor, images)
+    size = forward.size
     plan = [_batches_of_part(start, len(images), size) for start in starts]
     batches = [batch for part in plan for batch in part]
-    stream = image_batches(images, batches, extractor.transform, device=device, workers=extractor.workers)
-    plain, fast = _forward_functions(extractor, images)
+    stream = image_batches(images, batches, extractor.transform, device=extractor.device, workers=extractor.workers)
     with progress(desc=desc, total=sum(map(len, batches)), unit="image") as bar, memory_errors(size, fixed=True):
         for part in plan:
             started, features = time.perf_counter(), []
             for batch in part:
-                # The last batch may be smaller; the compiler would start anew for its shape.
-                forward = fast if len(batch) == size else plain
-                with torch.inference_mode(), autocast(device, extractor.precision):
-                    pixels = next(stream).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
-                    features.append(forward(pixels).float().cpu())  # (B, width)
+                features.append(forward(next(stream)).cpu())  # (B, width)
                 bar.update(len(batch))
-            yield torch.cat(features), time.perf_counter() - started
+            yield _require_finite(torch.cat(features), extractor.precision), time.perf_counter() - started
 
 
-def _forward_functions(extractor: Extractor, images: LabelledImages) -> tuple[Forward, Forward]:
-    """Return the backbone as (plain, compiled if that pays), both (B, 3, S, S) -> (B, width)."""
-    module = for_inference(extractor.backbone, extractor.device)
-
-    def plain(pixels: torch.Tensor) -> torch.Tensor:
-        return pooled_features(module, pixels)
-
-    return plain, compiled(plain) if extractor.compiles(images) else plain
+def _require_finite(features: torch.Tensor, precision: str) -> torch.Tensor:
+    if precision == "fp16" and not features.isfinite().all():
+        raise UserError("the features leave the range of float16: take `precision` fp32 or bf16")
+    return features
 
 
 def _batches_of_part(start: int, total: int, size: int) -> list[np.ndarray]:

@@ -3,17 +3,16 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from common.data.images import LabelledImages
-from common.models.fuse_batchnorm import for_inference
-from common.training.features import Extractor, Features, extract
+from common.training.features import Extractor, Features, FrozenForward, extract
 from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader, Loader, resident
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Makes the loader of each split; what the features of a split cost stands in ``made`` afterwards.
+
+    Those of ``augmented`` images are made anew in every epoch.
 
     ``folder`` keeps features (None: nothing does); ``seed`` is that of the augmentation.
     """
@@ -23,11 +22,13 @@ class Inputs:
     folder: Path | None = None
     seed: int = 0
     made: dict[str, Features] = field(default_factory=dict)
+    augmented: dict[str, LabelledImages] = field(default_factory=dict)
 
     @property
     def compiled(self) -> bool:
         """Whether a compiled backbone made any of the features."""
-        return any(features.compiled for features in self.made.values())
+        made = any(features.compiled for features in self.made.values())
+        return made or any(map(self.extractor.compiles, self.augmented.values()))
 
     def loader(self, images: LabelledImages, split: str, *, augment: str = "none") -> Loader:
         """Return the loader of a split's ``images``; of features that do not change, once they have all been made.
@@ -41,8 +42,7 @@ class Inputs:
         if not self.reads_features:
             return resident(loader) if split in ("train", "val") else loader  # others are read once
         if augment != "none":
-            # Channels last would change the last bits of every result made with augmentation so far.
-            module = for_inference(extractor.backbone, device, memory_format=torch.contiguous_format)
-            return AugmentedFeatureLoader(loader, module, extractor.precision)
+            self.augmented[split] = images
+            return AugmentedFeatureLoader(loader, FrozenForward(extractor, images))
         self.made[split] = extract(extractor, images, split, folder=self.folder)
         return FeatureLoader(self.made[split].values.to(device), images.labels)

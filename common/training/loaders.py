@@ -4,18 +4,17 @@ Each kind has ``labels`` (N,) int64 and ``batches``, which yields one float32 te
 positions; the loop does not know which kind it has.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.data.images import LabelledImages
-from common.data.loader import image_batches, resized_batches
+from common.data.loader import ResizedBatches
 from common.data.transforms import Transform, normalise
-from common.models.backbones import pooled_features
-from common.runtime.device import autocast
+from common.training.features import FrozenForward
 
 # Of a GPU's free memory, for images that stay there; the model's activations need the rest.
 MOST_RESIDENT_MEMORY = 0.25
@@ -40,12 +39,15 @@ class ImageLoader(_LabelledByImages):
     workers: int | None
     seed: int = 0
 
+    @functools.cached_property
+    def resized(self) -> ResizedBatches:
+        """Makes the batches before they are normalised; its processes live through all epochs."""
+        return ResizedBatches(self.images, self.transform, device=self.device, workers=self.workers)
+
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
-        key = (self.seed, epoch) if self.transform.augment != "none" else None
-        return image_batches(
-            self.images, positions, self.transform, device=self.device, workers=self.workers, augment_key=key
-        )
+        for pixels in self.resized.of(positions, augment_key=(self.seed, epoch)):
+            yield normalise(pixels, self.transform)
 
 
 class ResidentImageLoader(_LabelledByImages):
@@ -69,9 +71,7 @@ class ResidentImageLoader(_LabelledByImages):
         return self.pixels[torch.from_numpy(batch).to(self.pixels.device)]
 
     def _keep(self, positions: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
-        source = self.images
-        made = resized_batches(source.images, positions, source.transform, device=source.device, workers=source.workers)
-        for batch, pixels in zip(positions, made, strict=True):
+        for batch, pixels in zip(positions, self.images.resized.of(positions), strict=True):
             self.pixels[torch.from_numpy(batch).to(self.pixels.device)] = pixels  # grey is spread over three channels
             self.kept[batch] = True
             yield pixels
@@ -113,15 +113,23 @@ class AugmentedFeatureLoader(_LabelledByImages):
     """Features of augmented images, which the frozen backbone has to make anew in every epoch."""
 
     images: ImageLoader
-    backbone: nn.Module
-    precision: str
+    forward: FrozenForward
 
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
-        """Yield the backbone's features of each augmented batch, (B, width) float32."""
-        for images in self.images.batches(positions, epoch=epoch):
-            with torch.no_grad(), autocast(images.device, self.precision):
-                features = pooled_features(self.backbone, images)  # (B, width)
-            yield features.float()
+        """Yield the backbone's features of each augmented batch, (B, width) float32.
+
+        As many images as suit the backbone go through it at a time, whatever the size of the batches.
+        """
+        order, size = np.concatenate(positions), self.forward.size
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        made = map(self.forward, self.images.batches(parts, epoch=epoch))
+        waiting = torch.empty(0)  # (n, width): made, and not yet asked for
+        for batch in positions:
+            while len(waiting) < len(batch):
+                features = next(made)
+                waiting = torch.cat((waiting, features)) if len(waiting) else features
+            yield waiting[: len(batch)]
+            waiting = waiting[len(batch) :]
 
 
 Loader = ImageLoader | ResidentImageLoader | FeatureLoader | AugmentedFeatureLoader

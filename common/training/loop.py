@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from common.runtime import signals
-from common.runtime.device import memory_errors, synchronize
+from common.runtime.device import memory_errors
 from common.runtime.progress import duration, progress
 from common.runtime.seeding import numpy_generator, torch_seed
 from common.training.checkpoint import optimizer_tensors, restore_optimizer, strip_prefix
@@ -136,6 +136,7 @@ class _Loop:
         self.weights = trained_parameters(model)
         self.best_weights: Tensors = {}
         self.state = _State()
+        self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # loss and hits on the device, images: by step
         self.optimizer = torch.optim.AdamW(config.parameter_groups(self.weights.values()), lr=config.lr)
         if found := checkpoint.load():
             self._resume(*found)
@@ -154,6 +155,8 @@ class _Loop:
             started = time.perf_counter()
             for step, (inputs, batch) in enumerate(zip(self.train.batches(to_do, epoch=epoch), to_do, strict=True), 1):
                 self._step(inputs, self.train.labels[batch])
+                if step % steps_unread(inputs.device) == 0 or step == len(to_do):
+                    self._read()
                 state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
                 bar.update()
                 if step == TIMED_STEPS:
@@ -173,16 +176,25 @@ class _Loop:
         targets = torch.from_numpy(labels).to(inputs.device)
         logits = self.model(inputs)  # (B, C)
         loss = functional.cross_entropy(logits, targets)
-        value = self._require_finite("loss", loss.item())
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        synchronize(inputs.device)
         state.step += 1
-        state.loss_sum += value * len(labels)
-        state.correct += int((logits.argmax(1) == targets).sum())
+        self.unread.append((loss.detach(), (logits.argmax(1) == targets).sum(), len(labels)))
+
+    def _read(self) -> None:
+        """Add up the steps made since the last reading, once their device has finished them."""
+        state, unread = self.state, self.unread
+        if not unread:
+            return
+        values = torch.stack([torch.stack((loss.float(), hits.float())) for loss, hits, _ in unread]).tolist()
+        first = state.step - len(unread)
+        self.unread = []
+        for step, ((loss, hits), (*_, images)) in enumerate(zip(values, unread, strict=True), first):
+            state.loss_sum += self._require_finite("loss", loss, step) * images
+            state.correct += int(hits)
 
     def _rate(self) -> float:
         """Return the rate of the step under way: a function of its number alone, so that resuming changes nothing."""
@@ -199,7 +211,7 @@ class _Loop:
             "lr": self.config.lr,
             "train_loss": state.loss_sum / images,
             "train_accuracy": state.correct / images,
-            "val_loss": self._require_finite("validation loss", val_loss),
+            "val_loss": self._require_finite("validation loss", val_loss, state.step),
             "val_accuracy": val_accuracy,
             "seconds": state.seconds,
         }
@@ -224,6 +236,7 @@ class _Loop:
         return loss_and_accuracy(logits, self.val.labels)
 
     def _save(self) -> None:
+        self._read()
         tensors = {f"weights/{name}": value.cpu() for name, value in trained_tensors(self.model).items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
         optimizer = optimizer_tensors(self.optimizer, self.weights)
@@ -246,12 +259,17 @@ class _Loop:
                 flush=True,
             )
 
-    def _require_finite(self, what: str, value: float) -> float:
+    def _require_finite(self, what: str, value: float, step: int) -> float:
         if math.isfinite(value):
             return value
         state, epoch = self.state, len(self.state.history) + 1
-        where = f"the {what} became {value} in epoch {epoch}, step {state.step}, at learning rate {self.config.lr:g}"
+        where = f"the {what} became {value} in epoch {epoch}, step {step}, at learning rate {self.config.lr:g}"
         raise DivergedError(where, state.history, state.seconds)
+
+
+def steps_unread(device: torch.device) -> int:
+    """Return in how many steps a device is asked once for its losses: on a GPU each question waits for all its work."""
+    return 1 if device.type == "cpu" else TIMED_STEPS
 
 
 def best_row(history: list[Row]) -> Row:

@@ -151,8 +151,7 @@ def test_what_follows_from_a_choice_is_an_array_that_waits_for_it(grid, box, tmp
     said = _end(grid("mini"))
     assert "submitted 5 tasks" in said and "--wait" in said and "scancel" in said
     firsts, followers = re.search(r"as the arrays (\d+) (\d+)", said).groups()
-    waits = [_slurm(box, "squeue", "-h", "-j", followers, "-o", "%r")]
-    assert "Dependency" in waits[0]
+    assert firsts in _slurm(box, "squeue", "-h", "-j", followers, "-o", "%E")  # the job that it depends on
     said = _end(grid("mini", "--wait"))
     assert "submitted" not in said and "7 runs" in said
     found = {path: json.loads(path.read_text()) for path in results.rglob("result.json")}
