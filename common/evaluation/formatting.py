@@ -20,6 +20,8 @@ class Quantity:
     digits: int = 0  # behind the point
     scale: float = 1.0
     varies: bool = False  # whether seeds differ in it, so that their spread says something
+    may_be_shared: bool = False  # whether seeds may all have one measurement, which has no spread
+    timed_on: str = ""  # of times: the column of ``Frames.runs`` that says on what they were measured
 
 
 # By its name in ``result.json`` and in the columns of CSV files; metrics have theirs in ``METRICS``.
@@ -30,11 +32,18 @@ QUANTITIES = {
     "trainable_params": Quantity("Trained parameters"),
     "trainable_percent": Quantity("Trained (%)", 3),
     "forward_flops": Quantity("Forward (GFLOPs)", 2, 1e-9),
-    "train_seconds": Quantity("Training (s)", 1, varies=True),
-    "feature_seconds": Quantity("Features (s)", 1, varies=True),
-    "total_train_seconds": Quantity("Training with features (s)", 1, varies=True),
-    "kept_train_seconds": Quantity("Of it the kept training (s)", 1, varies=True),
+    "train_flops": Quantity("Training with features (TFLOPs)", 3, 1e-12, varies=True, may_be_shared=True),
+    "train_seconds": Quantity("Training (s)", 1, varies=True, timed_on="machine"),
+    "feature_seconds": Quantity("Features (s)", 1, varies=True, may_be_shared=True, timed_on="machine"),
+    "total_train_seconds": Quantity("Training with features (s)", 1, varies=True, timed_on="machine"),
+    "kept_train_seconds": Quantity("Of it the kept training (s)", 1, varies=True, timed_on="machine"),
+    "train_images_per_second": Quantity("Training (images/s)", varies=True, timed_on="machine"),
+    "train_features_per_second": Quantity("Training (features/s)", varies=True, timed_on="machine"),
     "saved_bytes": Quantity("Saved (bytes)"),
+    "backbone_bytes": Quantity("Backbone beside it (bytes)"),
+    "deployed_bytes": Quantity("Deployed (bytes)"),
+    "latency_seconds": Quantity("Latency (ms)", 2, 1e3, timed_on="timing_machine"),
+    "images_per_second": Quantity("Throughput (images/s)", timed_on="timing_machine"),
     "test_ece_scaled": Quantity("ECE (scaled)", 3, varies=True),
 }
 
@@ -50,7 +59,8 @@ def display(column: str) -> Quantity:
 def mean_text(column: str, values: Sequence[float]) -> str:
     """Return the seeds' ``values`` of ``column`` as text: "mean ± sd", the mean alone of what no seed changes."""
     quantity = display(column)
-    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies)
+    is_one = quantity.may_be_shared and len(set(values)) == 1
+    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies and not is_one)
 
 
 class Repeats(NamedTuple):

@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import QUANTITIES, joined_notes
 from common.evaluation.frames import Frames
+from common.evaluation.machines import machines_note, machines_of
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, widen
@@ -24,12 +25,13 @@ def accuracy_vs(
 ) -> Figure:
     """Draw test accuracy over ``cost``, a column of ``frames.runs``, on a logarithmic axis, a panel a data set.
 
-    A line joins the means of ``pareto_front``. Runs of unknown cost are left out.
+    A line joins the means of ``pareto_front``. Runs of unknown cost are left out. Of a time the axis names the machine,
+    and the caption all of them where there are several.
     """
     quantity = QUANTITIES[cost]
     seeds = frames.runs.assign(cost=(frames.runs[cost] * quantity.scale).clip(lower=1e-3)).dropna(subset="cost")
-    devices = ", ".join(sorted(frames.runs["device"].dropna().unique()))
-    remark = f"Measured on: {devices}." if devices and cost.endswith("seconds") else ""
+    machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
+    remark = machines_note(seeds, quantity.timed_on) if len(machines) > 1 else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
@@ -53,7 +55,8 @@ def accuracy_vs(
     ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
     whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
     ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
-    label_outside(axes[:, 0], f"{quantity.label}, log", ACCURACY)
+    named = [f"{len(machines)} machines, see below"] if len(machines) > 1 else machines
+    label_outside(axes[:, 0], "\n".join([f"{quantity.label}, log", *named]), ACCURACY)
     return figure
 
 

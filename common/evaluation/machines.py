@@ -1,0 +1,35 @@
+"""What times were measured on: seconds of different machines, threads or precisions do not compare."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+
+def machine_text(environment: Mapping[str, Any]) -> str:
+    """Return a record's machine, such as "CPU (AMD EPYC), 1 thread, bf16, 2 jobs", as far as it is recorded.
+
+    Of a run by hand it is not known what ran beside it.
+    """
+    device, threads, jobs = (environment.get(name) for name in ("device", "threads", "jobs"))
+    on_cpu, name = device == "cpu", environment.get("cpu") if device == "cpu" else device
+    parts = [f"{'CPU' if on_cpu else 'GPU'} ({name})" if name else "CPU" if on_cpu else "unknown device"]
+    parts += [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
+    parts += [environment["precision"]] if environment.get("precision") else []
+    parts += [f"{jobs} job{'' if jobs == 1 else 's'}"] if jobs else []
+    return ", ".join(parts)
+
+
+def machines_of(runs: pd.DataFrame, column: str) -> dict[str, list[str]]:
+    """Return each machine that ``column`` of ``Frames.runs`` names, with the labels of the models it timed."""
+    known = runs.dropna(subset=column)
+    return {machine: list(dict.fromkeys(group["label"])) for machine, group in known.groupby(column, sort=False)}
+
+
+def machines_note(runs: pd.DataFrame, column: str = "machine") -> str:
+    """Return a sentence on what the times of ``runs`` were measured on; "" where nothing was timed."""
+    machines = machines_of(runs, column)
+    if len(machines) < 2:
+        return "".join(f"Timed on: {machine}." for machine in machines)
+    each = "; ".join(f"{machine}: {', '.join(labels)}" for machine, labels in machines.items())
+    return f"Times are of {len(machines)} different machines or settings and do not compare: {each}."
