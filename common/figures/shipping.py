@@ -24,27 +24,29 @@ DASHES = ("--", ":", "-.", (0, (8, 2)))
 def bytes_for_tasks(comparisons: Sequence[Comparison], frames: Frames, _: Uncertainty) -> Figure:
     """Draw the bytes to ship for 1 to 100 tasks, a panel a data set: a line a model, backbone + k x what is trained.
 
-    A grey line is k whole models of a backbone, each as large as the smallest model on it. Models whose bytes are not
-    known are left out.
+    Where no model of a backbone saves the whole of itself a grey line is k whole models of it, each as large as the
+    smallest. Models whose bytes are not known are left out.
     """
     known = frames.runs.dropna(subset="deployed_bytes")
     known = known.assign(backbone=known["backbone"].map(backbone_name)).groupby(["dataset", "run"], sort=False).first()
     comparisons = [comparison for comparison in comparisons if comparison.dataset in known.index]
-    dashes = {name: DASHES[place % len(DASHES)] for place, name in enumerate(known["backbone"].unique())}
-    grey = {f"a whole {name} each": Line2D([], [], color=GREY, linestyle=dash) for name, dash in dashes.items()}
+    in_parts = known.groupby("backbone", sort=False).filter(lambda models: models["backbone_bytes"].all())
+    dashes = {name: DASHES[place % len(DASHES)] for place, name in enumerate(in_parts["backbone"].unique())}
+    whole = {f"a whole {name} each": Line2D([], [], color=GREY, linestyle=dash) for name, dash in dashes.items()}
+    grey = "Grey: a whole model for each task, which is what merged adapters take." if whole else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(2.4,),
         title="Bytes to ship for many tasks",
-        caption="Marks: one backbone and, of each task, what was trained: an adapter, a head, or the whole model. Grey: "
-        "a whole model for each task, which is what merged adapters take. Files in float32; each task has as many "
-        "classes as the data set.",
-        legend=marks_legend(comparisons) | grey,
+        caption=f"Marks: one backbone and, of each task, what was saved: an adapter, a head, or the whole model. {grey} "
+        "Files in float32; each task has as many classes as the data set.",
+        legend=marks_legend(comparisons) | whole,
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
         own = known.loc[comparison.dataset]
         _shared(ax, own, comparison)
-        for name, smallest in own.groupby("backbone")["deployed_bytes"].min().items():
+        smallest_of = own[own["backbone"].isin(dashes)].groupby("backbone")["deployed_bytes"].min()
+        for name, smallest in smallest_of.items():
             ax.plot(TASKS, TASKS * smallest, color=GREY, linestyle=dashes[name], linewidth=0.9, zorder=1.5)
         ax.grid()
     ax.set(xscale="log", yscale="log")
