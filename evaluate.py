@@ -247,8 +247,8 @@ def time_runs(runs: Sequence["Run"], config: Config, device: "torch.device") -> 
     options = {"weights": config.weights, "device": device, "workers": config.workers}
     for path, timing in time_runs(runs, **options):
         print(
-            f"wrote {path}: {1e3 * timing.latency_seconds:.2f} ms for one image, {timing.images_per_second:,.0f} images "
-            f"a second in batches of {timing.throughput.images}; {machine_text(timing.environment)}"
+            f"wrote {path}: one image {1e3 * timing.latency_seconds:.2f} ms, in batches of {timing.throughput.images} "
+            f"{timing.images_per_second:,.0f} images a second; {machine_text(timing.environment)}"
         )
 
 

@@ -27,6 +27,7 @@ COSTS = [
     *("train_flops", "train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds"),
     *("saved_bytes", "backbone_bytes", "deployed_bytes"),
 ]
+MAY_BE_UNKNOWN = ["forward_flops", "train_flops", "feature_seconds", "eval_seconds", "backbone_bytes", "deployed_bytes"]
 RATES = ["train_images_per_second", "train_features_per_second"]
 TIMES = ["latency_seconds", "images_per_second"]
 CLASS_SCORES = ["precision", "recall", "f1", "auc"]
@@ -65,7 +66,7 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
     history = [key | row for key, _, run in members for row in _history_rows(run)]
     per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
     corruptions = [key | row for key, _, run in members for row in corruption_rows(run)]
-    may_be_unknown = [*SCORES, *SIZES, *COSTS, *RATES, *TIMES, "best_epoch"]
+    may_be_unknown = [*SCORES, *MAY_BE_UNKNOWN, *RATES, *TIMES, "best_epoch"]
     runs = table(runs).astype(dict.fromkeys(may_be_unknown, float))
     runs[TIMES] = runs.groupby(["dataset", "run"])[TIMES].transform("mean")  # of a model: its seeds compute alike
     return Frames(

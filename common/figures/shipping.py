@@ -38,8 +38,8 @@ def bytes_for_tasks(comparisons: Sequence[Comparison], frames: Frames, _: Uncert
         [comparison.title for comparison in comparisons],
         heights=(2.4,),
         title="Bytes to ship for many tasks",
-        caption=f"Marks: one backbone and, of each task, what was saved: an adapter, a head, or the whole model. {grey} "
-        "Files in float32; each task has as many classes as the data set.",
+        caption="Marks: one backbone and, of each task, what was saved: an adapter, a head, or the whole model. "
+        f"{grey} Files in float32; each task has as many classes as the data set.",
         legend=marks_legend(comparisons) | whole,
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):

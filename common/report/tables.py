@@ -40,9 +40,9 @@ WORDS = {  # the other columns are numbers
 def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
     """Write ``summary.csv`` (raw numbers, a row a run and seed), ``summary.md`` and ``.tex``; return their paths.
 
-    The latter two have a row a model: mean ± sd over seeds and, of the headline metrics, [the 95 % interval of the
-    mean]; of several machines also which one it was. In the CSV ``_low`` and ``_high`` are the ends of a seed's 95 % interval over test images, ``scaled`` is
-    after the temperature, and an empty field is unknown.
+    The latter two have a row a model: mean ± sd over seeds, of the headline metrics [the 95 % interval of the mean],
+    and the machine where there were several. In the CSV ``_low`` and ``_high`` are the ends of a seed's 95 % interval
+    over test images, ``scaled`` is after the temperature, and an empty field is unknown.
     """
     runs = with_statistics(frames, uncertainty)
     models = runs.groupby(MODEL, sort=False)
@@ -136,12 +136,8 @@ def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     for score in with_ends:  # of a metric that is newer than a result, no ends without the value
         runs.loc[runs[score].isna(), [f"{score}_low", f"{score}_high"]] = np.nan
     columns = [*MODEL, "label", "seed", *folds, *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
-    columns += [
-        "weights_source",
-        "machine",
-        "timing_machine",
-        *(f"{score}_{end}" for score in with_ends for end in ("low", "high")),
-    ]
+    columns += ["weights_source", "machine", "timing_machine"]
+    columns += [f"{score}_{end}" for score in with_ends for end in ("low", "high")]
     return runs[[*columns, "temperature", "test_ece_scaled"]]
 
 
