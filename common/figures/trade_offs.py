@@ -15,7 +15,7 @@ from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, widen
 from common.figures.palette import draw_marks, marks_caption, marks_legend, run_styles
-from common.figures.style import GREY
+from common.figures.style import GREY, wrapped
 
 ACCURACY = METRICS["accuracy"].label
 
@@ -55,8 +55,10 @@ def accuracy_vs(
     ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
     whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
     ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
+    letters = int(15 * figure.get_figwidth() / axes[0, 0].get_gridspec().ncols)  # of 8 points, across a panel
     named = [f"{len(machines)} machines, see below"] if len(machines) > 1 else machines
-    label_outside(axes[:, 0], "\n".join([f"{quantity.label}, log", *named]), ACCURACY)
+    lines = [f"{quantity.label}, log", *(wrapped(text, letters) for text in named)]
+    label_outside(axes[:, 0], "\n".join(lines), ACCURACY)
     return figure
 
 
