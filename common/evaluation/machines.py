@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+TIMED = {"machine": "Training", "timing_machine": "Latency and throughput"}  # what each column of machines timed
+
 
 def machine_text(environment: Mapping[str, Any]) -> str:
     """Return a record's machine, such as "CPU (AMD EPYC), 1 thread, bf16, 2 jobs", as far as it is recorded.
@@ -26,10 +28,19 @@ def machines_of(runs: pd.DataFrame, column: str) -> dict[str, list[str]]:
     return {machine: list(dict.fromkeys(group["label"])) for machine, group in known.groupby(column, sort=False)}
 
 
-def machines_note(runs: pd.DataFrame, column: str = "machine") -> str:
+def machines_note(runs: pd.DataFrame, column: str) -> str:
     """Return a sentence on what the times of ``runs`` were measured on; "" where nothing was timed."""
+    if mixed := mixture_note(runs, column):
+        return mixed
+    return "".join(f"{TIMED[column]} timed on {machine}." for machine in machines_of(runs, column))
+
+
+def mixture_note(runs: pd.DataFrame, column: str) -> str:
+    """Return a sentence on times of ``runs`` that do not compare, "" where one machine measured all alike."""
     machines = machines_of(runs, column)
-    if len(machines) < 2:
-        return "".join(f"Timed on: {machine}." for machine in machines)
-    each = "; ".join(f"{machine}: {', '.join(labels)}" for machine, labels in machines.items())
-    return f"Times are of {len(machines)} different machines or settings and do not compare: {each}."
+    if len(machines) > 1:
+        each = "; ".join(f"{machine}: {', '.join(labels)}" for machine, labels in machines.items())
+        return f"{TIMED[column]} timed on {len(machines)} machines or settings, which do not compare: {each}."
+    if column == "timing_machine" and (processes := runs["timed_at"].nunique()) > 1:
+        return f"{TIMED[column]} timed in {processes} processes and not in turn: they compare less well."
+    return ""

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import QUANTITIES, joined_notes
+from common.evaluation.formatting import QUANTITIES, Quantity, joined_notes
 from common.evaluation.frames import Frames
-from common.evaluation.machines import machines_note, machines_of
+from common.evaluation.machines import machines_of, mixture_note
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, widen
@@ -31,14 +31,13 @@ def accuracy_vs(
     quantity = QUANTITIES[cost]
     seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-3) * quantity.scale).dropna(subset="cost")
     machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
-    remark = machines_note(seeds, quantity.timed_on) if len(machines) > 1 else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
         sharey=False,
         title=f"{title}, test images",
         caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
-        f"than the one before by the verdict on their difference. {remark} {joined_notes(comparisons)}",
+        f"than the one before by the verdict on their difference. {_remarks(quantity, seeds, frames)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
@@ -60,6 +59,13 @@ def accuracy_vs(
     lines = [f"{quantity.label}, log", *(wrapped(text, letters) for text in named)]
     label_outside(axes[:, 0], "\n".join(lines), ACCURACY)
     return figure
+
+
+def _remarks(quantity: Quantity, seeds: pd.DataFrame, frames: Frames) -> str:
+    """Return what must be known of the ``seeds`` that are drawn: times that do not compare, and who is left out."""
+    note = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
+    unknown = [label for label in frames.runs["label"].unique() if label not in set(seeds["label"])]
+    return f"{note} Not measured: {', '.join(unknown)}." if unknown else note
 
 
 def pareto_front(means: pd.DataFrame, decided: Collection[tuple[str, str]]) -> pd.DataFrame:
