@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from common.evaluation.comparison import Comparison
+from common.evaluation.formatting import joined_notes
 from common.evaluation.frames import Frames
 from common.evaluation.labels import backbone_name
 from common.evaluation.uncertainty import Uncertainty
@@ -39,7 +40,8 @@ def bytes_for_tasks(comparisons: Sequence[Comparison], frames: Frames, _: Uncert
         heights=(2.4,),
         title="Bytes to ship for many tasks",
         caption="Marks: one backbone and, of each task, what was saved: an adapter, a head, or the whole model. "
-        f"{grey} Files in float32; each task has as many classes as the data set.",
+        f"{grey} Files in float32; each task has as many classes as the data set. "
+        f"{joined_notes(comparisons)}",
         legend=marks_legend(comparisons) | whole,
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):

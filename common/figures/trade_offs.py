@@ -37,7 +37,8 @@ def accuracy_vs(
         sharey=False,
         title=f"{title}, test images",
         caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
-        f"than the one before by the verdict on their difference. {_remarks(quantity, seeds, frames)} {joined_notes(comparisons)}",
+        "than the one before by the verdict on their difference. "
+        f"{_remarks(quantity, seeds, frames)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):

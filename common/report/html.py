@@ -15,7 +15,7 @@ from markupsafe import Markup
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
-from common.evaluation.machines import machines_note
+from common.evaluation.machines import TIMED, machines_note
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
 from common.figures.palette import run_styles
@@ -58,7 +58,7 @@ def write_report(
         summary=model_rows(comparisons, runs, SUMMARY, uncertainty),
         metrics=model_rows(comparisons, runs, SCORES),
         costs=model_rows(comparisons, runs, COSTS),
-        machines=[note for column in ("machine", "timing_machine") if (note := machines_note(runs, column))],
+        machines=[note for column in TIMED if (note := machines_note(frames.runs, column))],
         families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
         effects={comparison.dataset: _effects_of(comparison, uncertainty) for comparison in comparisons},
