@@ -25,10 +25,12 @@ from common.evaluation.machines import machine_text, machines_note
 from common.evaluation.timings import TIMING_FILE, read_timing
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, style
+from common.grid.scheduler import Job, run_all
 from common.models import complexity
 from common.models.heads import new_head
 from common.report.tables import model_texts, with_statistics, write_summary
 from common.runs.result import Run, find_runs, read_result, write_result
+from common.runtime.environment import RUNS_AT_ONCE, describe_environment
 from common.training import timing
 from common.training.restore import restore_run
 
@@ -223,6 +225,18 @@ def test_the_rate_of_a_head_is_of_features_unless_its_images_are_augmented(tmp_p
     runs = _compared(tmp_path)[1].runs.set_index("run")
     assert runs.loc[head.name, "train_features_per_second"] == 1_000 and runs["train_features_per_second"].count() == 1
     assert runs["train_images_per_second"].dropna().index.tolist() == [LORA, EFFICIENTNET]
+
+
+def test_a_grid_tells_its_runs_how_many_share_the_machine(tmp_path, monkeypatch):
+    code = f"import os; print(os.environ[{RUNS_AT_ONCE!r}])"
+    jobs = [Job(name, ("python", "-c", code), tmp_path / name, tmp_path / f"{name}.log") for name in "abc"]
+    assert run_all(jobs, [None, None], lambda job: "done") == {}
+    assert [job.log.read_text() for job in jobs] == ["2\n"] * 3
+    recorded = []
+    for value in ("2", ""):
+        monkeypatch.setenv(RUNS_AT_ONCE, value)
+        recorded.append(describe_environment(torch.device("cpu"), "fp32")["jobs"])
+    assert recorded == [2, None]
 
 
 def test_a_machine_is_named_as_far_as_it_is_recorded():
