@@ -28,7 +28,7 @@ from common.figures import FIGURES, style
 from common.grid.scheduler import Job, run_all
 from common.models import complexity
 from common.models.heads import new_head
-from common.report.tables import model_texts, with_statistics, write_summary
+from common.report.tables import model_texts, terminal, with_statistics, write_summary
 from common.runs.result import Run, find_runs, read_result, write_result
 from common.runtime.environment import RUNS_AT_ONCE, describe_environment
 from common.training import timing
@@ -85,6 +85,14 @@ def test_a_steps_operations_are_those_counted_by_hand(frozen, expected):
     assert complexity.step_flops(model, torch.zeros(1, 5)) == expected
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_convolutions_step_is_counted_by_hand_in_groups_too(groups):
+    first, second = (nn.Conv2d(4, 4, 3, stride=stride, padding=1, groups=groups, bias=False) for stride in (1, 2))
+    weights = 4 * 4 // groups * 9
+    expected = 2 * (8 * 8 * weights) * 2 + 2 * (4 * 4 * weights) * 3  # the first one's inputs want no gradient
+    assert complexity.step_flops(nn.Sequential(first, second), torch.zeros(1, 4, 8, 8)) == expected
 
 
 def test_a_heads_step_grows_with_the_images():
@@ -271,6 +279,7 @@ def test_seconds_name_their_machine_and_those_of_several_have_a_note(tmp_path):
     )
     assert note in caption and "GPU (NVIDIA H100), 1 thread, bf16: ResNet50 (published head)." in caption
     write_summary(frames, compute_uncertainty([comparison]), tmp_path)
+    assert "note: Training timed on 2 machines" in terminal([comparison], frames)
     header, _, first, second = (tmp_path / "summary.md").read_text().splitlines()
     assert header.endswith("| Machine |") and "GPU (NVIDIA H100), 1 thread, bf16" in second and "GPU" not in first
 

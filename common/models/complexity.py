@@ -1,5 +1,6 @@
 """What a model costs: parameters, bytes, and floating-point operations; a multiply-add is 2 operations."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -67,10 +68,22 @@ def _counted(module: nn.Module) -> Iterator["FlopCounterMode"]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    fused = unfuse_attention(module)
+    fused, formulas = unfuse_attention(module), {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             yield counter
     finally:
         for layer in fused:
             layer.fused_attn = True
+
+
+def _convolution_backward_flops(
+    grad_shape, x_shape, w_shape, bias, stride, padding, dilation, transposed, output_padding, groups, mask, **_
+) -> int:
+    """Return the operations of a convolution's backward pass: those of its forward pass for inputs and for weights.
+
+    ``mask`` says which of these are wanted. PyTorch's own formula counts the weights of grouped convolutions
+    ``groups`` times: of EfficientNet-B0, fully trained, 32 instead of 2.3 GFLOPs.
+    """
+    pixels = math.prod((x_shape if transposed else grad_shape)[2:])
+    return 2 * x_shape[0] * pixels * math.prod(w_shape) * (mask[0] + mask[1])

@@ -10,6 +10,7 @@ import pandas as pd
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, mean_text, p_text, repeats, signed
 from common.evaluation.frames import Frames
+from common.evaluation.machines import mixture_note
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.report.effects import effect_texts
@@ -150,7 +151,8 @@ def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
         texts.index = [series.label for series in comparison.series]
         seeds = repeats([comparison]).text
         head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
-        blocks.append(f"{head}\n{texts.to_string()}")
+        note = mixture_note(runs, "machine")
+        blocks.append(f"{head}\n{texts.to_string()}" + f"\nnote: {note}" * bool(note))
     return "\n\n".join(blocks)
 
 
