@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
@@ -101,6 +102,12 @@ def joined_notes(comparisons: Sequence[Comparison]) -> str:
     """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
     lines = [(comparison.title, note) for comparison in comparisons for note in comparison.notes]
     return " ".join(f"{title}: {note}." if len(comparisons) > 1 else f"{note.capitalize()}." for title, note in lines)
+
+
+def not_measured(runs: pd.DataFrame, known: pd.DataFrame) -> str:
+    """Return a sentence on the models that a figure's legend has of ``runs``, and of which nothing is ``known``."""
+    unknown = [label for label in runs["label"].unique() if label not in set(known["label"])]
+    return f"Not measured: {', '.join(unknown)}." if unknown else ""
 
 
 def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, with_sd: bool = True) -> str:

@@ -96,7 +96,7 @@ def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
         **_rates(result),
         **{name: getattr(timing, name, None) for name in TIMES},
         "timing_machine": machine_text(timing.environment) if timing else None,
-        "timed_at": timing.environment.get("created") if timing else None,
+        "timed_at": str(timing.environment.get("created")) if timing else None,
         "best_epoch": result.best_epoch,
         "kept_train_seconds": result.kept_train_seconds,
         "is_tuned": len(result.trials) > 1 or result.config.get("tuned_on") is not None,

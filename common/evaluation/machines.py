@@ -17,7 +17,7 @@ def machine_text(environment: Mapping[str, Any]) -> str:
     on_cpu, name = device == "cpu", environment.get("cpu") if device == "cpu" else device
     parts = [f"{'CPU' if on_cpu else 'GPU'} ({name})" if name else "CPU" if on_cpu else "unknown device"]
     parts += [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
-    parts += [environment["precision"]] if environment.get("precision") else []
+    parts += [str(environment["precision"])] if environment.get("precision") else []
     parts += [f"{jobs} job{'' if jobs == 1 else 's'}"] if jobs else []
     return ", ".join(parts)
 

@@ -18,7 +18,7 @@ class BatchTiming:
     """The seconds of one batch: the median of so many ``repeats``, and the quartiles around it."""
 
     images: Annotated[int, Within(1, 2**31)]
-    seconds: Amount
+    seconds: Annotated[float, Within(1e-9, 1e9)]
     quartiles: list[Amount]
     repeats: Count
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import joined_notes
+from common.evaluation.formatting import joined_notes, not_measured
 from common.evaluation.frames import Frames
 from common.evaluation.labels import backbone_name
 from common.evaluation.uncertainty import Uncertainty
@@ -28,8 +28,8 @@ def bytes_for_tasks(comparisons: Sequence[Comparison], frames: Frames, _: Uncert
     Where no model of a backbone saves the whole of itself a grey line is k whole models of it, each as large as the
     smallest. Models whose bytes are not known are left out.
     """
-    known = frames.runs.dropna(subset="deployed_bytes")
-    known = known.assign(backbone=known["backbone"].map(backbone_name)).groupby(["dataset", "run"], sort=False).first()
+    seeds = frames.runs.dropna(subset="deployed_bytes")
+    known = seeds.assign(backbone=seeds["backbone"].map(backbone_name)).groupby(["dataset", "run"], sort=False).first()
     comparisons = [comparison for comparison in comparisons if comparison.dataset in known.index]
     in_parts = known.groupby("backbone", sort=False).filter(lambda models: models["backbone_bytes"].all())
     dashes = {name: DASHES[place % len(DASHES)] for place, name in enumerate(in_parts["backbone"].unique())}
@@ -41,7 +41,7 @@ def bytes_for_tasks(comparisons: Sequence[Comparison], frames: Frames, _: Uncert
         title="Bytes to ship for many tasks",
         caption="Marks: one backbone and, of each task, what was saved: an adapter, a head, or the whole model. "
         f"{grey} Files in float32; each task has as many classes as the data set. "
-        f"{joined_notes(comparisons)}",
+        f"{not_measured(frames.runs, seeds)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons) | whole,
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import QUANTITIES, Quantity, joined_notes
+from common.evaluation.formatting import QUANTITIES, joined_notes, not_measured
 from common.evaluation.frames import Frames
 from common.evaluation.machines import machines_of, mixture_note
 from common.evaluation.metrics import METRICS
@@ -31,6 +31,7 @@ def accuracy_vs(
     quantity = QUANTITIES[cost]
     seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-3) * quantity.scale).dropna(subset="cost")
     machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
+    mixed = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
@@ -38,7 +39,7 @@ def accuracy_vs(
         title=f"{title}, test images",
         caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
         "than the one before by the verdict on their difference. "
-        f"{_remarks(quantity, seeds, frames)} {joined_notes(comparisons)}",
+        f"{mixed} {not_measured(frames.runs, seeds)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
@@ -55,18 +56,11 @@ def accuracy_vs(
     ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
     whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
     ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
-    letters = int(15 * figure.get_figwidth() / axes[0, 0].get_gridspec().ncols)  # of 8 points, across a panel
+    letters = int(14 * figure.get_figwidth() / axes[0, 0].get_gridspec().ncols)  # of 8 points, across a panel
     named = [f"{len(machines)} machines, see below"] if len(machines) > 1 else machines
     lines = [f"{quantity.label}, log", *(wrapped(text, letters) for text in named)]
     label_outside(axes[:, 0], "\n".join(lines), ACCURACY)
     return figure
-
-
-def _remarks(quantity: Quantity, seeds: pd.DataFrame, frames: Frames) -> str:
-    """Return what must be known of the ``seeds`` that are drawn: times that do not compare, and who is left out."""
-    note = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
-    unknown = [label for label in frames.runs["label"].unique() if label not in set(seeds["label"])]
-    return f"{note} Not measured: {', '.join(unknown)}." if unknown else note
 
 
 def pareto_front(means: pd.DataFrame, decided: Collection[tuple[str, str]]) -> pd.DataFrame:
