@@ -6,6 +6,7 @@
     python evaluate.py results/cifar10/RUN/seed0 --export model.onnx            # or .safetensors, .pt2
     python evaluate.py results/cifar10/RUN/seed0 --embed features.npz
     python evaluate.py results/cifar10/RUN results/cifar10/OTHER --corrupt all  # how much do they lose on bad images?
+    python evaluate.py results/cifar10/RUN results/cifar10/OTHER --time         # how fast do they answer?
 
 RUN is a run's folder (all its seeds) or the folder of one seed. Everything is rebuilt from that folder and the
 backbone's weights; without other flags the test split is scored again and compared with the stored predictions.
@@ -45,6 +46,7 @@ ACTIONS = {
     "export": ("export", (".safetensors", ".pt2", ".onnx")),
     "embed": ("embed", (".npz",)),
     "corrupt": (None, ()),
+    "time": (None, ()),
 }
 # Further settings, and the actions that they belong to.
 SETTINGS = {
@@ -77,6 +79,8 @@ class Config:
     """Of --embed: other images than the run's own; a folder, files, or a pattern."""
     corrupt: tuple[str, ...] | None = None
     """Score the test split under corruptions (Hendrycks and Dietterich 2019) at five severities: all, or kinds."""
+    time: bool = False
+    """Time the merged or folded models in turn, at batches of 1 and 32; writes timing.json beside each run's result."""
     out: Path | None = None
     """File for the labels of --predict (.csv, .json) or the scores of --dataset (.json)."""
     weights: str | None = None
@@ -132,6 +136,8 @@ def main(config: Config) -> None:
     device = resolve_device(config.device)
     if config.corrupt is not None:
         return score_corrupted(runs, config, device)
+    if config.time:
+        return time_runs(runs, config, device)
     actions = {"dataset": score_other, "predict": label, "export": export, "embed": embed}
     action = next((actions[name] for name in actions if getattr(config, name) is not None), score_again)
     for run in runs:
@@ -231,6 +237,19 @@ def score_corrupted(runs: Sequence["Run"], config: Config, device: "torch.device
         models = restore_group(group, weights=config.weights, device=device, workers=config.workers)
         score_group(models, _load_own_data(group[0], config).test, kinds)
     print(*map(corruption_summary, runs), sep="\n")
+
+
+def time_runs(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
+    """Time the models of all runs in turn, and write ``timing.json`` beside each run's result."""
+    from common.evaluation.machines import machine_text
+    from common.training.timing import time_runs
+
+    options = {"weights": config.weights, "device": device, "workers": config.workers}
+    for path, timing in time_runs(runs, **options):
+        print(
+            f"wrote {path}: one image {1e3 * timing.latency_seconds:.2f} ms, in batches of {timing.throughput.images} "
+            f"{timing.images_per_second:,.0f} images a second; {machine_text(timing.environment)}"
+        )
 
 
 def label(model: "RestoredModel", config: Config) -> None:

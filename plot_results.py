@@ -8,7 +8,7 @@
     python plot_results.py --margin 0.5                     # what counts as equal, in points
     python plot_results.py --contrast "*lora*" "*probe" --contrast "*lora*" "*head_mlp*"    # what is compared
 
-Expected: for each data set up to eight figures in figures/ as PNG and PDF, five figures across data sets,
+Expected: for each data set up to eight figures in figures/ as PNG and PDF, up to eight across data sets,
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
 (the declared pairs), and a sentence on each declared pair (docs/statistics.md); where the same methods were applied to
 several backbones also results/effects.csv, .md and .tex; with --report, one HTML file that needs no network. The first

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.evaluation import metrics
+from common.evaluation.timings import BatchTiming, Timing, write_timing
 from common.runs.predictions import PREDICTIONS_FILE, npz_bytes
 from common.runs.record import SCHEMA_VERSION, RunResult
 from common.runs.result import RESULT_FILE, Run, read_result, write_result
@@ -130,6 +131,7 @@ def fake_run(
             "trainable_params": trainable,
             "trainable_percent": 100 * trainable / total,
             "forward_flops": 400 * total,
+            "step_flops": 400 * (total + trainable),
             "weights": {"source": source, "sha256": "0" * 64},
             "lora": lora if "lora" in method else None,
         },
@@ -147,11 +149,13 @@ def fake_run(
             "feature_cache_hit": False if feature_seconds else None,
             "eval_seconds": 5.0,
             "train_images_per_second": 1_000.0,
+            "train_flops": 400 * (total + trainable) * num_train * epochs,
             "peak_host_bytes": 10**9,
             "peak_device_bytes": None,
             "saved_bytes": 4 * trainable,
+            "backbone_bytes": 4 * (total - trainable),
         },
-        "environment": {"device": "cpu", "created": created},
+        "environment": {"device": "cpu", "cpu": "Abacus", "threads": 1, "precision": "fp32", "created": created},
         "files": {PREDICTIONS_FILE: {"sha256": sha256(predictions), "bytes": len(predictions)}},
         "skipped_images": [],
         "notes": notes,
@@ -160,6 +164,19 @@ def fake_run(
     write_atomically(folder / PREDICTIONS_FILE, predictions)
     write_result(folder, typed(result, RunResult))
     return Run(folder, read_result(folder / RESULT_FILE))
+
+
+def fake_timing(run: Run, milliseconds: float, **environment: object) -> Timing:
+    """Write the ``timing.json`` of a model that takes so long for one image, and half as long for each of 32."""
+    one, many = (
+        BatchTiming(images=images, seconds=seconds, quartiles=[0.9 * seconds, 1.1 * seconds], repeats=9)
+        for images, seconds in ((1, milliseconds / 1e3), (32, 16 * milliseconds / 1e3))
+    )
+    facts = {"device": "cpu", "cpu": "Abacus", "threads": 2, "precision": "fp32", "created": "2025-01-02"} | environment
+    own = {"result_sha256": run.result.sha256, "image_size": 224, "timed_with": [], "environment": facts}
+    timing = Timing(latency=one, throughput=many, **own)
+    write_timing(run, timing)
+    return timing
 
 
 def fake_comparison(results_dir: Path) -> Path:

@@ -251,7 +251,7 @@ def test_figures_tables_and_report_speak_of_folds(results, tmp_path):
     comparison, uncertainty, _ = _compared(results)
     frames = frames_of([comparison])
     for name, spec in FIGURES.items():
-        if spec.across or not spec.wanted(comparison, uncertainty):
+        if spec.across or not spec.wanted(comparison, frames, uncertainty):
             continue
         with style.context():
             figure = spec.draw(comparison, frames, uncertainty)

@@ -38,7 +38,8 @@ OF_ONE = ("learning_curves", "confusion_matrices", "roc_curves", "per_class_f1",
 STEMS = {
     *("cifar_10_final_benchmark_comparison", "digits_final_benchmark_comparison"),
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
-    *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops", "accuracy_vs_saved_bytes"),
+    *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops"),
+    *("accuracy_vs_training_flops", "accuracy_vs_deployed_bytes", "bytes_for_tasks"),
 }
 OF_SOME = ("few_shot", "corruptions", "method_and_backbone")  # where the runs have what they show
 PER_DATA_SET = [name for name, spec in FIGURES.items() if not spec.across and name not in OF_SOME]
@@ -479,9 +480,9 @@ def test_reliability_shows_the_bins_before_and_after_the_temperature(tmp_path):
     ("name", "cost"),
     [
         ("accuracy_vs_parameters", "trainable_params"),
-        ("accuracy_vs_time", "total_train_seconds"),
+        ("accuracy_vs_training_flops", "train_flops"),
         ("accuracy_vs_flops", "forward_flops"),
-        ("accuracy_vs_saved_bytes", "saved_bytes"),
+        ("accuracy_vs_deployed_bytes", "deployed_bytes"),
     ],
 )
 def test_the_axis_of_a_cost_has_its_one_name_and_unit(folder, name, cost):
@@ -529,8 +530,8 @@ def test_models_without_epochs_have_no_learning_curves(tmp_path):
             write_result(run.folder, replace(run.result, history=[], best_epoch=None))
     (both,) = compare(tmp_path)[0]
     assert [ax.get_title() for ax in figure("learning_curves", both).axes if ax.get_title()] == [both.series[1].label]
-    probes = replace(both, series=both.series[:1])
-    assert not FIGURES["learning_curves"].wanted(probes, None) and FIGURES["learning_curves"].wanted(both, None)
+    probes, wanted = replace(both, series=both.series[:1]), FIGURES["learning_curves"].wanted
+    assert not wanted(probes, None, None) and wanted(both, None, None)
 
 
 def test_few_shot_curves_join_runs_that_differ_by_their_training_images_alone(tmp_path):

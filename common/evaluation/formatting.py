@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.metrics import METRICS
@@ -20,6 +21,8 @@ class Quantity:
     digits: int = 0  # behind the point
     scale: float = 1.0
     varies: bool = False  # whether seeds differ in it, so that their spread says something
+    may_be_shared: bool = False  # whether seeds may all have one measurement, which has no spread
+    timed_on: str = ""  # of times: the column of ``Frames.runs`` that says on what they were measured
 
 
 # By its name in ``result.json`` and in the columns of CSV files; metrics have theirs in ``METRICS``.
@@ -30,11 +33,18 @@ QUANTITIES = {
     "trainable_params": Quantity("Trained parameters"),
     "trainable_percent": Quantity("Trained (%)", 3),
     "forward_flops": Quantity("Forward (GFLOPs)", 2, 1e-9),
-    "train_seconds": Quantity("Training (s)", 1, varies=True),
-    "feature_seconds": Quantity("Features (s)", 1, varies=True),
-    "total_train_seconds": Quantity("Training with features (s)", 1, varies=True),
-    "kept_train_seconds": Quantity("Of it the kept training (s)", 1, varies=True),
+    "train_flops": Quantity("Training with features (TFLOPs)", 3, 1e-12, varies=True, may_be_shared=True),
+    "train_seconds": Quantity("Training (s)", 1, varies=True, timed_on="machine"),
+    "feature_seconds": Quantity("Features (s)", 1, varies=True, may_be_shared=True, timed_on="machine"),
+    "total_train_seconds": Quantity("Training with features (s)", 1, varies=True, timed_on="machine"),
+    "kept_train_seconds": Quantity("Of it the kept training (s)", 1, varies=True, timed_on="machine"),
+    "train_images_per_second": Quantity("Training (images/s)", varies=True, timed_on="machine"),
+    "train_features_per_second": Quantity("Training (features/s)", varies=True, timed_on="machine"),
     "saved_bytes": Quantity("Saved (bytes)"),
+    "backbone_bytes": Quantity("Backbone beside it (bytes)"),
+    "deployed_bytes": Quantity("Deployed (bytes)"),
+    "latency_seconds": Quantity("Latency (ms)", 2, 1e3, timed_on="timing_machine"),
+    "images_per_second": Quantity("Throughput (images/s)", timed_on="timing_machine"),
     "test_ece_scaled": Quantity("ECE (scaled)", 3, varies=True),
 }
 
@@ -50,7 +60,8 @@ def display(column: str) -> Quantity:
 def mean_text(column: str, values: Sequence[float]) -> str:
     """Return the seeds' ``values`` of ``column`` as text: "mean ± sd", the mean alone of what no seed changes."""
     quantity = display(column)
-    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies)
+    is_one = quantity.may_be_shared and len(set(values)) == 1
+    return mean_sd(values, quantity.digits, scale=quantity.scale, with_sd=quantity.varies and not is_one)
 
 
 class Repeats(NamedTuple):
@@ -91,6 +102,12 @@ def joined_notes(comparisons: Sequence[Comparison]) -> str:
     """Return what a reader of a figure of ``comparisons`` must know, as sentences."""
     lines = [(comparison.title, note) for comparison in comparisons for note in comparison.notes]
     return " ".join(f"{title}: {note}." if len(comparisons) > 1 else f"{note.capitalize()}." for title, note in lines)
+
+
+def not_measured(runs: pd.DataFrame, known: pd.DataFrame) -> str:
+    """Return a sentence on the models that a figure's legend has of ``runs``, and of which nothing is ``known``."""
+    unknown = [label for label in runs["label"].unique() if label not in set(known["label"])]
+    return f"Not measured: {', '.join(unknown)}." if unknown else ""
 
 
 def mean_sd(values: Sequence[float], digits: int = 3, *, scale: float = 1.0, with_sd: bool = True) -> str:

@@ -8,7 +8,10 @@ import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.corruption_scores import corruption_rows
+from common.evaluation.machines import machine_text
 from common.evaluation.metrics import METRICS
+from common.evaluation.timings import read_timing
+from common.runs.methods import METHODS
 from common.runs.record import RunResult
 from common.runs.result import Run
 from common.runs.schema import as_json
@@ -20,7 +23,13 @@ pd.set_option("mode.string_storage", "python")
 RUN = ["dataset", "run", "seed", "label"]
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
 SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
-COSTS = ["train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds", "saved_bytes"]
+COSTS = [
+    *("train_flops", "train_seconds", "feature_seconds", "total_train_seconds", "eval_seconds"),
+    *("saved_bytes", "backbone_bytes", "deployed_bytes"),
+]
+MAY_BE_UNKNOWN = ["forward_flops", "train_flops", "feature_seconds", "eval_seconds", "backbone_bytes", "deployed_bytes"]
+RATES = ["train_images_per_second", "train_features_per_second"]
+TIMES = ["latency_seconds", "images_per_second"]
 CLASS_SCORES = ["precision", "recall", "f1", "auc"]
 
 
@@ -57,9 +66,11 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
     history = [key | row for key, _, run in members for row in _history_rows(run)]
     per_class = [key | as_json(row) for key, _, run in members for row in run.test.per_class]
     corruptions = [key | row for key, _, run in members for row in corruption_rows(run)]
-    may_be_unknown = [*SCORES, "forward_flops", "feature_seconds", "eval_seconds", "best_epoch"]
+    may_be_unknown = [*SCORES, *MAY_BE_UNKNOWN, *RATES, *TIMES, "best_epoch"]
+    runs = table(runs).astype(dict.fromkeys(may_be_unknown, float))
+    runs[TIMES] = runs.groupby(["dataset", "run"])[TIMES].transform("mean")  # of a model: its seeds compute alike
     return Frames(
-        runs=table(runs).astype(dict.fromkeys(may_be_unknown, float)),
+        runs=runs,
         history=table(history, [*RUN, "epoch", "split", "loss", "accuracy", "kept"]),
         per_class=table(per_class).astype(dict.fromkeys(CLASS_SCORES, float)),
         corruptions=table(corruptions, [*RUN, "kind", "severity", "accuracy", "ece"]),
@@ -72,7 +83,7 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.D
 
 
 def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
-    result = run.result
+    result, timing = run.result, read_timing(run)
     splits = (("test", result.test), ("val", result.val))
     return {
         "folds": run.folds,
@@ -82,14 +93,25 @@ def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:
         **{f"{split}_{metric}": block.scores.get(metric) for split, block in splits for metric in METRICS},
         **{name: getattr(result.model, name) for name in SIZES},
         **{name: getattr(result.efficiency, name) for name in COSTS},
+        **_rates(result),
+        **{name: getattr(timing, name, None) for name in TIMES},
+        "timing_machine": machine_text(timing.environment) if timing else None,
+        "timed_at": str(timing.environment.get("created")) if timing else None,
         "best_epoch": result.best_epoch,
         "kept_train_seconds": result.kept_train_seconds,
         "is_tuned": len(result.trials) > 1 or result.config.get("tuned_on") is not None,
         "rate_is_at_end": _rate_is_at_end(result),
         "ends_at_best": _ends_at_best(result),
         "gain": gains.get((run.dataset, run.model_name), np.nan),
-        "device": str(result.environment.get("device")),
+        "machine": machine_text(result.environment),
     }
+
+
+def _rates(result: RunResult) -> dict[str, float | None]:
+    """Return the rate of the training loop as one of RATES: what a head on kept features steps over is no image."""
+    is_of_features = METHODS[result.method].reads_features and result.config.get("augment", "none") == "none"
+    rate = result.efficiency.train_images_per_second
+    return dict.fromkeys(RATES) | {RATES[is_of_features]: rate}
 
 
 def _rate_is_at_end(result: RunResult) -> bool:

@@ -21,6 +21,7 @@ from common.figures import (
     per_class,
     reliability,
     roc,
+    shipping,
     style,
     trade_offs,
 )
@@ -35,32 +36,37 @@ class FigureSpec:
     """Takes a comparison (all of them, if the figure is ``across`` data sets), the frames and the uncertainty."""
     title: str
     across: bool = False
-    wanted: Callable[[Comparison, Uncertainty], bool] = lambda *_: True
-    """Whether there is anything to draw for a data set."""
+    wanted: Callable[..., bool] = lambda *_: True
+    """Whether there is anything to draw; takes what ``draw`` takes."""
 
 
-def _has_effects(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+def _has_effects(comparison: Comparison, _: Frames, uncertainty: Uncertainty) -> bool:
     return comparison.dataset in set(uncertainty.effects["dataset"])
 
 
-def _has_pairs(comparison: Comparison, uncertainty: Uncertainty) -> bool:
+def _has_pairs(comparison: Comparison, _: Frames, uncertainty: Uncertainty) -> bool:
     return comparison.dataset in set(uncertainty.pairs["dataset"])
 
 
-def _has_epochs(comparison: Comparison, _: Uncertainty) -> bool:
+def _has_epochs(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
     return any(map(learning_curves.has_epochs, comparison.series))
 
 
-def _has_corruptions(comparison: Comparison, _: Uncertainty) -> bool:
+def _has_corruptions(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
     return bool(corrupted(comparison)[1])
 
 
-def _has_few_shot_curves(comparison: Comparison, _: Uncertainty) -> bool:
+def _has_few_shot_curves(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
     return bool(few_shot.few_shot_curves(comparison))
 
 
+def _is_known(column: str, _: Sequence[Comparison], frames: Frames, __: Uncertainty) -> bool:
+    return bool(frames.runs[column].notna().any())
+
+
 def _trade_off(cost: str, title: str) -> FigureSpec:
-    return FigureSpec(partial(trade_offs.accuracy_vs, cost, title), title, across=True)
+    draw = partial(trade_offs.accuracy_vs, cost, title)
+    return FigureSpec(draw, title, across=True, wanted=partial(_is_known, cost))
 
 
 # By the name of the figure's file, before which that of a data set's own figure has the data set's.
@@ -78,8 +84,16 @@ FIGURES = {
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
     "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),
-    "accuracy_vs_flops": _trade_off("forward_flops", "Accuracy and cost of one image"),
-    "accuracy_vs_saved_bytes": _trade_off("saved_bytes", "Accuracy and size of what is saved"),
+    "accuracy_vs_training_flops": _trade_off("train_flops", "Accuracy and operations of training"),
+    "accuracy_vs_flops": _trade_off("forward_flops", "Accuracy and operations of one image"),
+    "accuracy_vs_latency": _trade_off("latency_seconds", "Accuracy and time of one image"),
+    "accuracy_vs_deployed_bytes": _trade_off("deployed_bytes", "Accuracy and bytes to deploy"),
+    "bytes_for_tasks": FigureSpec(
+        shipping.bytes_for_tasks,
+        "Bytes to ship for many tasks",
+        across=True,
+        wanted=partial(_is_known, "deployed_bytes"),
+    ),
 }
 
 
@@ -95,7 +109,7 @@ def draw_all(
         (dataset, folder / _stem(dataset, name), columns, spec.draw, (subject, frames, uncertainty))
         for dataset, subject in subjects
         for name, spec in FIGURES.items()
-        if spec.across == (not dataset) and spec.wanted(subject, uncertainty)
+        if spec.across == (not dataset) and spec.wanted(subject, frames, uncertainty)
     ]
     yield from zip((dataset for dataset, *_ in drawings), parallel_map(_draw, drawings), strict=True)
 
@@ -103,7 +117,7 @@ def draw_all(
 def draw_one(name: str, comparison: Comparison, frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
     """Draw the figure ``name`` of a data set where it is wanted; return the files written."""
     spec = FIGURES[name]
-    if not spec.wanted(comparison, uncertainty):
+    if not spec.wanted(comparison, frames, uncertainty):
         return []
     stem = folder / _stem(comparison.dataset, name)
     return _draw((comparison.dataset, stem, "two", spec.draw, (comparison, frames, uncertainty)))

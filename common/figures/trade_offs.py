@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from common.evaluation.comparison import Comparison
-from common.evaluation.formatting import QUANTITIES, joined_notes
+from common.evaluation.formatting import QUANTITIES, joined_notes, not_measured
 from common.evaluation.frames import Frames
+from common.evaluation.machines import machines_of, mixture_note
 from common.evaluation.metrics import METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.layout import facets, label_outside, widen
 from common.figures.palette import draw_marks, marks_caption, marks_legend, run_styles
-from common.figures.style import GREY
+from common.figures.style import GREY, wrapped
 
 ACCURACY = METRICS["accuracy"].label
 
@@ -24,19 +25,21 @@ def accuracy_vs(
 ) -> Figure:
     """Draw test accuracy over ``cost``, a column of ``frames.runs``, on a logarithmic axis, a panel a data set.
 
-    A line joins the means of ``pareto_front``. Runs of unknown cost are left out.
+    A line joins the means of ``pareto_front``. Runs of unknown cost are left out. Of a time the axis names the machine,
+    and the caption all of them where there are several.
     """
     quantity = QUANTITIES[cost]
-    seeds = frames.runs.assign(cost=(frames.runs[cost] * quantity.scale).clip(lower=1e-3)).dropna(subset="cost")
-    devices = ", ".join(sorted(frames.runs["device"].dropna().unique()))
-    remark = f"Measured on: {devices}." if devices and cost.endswith("seconds") else ""
+    seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-3) * quantity.scale).dropna(subset="cost")
+    machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
+    mixed = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
         sharey=False,
         title=f"{title}, test images",
         caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
-        f"than the one before by the verdict on their difference. {remark} {joined_notes(comparisons)}",
+        "than the one before by the verdict on their difference. "
+        f"{mixed} {not_measured(frames.runs, seeds)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
@@ -53,7 +56,10 @@ def accuracy_vs(
     ax.set(xscale="log", xlim=(10 ** np.floor(low - 0.05), 10 ** np.ceil(high + 0.05)))
     whole = EngFormatter(sep=" ") if quantity.digits == 0 else FuncFormatter(lambda number, _: f"{number:,.6g}")
     ax.xaxis.set(major_locator=LogLocator(), major_formatter=whole, minor_formatter=NullFormatter())
-    label_outside(axes[:, 0], f"{quantity.label}, log", ACCURACY)
+    letters = int(14 * figure.get_figwidth() / axes[0, 0].get_gridspec().ncols)  # of 8 points, across a panel
+    named = [f"{len(machines)} machines, see below"] if len(machines) > 1 else machines
+    lines = [f"{quantity.label}, log", *(wrapped(text, letters) for text in named)]
+    label_outside(axes[:, 0], "\n".join(lines), ACCURACY)
     return figure
 
 

@@ -20,6 +20,7 @@ from common.runs.predictions import read_predictions
 from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
+from common.runtime.environment import RUNS_AT_ONCE
 from common.runtime.errors import UserError
 from common.runtime.parallel import fork_context, import_ahead
 from common.runtime.progress import progress
@@ -110,7 +111,7 @@ def run_all(
         while waiting or active:
             while waiting and free:
                 job, device = waiting.popleft(), free.pop(0)
-                active[job] = _start(job, device, context), device
+                active[job] = _start(job, device, context, at_once=len(devices)), device
             time.sleep(POLL_SECONDS)
             for job in [job for job, (process, _) in active.items() if process.poll() is not None]:
                 process, device = active.pop(job)
@@ -153,9 +154,9 @@ def _stopping(active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]]
         raise
 
 
-def _start(job: Job, device: str | None, context: BaseContext | None) -> subprocess.Popen | ForkedRun:
+def _start(job: Job, device: str | None, context: BaseContext | None, *, at_once: int) -> subprocess.Popen | ForkedRun:
     """Start a job that writes its output to its log; a training script forks in ``context`` where there is one."""
-    environment = dict(os.environ)
+    environment = os.environ | {RUNS_AT_ONCE: str(at_once)}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     try:

@@ -20,14 +20,23 @@ def for_inference(backbone: Backbone, device: torch.device) -> nn.Module:
     The backbone's own module stays as it is; of a ViT the weights are shared, not copied. Convolutions are fastest on
     images with the channels last, as their weights are by default.
     """
-    module = backbone.module
+    return quicker(backbone.module, backbone.image_size).to(device, memory_format=torch.channels_last)
+
+
+def quicker(module: nn.Module, image_size: int) -> nn.Module:
+    """Return a copy of a timm model in eval mode, with or without its classifier: ``shortened``, or ``folded``."""
     if split_attention.is_plain_vit(module):
-        weights = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        quick = copy.deepcopy(module, weights)
-        split_attention.shorten(quick)
-    else:
-        quick = folded(module, min(backbone.image_size, TRIAL_SIZE))
-    return quick.to(device, memory_format=torch.channels_last)
+        return shortened(module)
+    return folded(module, min(image_size, TRIAL_SIZE))
+
+
+def shortened(module: nn.Module) -> nn.Module:
+    """Return a plain ViT with the same weights, not copied, whose last block is shortened; anything else as it is."""
+    if not split_attention.is_plain_vit(module):
+        return module
+    quick = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    split_attention.shorten(quick)
+    return quick
 
 
 def folded(module: nn.Module, image_size: int) -> nn.Module:

@@ -15,18 +15,22 @@ from markupsafe import Markup
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
+from common.evaluation.machines import TIMED, machines_note
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import FIGURES
 from common.figures.palette import run_styles
 from common.report import explorer, provenance, thumbnails
 from common.report.effects import effect_sentences, effect_texts
 from common.report.sentences import families_sentence, named_pairs, verdict_sentences
-from common.report.tables import HEADLINE_SCORES, MODEL, SCORES, model_texts, with_statistics
+from common.report.tables import COSTS, HEADLINE_SCORES, MODEL, SCORES, known_columns, model_texts, with_statistics
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script, in files of one subject each
-SUMMARY = (*HEADLINE_SCORES, "trainable_params", "forward_flops", "total_train_seconds")  # of the first table
+SUMMARY = (  # of the first table
+    *(*HEADLINE_SCORES, "trainable_params", "forward_flops", "train_flops", "total_train_seconds"),
+    *("deployed_bytes", "latency_seconds"),
+)
 
 
 def write_report(
@@ -53,6 +57,8 @@ def write_report(
         comparisons=comparisons,
         summary=model_rows(comparisons, runs, SUMMARY, uncertainty),
         metrics=model_rows(comparisons, runs, SCORES),
+        costs=model_rows(comparisons, runs, COSTS),
+        machines=[note for column in TIMED if (note := machines_note(frames.runs, column))],
         families=families_sentence(pairs),
         verdicts={comparison.dataset: verdict_sentences(comparison, pairs) for comparison in comparisons},
         effects={comparison.dataset: _effects_of(comparison, uncertainty) for comparison in comparisons},
@@ -94,7 +100,7 @@ def model_rows(
     The cells are those of ``model_texts``; the number is the mean over the seeds, None where one is unknown.
     """
     texts = model_texts(runs, columns, uncertainty)
-    means = runs.groupby(MODEL, sort=False)[list(columns)].agg(lambda values: values.mean(skipna=False))
+    means = runs.groupby(MODEL, sort=False)[known_columns(runs, columns)].agg(lambda values: values.mean(skipna=False))
     rows = []
     for comparison in comparisons:
         styles = run_styles(comparison)

@@ -10,6 +10,7 @@ import pandas as pd
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import MISSING, QUANTITIES, display, mean_sd, mean_text, p_text, repeats, signed
 from common.evaluation.frames import Frames
+from common.evaluation.machines import mixture_note
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.uncertainty import Uncertainty
 from common.report.effects import effect_texts
@@ -19,14 +20,20 @@ from common.runtime.files import write_atomically
 MODEL = ["dataset", "run"]  # what names a model
 SCORES = [f"test_{name}" for name in METRICS]
 HEADLINE_SCORES = [f"test_{name}" for name in HEADLINE]
+COSTS = (
+    *("total_params", "trainable_params", "trainable_percent", "forward_flops", "train_flops"),
+    *("train_seconds", "feature_seconds", "total_train_seconds", "kept_train_seconds"),
+    *("train_images_per_second", "train_features_per_second"),
+    *("saved_bytes", "backbone_bytes", "deployed_bytes", "latency_seconds", "images_per_second"),
+)
 SUMMARY = (
     *HEADLINE_SCORES,
-    *("test_ece", "test_ece_scaled", "trainable_params", "trainable_percent", "forward_flops"),
-    *("train_seconds", "feature_seconds", "total_train_seconds", "kept_train_seconds", "saved_bytes"),
+    *("test_ece", "test_ece_scaled"),
+    *COSTS,
 )
 TERMINAL = (*HEADLINE_SCORES, "trainable_params", "total_train_seconds", "saved_bytes")
 WORDS = {  # the other columns are numbers
-    *("Data set", "Model", "Weights", "Model A", "Model B", "By accuracy", "Remark"),
+    *("Data set", "Model", "Weights", "Machine", "Model A", "Model B", "By accuracy", "Remark"),
     *("Effect of", "Within", "Difference", "Sign", "Deliberate defect", "Favours"),
 }
 
@@ -34,9 +41,9 @@ WORDS = {  # the other columns are numbers
 def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> list[Path]:
     """Write ``summary.csv`` (raw numbers, a row a run and seed), ``summary.md`` and ``.tex``; return their paths.
 
-    The latter two have a row a model: mean ± sd over seeds and, of the headline metrics, [the 95 % interval of the
-    mean]. In the CSV ``_low`` and ``_high`` are the ends of a seed's 95 % interval over test images, ``scaled`` is
-    after the temperature, and an empty field is unknown.
+    The latter two have a row a model: mean ± sd over seeds, of the headline metrics [the 95 % interval of the mean],
+    and the machine where there were several. In the CSV ``_low`` and ``_high`` are the ends of a seed's 95 % interval
+    over test images, ``scaled`` is after the temperature, and an empty field is unknown.
     """
     runs = with_statistics(frames, uncertainty)
     models = runs.groupby(MODEL, sort=False)
@@ -45,6 +52,8 @@ def write_summary(frames: Frames, uncertainty: Uncertainty, folder: Path) -> lis
     texts["Seeds"] = [f"{count} folds" if are_folds[model] else count for model, count in texts["Seeds"].items()]
     texts = texts.join(model_texts(runs, SUMMARY, uncertainty))
     texts["Weights"] = models.weights_source.agg(lambda sources: ", ".join(sorted(set(sources))))
+    if runs["machine"].nunique() > 1:  # whose seconds do not compare
+        texts["Machine"] = models.machine.agg(lambda machines: "; ".join(dict.fromkeys(machines)))
     return write_table(
         folder / "summary", runs, texts.reset_index().rename(columns={"dataset": "Data set"}).drop(columns="run")
     )
@@ -96,14 +105,21 @@ def write_effects(uncertainty: Uncertainty, folder: Path) -> list[Path]:
 def model_texts(runs: pd.DataFrame, columns: Sequence[str], uncertainty: Uncertainty | None = None) -> pd.DataFrame:
     """Return a row a model, by ``MODEL``, with the text of each of ``columns`` of ``runs`` under its label.
 
+    A cost that no run knows has no column.
     With ``uncertainty`` the headline metrics have the 95 % interval of their mean in brackets.
     """
+    columns = known_columns(runs, columns)
     texts = runs.groupby(MODEL, sort=False).agg({column: partial(mean_text, column) for column in columns})
     for row in uncertainty.means.itertuples() if uncertainty else ():
         if not np.isnan(row.value) and texts.loc[(row.dataset, row.run), f"test_{row.metric}"] != MISSING:
             ends = (f"{end:.{METRICS[row.metric].digits}f}" for end in (row.low, row.high))
             texts.loc[(row.dataset, row.run), f"test_{row.metric}"] += f" [{', '.join(ends)}]"
     return texts.rename(columns={column: display(column).label for column in columns})
+
+
+def known_columns(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Return ``columns`` without the costs that were measured of no run."""
+    return [column for column in columns if column not in QUANTITIES or runs[column].notna().any()]
 
 
 def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
@@ -121,7 +137,8 @@ def with_statistics(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     for score in with_ends:  # of a metric that is newer than a result, no ends without the value
         runs.loc[runs[score].isna(), [f"{score}_low", f"{score}_high"]] = np.nan
     columns = [*MODEL, "label", "seed", *folds, *SCORES, *(name for name in QUANTITIES if name != "test_ece_scaled")]
-    columns += ["weights_source", *(f"{score}_{end}" for score in with_ends for end in ("low", "high"))]
+    columns += ["weights_source", "machine", "timing_machine"]
+    columns += [f"{score}_{end}" for score in with_ends for end in ("low", "high")]
     return runs[[*columns, "temperature", "test_ece_scaled"]]
 
 
@@ -134,7 +151,8 @@ def terminal(comparisons: Sequence[Comparison], frames: Frames) -> str:
         texts.index = [series.label for series in comparison.series]
         seeds = repeats([comparison]).text
         head = f"{comparison.title}: {images:,} test images, one is {100 / images:.2g} points; {seeds}"
-        blocks.append(f"{head}\n{texts.to_string()}")
+        note = mixture_note(runs, "machine")
+        blocks.append(f"{head}\n{texts.to_string()}" + f"\nnote: {note}" * bool(note))
     return "\n\n".join(blocks)
 
 

@@ -41,12 +41,17 @@ class WeightsRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """The size of a model and what its method was set to; ``forward_flops`` of one image, a multiply-add is 2."""
+    """The size of a model and what its method was set to; operations are of one image, a multiply-add is 2.
+
+    ``forward_flops``: of the model as it is used, merged. ``step_flops``: of what is trained in a step, forward and
+    backward; of a frozen backbone's head without the backbone. None in records that are older.
+    """
 
     total_params: Count
     trainable_params: Count
     trainable_percent: Annotated[float, Within(0, 100)]
     forward_flops: Amount | None
+    step_flops: Amount | None = None
     weights: WeightsRecord
     lora: dict[str, Any] | None
     method_settings: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +98,10 @@ class Efficiency:
     ``train_seconds``: the steps of all learning rates, with the waiting for their images. ``feature_seconds``: making
     the features that training read, when they were made, also where they were found in the cache; None without any.
     ``feature_cache_hit``: all were found there, those of the test split included. ``eval_seconds``: the test split's
-    prediction, with making its features when they were made. ``saved_bytes``: the trained weights alone.
+    prediction, with making its features when they were made. ``train_flops``: the operations of all steps of all
+    learning rates, and of the training images' features, once or, where they are augmented, at each step.
+    ``saved_bytes``: the trained weights alone. ``backbone_bytes``: the weights that these need beside them; 0 where the
+    trained weights are the whole model. Both None in records that are older.
     """
 
     train_seconds: Amount
@@ -101,9 +109,16 @@ class Efficiency:
     feature_cache_hit: bool | None = None
     eval_seconds: Amount | None
     train_images_per_second: Amount | None
+    train_flops: Amount | None = None
     peak_host_bytes: Count | None
     peak_device_bytes: Count | None
     saved_bytes: Count
+    backbone_bytes: Count | None = None
+
+    @property
+    def deployed_bytes(self) -> int | None:
+        """Bytes of all that is needed to use the model: the backbone's weights, and what was trained."""
+        return None if self.backbone_bytes is None else self.backbone_bytes + self.saved_bytes
 
     @property
     def total_train_seconds(self) -> float:

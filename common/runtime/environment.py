@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+RUNS_AT_ONCE = "BENCHMARK_RUNS_AT_ONCE"  # a grid tells its runs how many share the machine
 
 
 def describe_environment(device: "torch.device", precision: str) -> dict[str, Any]:
-    """Return the ``environment`` block of a result: versions, machine, commit, time (UTC, ISO 8601)."""
+    """Return the ``environment`` block of a result: versions, machine, commit, time (UTC, ISO 8601).
+
+    ``jobs``: how many runs of a grid shared the machine at most; None of a run by hand.
+    """
     import torch
 
     packages = ("torch", "torchvision", "timm", "peft", "numpy", "scikit-learn")
@@ -28,6 +32,7 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "jobs": int(jobs) if (jobs := os.environ.get(RUNS_AT_ONCE, "")).isdigit() else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,

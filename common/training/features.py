@@ -19,7 +19,7 @@ from common.data.transforms import Transform
 from common.models.backbones import Backbone, pooled_features
 from common.models.compile import compiled, compiling_pays
 from common.models.complexity import forward_flops
-from common.models.fuse_batchnorm import for_inference
+from common.models.fuse_batchnorm import for_inference, shortened
 from common.runtime.device import autocast, memory_errors
 from common.runtime.errors import UserError
 from common.runtime.files import remove_leftovers, sha256
@@ -61,9 +61,15 @@ class Extractor:
 
     @functools.cached_property
     def image_flops(self) -> int:
-        """Operations of one image's features; a UserError where the memory is too small for it."""
+        """Operations of one image through the whole backbone; a UserError where the memory is too small for it."""
         with memory_errors(1):
             return forward_flops(self.backbone.module, self.transform.size)
+
+    @property
+    def feature_flops(self) -> int:
+        """Operations of one image's features as they are made; folding BatchNorm changes no product."""
+        module = shortened(self.backbone.module)
+        return self.image_flops if module is self.backbone.module else forward_flops(module, self.transform.size)
 
     def key(self, images: LabelledImages, split: str) -> dict[str, Any]:
         """Return everything that the features of these ``images`` of a split depend on, JSON-able."""

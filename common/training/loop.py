@@ -72,11 +72,14 @@ class StateFile(Protocol):
 
 
 class DivergedError(Exception):
-    """The loss became NaN or infinite: ``where`` says so; ``seconds`` went into the epoch that was not finished."""
+    """The loss became NaN or infinite: ``where`` says so.
 
-    def __init__(self, where: str, history: list[Row], seconds: float) -> None:
+    ``seconds`` and the steps of so many ``images`` went into the epoch that was not finished.
+    """
+
+    def __init__(self, where: str, history: list[Row], seconds: float, images: int = 0) -> None:
         super().__init__(where)
-        self.where, self.history, self.seconds = where, history, seconds
+        self.where, self.history, self.seconds, self.images = where, history, seconds, images
 
 
 def fit(
@@ -264,7 +267,8 @@ class _Loop:
             return value
         state, epoch = self.state, len(self.state.history) + 1
         where = f"the {what} became {value} in epoch {epoch}, step {step}, at learning rate {self.config.lr:g}"
-        raise DivergedError(where, state.history, state.seconds)
+        images = min(state.step * self.config.batch_size, len(self.train.labels))
+        raise DivergedError(where, state.history, state.seconds, images)
 
 
 def steps_unread(device: torch.device) -> int:

@@ -4,6 +4,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from common.evaluation import metrics
 from common.evaluation.metrics import scores_in_words
 from common.models import complexity
@@ -15,6 +17,7 @@ from common.runs.result import RESULT_FILE
 from common.runs.schema import typed
 from common.runtime.device import peak_memory
 from common.runtime.environment import describe_environment
+from common.training.loaders import FeatureLoader
 from common.training.model_card import card_file, model_card
 from common.training.sweep import FitResult
 from common.training.task import Evaluation, Task
@@ -44,7 +47,7 @@ def build_result(
     Raises:
         UserError: the logits are not finite.
     """
-    run, dataset = task.run, task.dataset
+    run, dataset, model = task.run, task.dataset, _model_record(task)
     val, val_notes = metrics.score(evaluation.val_logits, dataset.val.labels, dataset.classes)
     test, test_notes = None, []
     if len(dataset.test):
@@ -62,7 +65,7 @@ def build_result(
         # An index serves the runs of one grid: who reads the result reads the data themselves.
         config=run.settings | {"device": str(run.device), "precision": run.precision, "data_index": None},
         data=_data_record(task),
-        model=_model_record(task),
+        model=model,
         history=[EpochRow(**row) for row in fitted.history],
         trials=fitted.trials,
         best_epoch=fitted.best_epoch,
@@ -74,8 +77,10 @@ def build_result(
             feature_cache_hit=evaluation.feature_cache_hit,
             eval_seconds=evaluation.eval_seconds,
             train_images_per_second=fitted.images_per_second,
+            train_flops=_train_flops(task, fitted, model),
             **peak_memory(run.device),
             saved_bytes=saved_bytes,
+            backbone_bytes=0 if task.method.saves_backbone else task.backbone_bytes,
         ),
         environment=describe_environment(run.device, run.precision) | {"features_compiled": task.inputs.compiled},
         skipped_images=list(dataset.skipped),
@@ -101,14 +106,25 @@ def _data_record(task: Task) -> DataRecord:
 
 def _model_record(task: Task) -> ModelRecord:
     backbone, model, settings = task.backbone, task.model, task.run.settings
-    own = method_spec(task.run.config.method).own_settings
+    own, size = method_spec(task.run.config.method).own_settings, backbone.image_size
+    shape = (backbone.width,) if task.inputs.reads_features else (3, size, size)
     return ModelRecord(
         **complexity.count_parameters(backbone.module, model),
-        forward_flops=complexity.forward_flops(task.method.plain(backbone, model), backbone.image_size),
+        forward_flops=complexity.forward_flops(task.method.plain(backbone, model), size),
+        step_flops=complexity.step_flops(model, torch.zeros(1, *shape, device=task.run.device)),
         weights=WeightsRecord(source=backbone.source, sha256=backbone.sha256),
         method_settings={name: settings[name] for name in own if name in settings},
         **({"lora": None} | task.method.describe(model)),  # readers of older records look for LoRA's settings there
     )
+
+
+def _train_flops(task: Task, fitted: FitResult, model: ModelRecord) -> int:
+    """Return the operations of training: the steps, and the images' passes through a backbone that is frozen."""
+    steps = fitted.images_stepped * model.step_flops
+    if not task.inputs.reads_features:
+        return steps
+    passes = len(task.dataset.train) if isinstance(task.train, FeatureLoader) else fitted.images_stepped
+    return steps + passes * task.inputs.extractor.feature_flops
 
 
 def encode_predictions(task: Task, evaluation: Evaluation) -> bytes:

@@ -19,25 +19,28 @@ class FitResult:
     """What training found: the best learning rate's history, a record of each rate, and the cost of them all.
 
     A method without epochs has an empty ``history`` and no ``best_epoch``. ``train_seconds`` counts every step of every
-    rate, those of one that diverged included. ``notes``: what a reader of the result must know of the choice.
+    rate, those of one that diverged included, and ``images_stepped`` their images, each as often as it was stepped on.
+    ``notes``: what a reader of the result must know of the choice.
     """
 
     history: list[Row]
     trials: list[dict[str, Any]]
     best_epoch: int | None
     train_seconds: float
+    images_stepped: int
     images_per_second: float | None
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A learning rate that is done with: its epochs, and where it diverged (None: nowhere), losing so many seconds."""
+    """A learning rate that is done with: its epochs, and where it diverged (None: nowhere), losing time and steps."""
 
     lr: float
     history: list[Row]
     diverged: str | None = None
     seconds_lost: float = 0.0
+    images_lost: int = 0
 
     @property
     def val_accuracy(self) -> float:
@@ -87,7 +90,7 @@ def sweep(
             if number >= len(configs) - 1 and not state.best_weights:
                 advice = "try a lower `lr`, or `precision` fp32; nothing was kept of this step"
                 raise UserError(f"{error.where}; {advice}") from error
-            state.add(_Trial(config.lr, error.history, error.where, error.seconds), {})
+            state.add(_Trial(config.lr, error.history, error.where, error.seconds, error.images), {})
             state.save(None, {})
             print(f"{error.where}: this learning rate is abandoned", flush=True)
     set_weights(model, state.best_weights)
@@ -175,6 +178,7 @@ class _SweepState:
             trials=[trial.record() for trial in self.trials],
             best_epoch=best_row(best.history)["epoch"],
             train_seconds=sum(trial.seconds for trial in self.trials),
+            images_stepped=len(rows) * images + sum(trial.images_lost for trial in self.trials),
             images_per_second=len(rows) * images / sum(row["seconds"] for row in rows),
             notes=_notes(self.trials),
         )

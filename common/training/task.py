@@ -8,6 +8,7 @@ from torch import nn
 
 from common.data.dataset import DatasetSplits
 from common.models.backbones import Backbone
+from common.models.complexity import weight_bytes
 from common.runs.methods import method_spec
 from common.training.feature_cache import prune
 from common.training.features import Extractor
@@ -22,7 +23,10 @@ from common.training.sweep import FitResult
 
 @dataclass(frozen=True)
 class Task:
-    """A method's model, and the loaders of the images it is trained and chosen on."""
+    """A method's model, and the loaders of the images it is trained and chosen on.
+
+    ``backbone_bytes`` are those of the backbone's weights as they were loaded.
+    """
 
     run: RunContext
     dataset: DatasetSplits
@@ -32,6 +36,7 @@ class Task:
     inputs: Inputs
     train: Loader
     val: Loader
+    backbone_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ def build_task(run: RunContext, backbone: Backbone, dataset: DatasetSplits) -> T
     spec = method_spec(config.method)
     inputs = Inputs(extractor, spec.reads_features, run.feature_folder, config.seed)
     method = new_method(config.method, run.settings)
+    backbone_bytes = weight_bytes(backbone.module)
     model = method.build(backbone, len(dataset.classes), seed=config.seed, precision=run.precision, device=device)
     train = inputs.loader(dataset.train, "train", augment=config.augment if spec.has_steps else "none")
-    return Task(run, dataset, backbone, method, model, inputs, train, val=inputs.loader(dataset.val, "val"))
+    val = inputs.loader(dataset.val, "val")
+    return Task(run, dataset, backbone, method, model, inputs, train, val, backbone_bytes)
 
 
 def fit(task: Task) -> FitResult:

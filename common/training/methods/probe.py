@@ -63,7 +63,14 @@ class Probe(FrozenHead):
             model.output.bias.copy_(torch.from_numpy(bias))
         seconds = time.perf_counter() - started
         trials = [_record(solution, loss, accuracy, len(features)) for solution, loss, accuracy in path]
-        return FitResult(history=[], trials=trials, best_epoch=None, train_seconds=seconds, images_per_second=None)
+        return FitResult(
+            history=[],
+            trials=trials,
+            best_epoch=None,
+            train_seconds=seconds,
+            images_stepped=len(features) * sum(trial["iterations"] for trial in trials),  # one evaluation each, mostly
+            images_per_second=None,
+        )
 
 
 def _record(solution: Solution, val_loss: float, val_accuracy: float, images: int) -> dict[str, Any]:
