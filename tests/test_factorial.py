@@ -198,7 +198,7 @@ def test_nothing_is_said_of_a_study_whose_arms_are_not_crossed(tmp_path):
         assert crossed(comparison) == {} and uncertainty.effects.empty
         assert effect_sentences(comparison.dataset, uncertainty.effects) == []
         assert write_effects(uncertainty, results) == []
-        assert not FIGURES["method_and_backbone"].wanted(comparison, uncertainty)
+        assert not FIGURES["method_and_backbone"].wanted(comparison, frames_of([comparison]), uncertainty)
 
 
 def test_of_several_models_in_a_cell_the_best_on_validation_stands_of_those_with_as_many_training_images(tmp_path):
