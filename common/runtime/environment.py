@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = REPOSITORY / ".cache"  # unless ``cache_dir`` is set
 
 
 def describe_environment(device: "torch.device", precision: str) -> dict[str, Any]:
