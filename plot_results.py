@@ -29,6 +29,7 @@ from common.config import check_folder, require
 from common.evaluation.comparison import Comparison, compare
 from common.runs.result import find_runs, unfinished_runs
 from common.runtime.errors import UserError
+from common.runtime.parallel import import_ahead
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
+    # A server imports what its forks draw and resample with, once and while this process reads
+    import_ahead("common.figures", "scipy.sparse", "scipy.optimize")
     from common.evaluation.frames import frames_of
     from common.evaluation.plan import matching_contrasts
     from common.evaluation.robustness import corrupted_pairs
