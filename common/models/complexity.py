@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from common.models.backbones import unfuse_attention
+from common.models.compiler_later import without_compiler
 
 
 def count_parameters(*modules: nn.Module) -> dict[str, float]:
@@ -39,6 +40,7 @@ def forward_flops(module: nn.Module, image_size: int) -> int:
     fused = unfuse_attention(module)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            without_compiler(type(counter.mode), "__torch_dispatch__")
             module(image)
     finally:
         for layer in fused:
