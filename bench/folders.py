@@ -4,7 +4,7 @@ python bench/folders.py FOLDER CACHE      # reads one, and prints both as JSON
 """
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -61,9 +61,13 @@ def _read(folder: str, cache: str) -> tuple[float, int]:
     """Return the seconds, and the peak memory in bytes, of reading and splitting a folder."""
     started = time.perf_counter()
     load_dataset(folder, data_dir=Path(folder), cache=Path(cache))
-    seconds = time.perf_counter() - started
-    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return seconds, max(peaks) * (1 if sys.platform == "darwin" else 1_024)
+    return time.perf_counter() - started, _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    """Return this process's peak resident memory; getrusage would count that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1_024
 
 
 if __name__ == "__main__":
