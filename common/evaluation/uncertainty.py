@@ -86,8 +86,8 @@ def compute_uncertainty(
 
     ``contrasts``, pairs of run names, and ``margin``, in points, take the place of those of a data set's plan
     (``plan.read_plan``). What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM``
-    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, some tenths of a second a run of 10,000
-    images, and kept.
+    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, some tenths of a second a
+    run of 10,000 images, and kept.
 
     Raises:
         UserError: a plan is damaged.
