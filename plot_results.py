@@ -12,8 +12,8 @@ Expected: for each data set up to eight figures in figures/ as PNG and PDF, up t
 results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
 (the declared pairs), and a sentence on each declared pair (docs/statistics.md); where the same methods were applied to
 several backbones also results/effects.csv, .md and .tex; with --report, one HTML file that needs no network. The first
-time takes about a second a run of 10,000 images for the intervals, which are kept beside the runs. The same results
-give the same bytes.
+time takes a few tenths of a second a run of 10,000 images for the intervals, which are kept beside the runs. The same
+results give the same bytes.
 """
 
 import sys
@@ -29,6 +29,7 @@ from common.config import check_folder, require
 from common.evaluation.comparison import Comparison, compare
 from common.runs.result import find_runs, unfinished_runs
 from common.runtime.errors import UserError
+from common.runtime.parallel import import_ahead
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Load the runs, compute their uncertainty, draw, and write the tables and the report; print each file's path."""
+    # A server imports what its forks draw and resample with, once and while this process reads
+    import_ahead("common.figures", "scipy.sparse", "scipy.optimize")
     from common.evaluation.frames import frames_of
     from common.evaluation.plan import matching_contrasts
     from common.evaluation.robustness import corrupted_pairs

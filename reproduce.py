@@ -36,7 +36,7 @@ import train_full
 import train_vit_lora
 from common import cli
 from common.config import check_folder, check_weights, require
-from common.data.dataset import DatasetSplits, load_dataset, result_name
+from common.data.dataset import DatasetSplits, cache_folder, load_dataset, result_name
 from common.data.registry import DATASETS
 from common.evaluation.comparison import Series, compare
 from common.evaluation.plan import MARGIN, Plan, validation_accuracy, write_plan
@@ -262,7 +262,8 @@ class Config:
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
     small backbones one a core)."""
     cache_dir: Path | None = None
-    """Features of frozen backbones are kept in CACHE_DIR/features (default: .cache in this repository)."""
+    """Features of frozen backbones are kept in CACHE_DIR/features, what image folders hold in CACHE_DIR/folders
+    (default: .cache in this repository)."""
     executor: Literal["local", "slurm"] = "local"
     """local: this machine; slurm: jobs of a Slurm cluster, by submitit (docs/cluster.md)."""
     slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -437,11 +438,19 @@ def _comparison_grids(config: Config) -> list[Grid]:
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     folds = 1 if config.seeds else config.folds
-    submits = config.executor == "slurm" and not (config.show_list or config.print_commands or config.download_only)
+    trains = not (config.show_list or config.print_commands or config.download_only)
+    submits = trains and config.executor == "slurm"
+    if trains and not submits:
+        scheduler.prepare_forks()  # before the images are read, by processes of a server that has little
     slurm_folder = slurm_queue.submission_folder(config.folders["results_dir"])
     index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder) if submits else {}
     loaded = load_dataset(
-        config.dataset, data_dir=config.data_dir, folds=folds, source=config.source, index=index.get("data_index")
+        config.dataset,
+        data_dir=config.data_dir,
+        folds=folds,
+        source=config.source,
+        index=index.get("data_index"),
+        cache=cache_folder(config.cache_dir),
     )
     _announce_folds(loaded)
     for tag in tags:

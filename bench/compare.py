@@ -8,8 +8,8 @@ head: the CNN head as a whole job against the recipe of bench/textbook.py; cache
 eight learning rates against one; vit: a LoRA step against transformers + PEFT, and against the machine's peak; methods:
 a step of LoRA on all linear layers, LoRA on a CNN and full fine-tuning against timm + PEFT; input: images to batches
 against Pillow; start: --help; plots: the figures of 45 runs; grid: the demo, its runs forked against each started anew;
-busy: a step beside another busy process; memory: peak against the number of images; precision: accuracy in bfloat16
-against float32; profile: where the time of a step goes.
+busy: a step beside another busy process; memory: peak against the number of images; folder: image folders read for the
+first time and again; precision: accuracy in bfloat16 against float32; profile: where the time of a step goes.
 
 The sides alternate, warm-up is outside the clock, and every measured value goes to bench/results.json after each
 measurement; the next call adds to it. Backbones have random weights (but for precision), so that nothing but data is
@@ -38,17 +38,7 @@ from common.data.registry import DATASET_CHOICES  # noqa: E402, found once its f
 from common.runtime.errors import UserError  # noqa: E402, found once its folder is on the path
 
 Name = Literal[
-    "head",
-    "cache",
-    "sweep",
-    "vit",
-    "methods",
-    "input",
-    "start",
-    "plots",
-    "grid",
-    "busy",
-    "memory",
+    *("head", "cache", "sweep", "vit", "methods", "input", "start", "plots", "grid", "busy", "memory", "folder"),
     "precision",
     "profile",
 ]
@@ -164,7 +154,7 @@ def _prepare(config: Config, scratch: Path) -> dict[str, int] | None:
 
 def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return the measurement ``name``; ``done`` holds what this call has measured so far."""
-    from bench import busy, head_jobs, inputs, memory, method_steps, precision, profiles, shell, vit_step
+    from bench import busy, folders, head_jobs, inputs, memory, method_steps, precision, profiles, shell, vit_step
     from common.models.backbones import resolve_tag
 
     own = scratch / name
@@ -185,6 +175,7 @@ def _measurement(name: str, config: Config, scratch: Path, done: dict[str, Any])
         "grid": lambda: shell.grid(own, repeats=repeats),
         "busy": lambda: busy.compare(repeats=repeats),
         "memory": lambda: memory.measure(own, data_dir=config.data_dir),
+        "folder": lambda: folders.compare(own),
         "precision": lambda: precision.compare(own, data_dir=config.data_dir),
         "profile": lambda: profiles.compare(vit=vit, cnns=tags, batch_size=config.batch_size),
     }[name]

@@ -105,7 +105,8 @@ class MachineConfig:
     feature_cache: bool = True
     """Keep the features of a frozen backbone and find them again in the next run."""
     cache_dir: Path | None = None
-    """Features are kept in CACHE_DIR/features (default: .cache in this repository); may be shared by many hosts."""
+    """Features are kept in CACHE_DIR/features, what image folders hold in CACHE_DIR/folders (default: .cache in this
+    repository); may be shared by many hosts."""
     data_index: Path | None = None
     """A file with what an image folder holds, as reproduce.py writes it for a cluster: the folder is not read again."""
     results_dir: Path = Path("results")

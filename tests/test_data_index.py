@@ -1,5 +1,6 @@
-"""The index of an image folder: it gives what reading the folder gave, or is refused."""
+"""What is known of an image folder from before: it gives what reading the folder gave, or is not used."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 import train_cnn_head
-from common.data import folder_index, image_folder
+from common.data import folder_index, image_folder, scan
 from common.data.dataset import index_dataset, load_dataset
 from common.runtime.errors import UserError
 
@@ -32,7 +33,10 @@ def test_an_index_stands_for_reading_the_folder(pets, tmp_path, monkeypatch):
     read = load_dataset(str(pets), data_dir=NOWHERE, val_fraction=0.25)
     assert index_dataset(str(pets), NOWHERE, tmp_path / "pets.npz")
     monkeypatch.setattr(image_folder, "read", None)  # not called again
-    found = load_dataset(str(pets), data_dir=NOWHERE, val_fraction=0.25, index=tmp_path / "pets.npz")
+    _require_same(load_dataset(str(pets), data_dir=NOWHERE, val_fraction=0.25, index=tmp_path / "pets.npz"), read)
+
+
+def _require_same(found, read):
     assert (found.classes, found.notes, found.fingerprint) == (read.classes, read.notes, read.fingerprint)
     for split in ("train", "val", "test"):
         ours, theirs = getattr(found, split), getattr(read, split)
@@ -73,3 +77,136 @@ def test_an_index_that_is_damaged_or_of_another_folder_is_refused(pets, tmp_path
 def test_data_that_are_no_image_folder_have_no_index(tmp_path):
     assert not index_dataset("digits", NOWHERE, tmp_path / "digits.npz")
     assert not list(tmp_path.iterdir())
+
+
+# What is kept of a folder between runs
+
+
+@pytest.fixture
+def load(pets, tmp_path, monkeypatch):
+    """Load ``pets``, and return the data with how many files were read whole to know what they hold."""
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    read = []
+    scan_group = scan._scan_group
+    monkeypatch.setattr(scan, "_scan_group", lambda files: (read.append(len(files)), scan_group(files))[1])
+
+    def load(**settings):
+        read.clear()
+        usual = {"data_dir": NOWHERE, "val_fraction": 0.25, "workers": 1, "cache": tmp_path / "cache"}
+        return load_dataset(str(pets), **{**usual, **settings}), sum(read)
+
+    monkeypatch.setattr(folder_index, "SAMPLE", 3)
+    return load
+
+
+def test_a_folder_is_read_once(pets, load, tmp_path):
+    plain, _ = load(cache=None)
+    first, count = load()
+    second, sampled = load()
+    assert (count, sampled) == (32, 3)
+    for found in (first, second):
+        _require_same(found, plain)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]  # and no lock
+
+
+def _replace(file, _):
+    file.write_bytes(file.with_name("1.png").read_bytes())
+
+
+def _touch(file, _):
+    os.utime(file, ns=(0, 0))
+
+
+def _copy(file, _):
+    stat = file.stat()
+    content = file.read_bytes()
+    file.rename(file.with_name(".other"))
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _remove(file, _):
+    file.unlink()
+
+
+def _move(file, _):
+    file.rename(file.parent.with_name("dog") / "a.png")
+
+
+def _add(file, _):
+    file.with_name("a.png").write_bytes(file.read_bytes())
+
+
+def _change_unnoticed(file, _):
+    stat = file.stat()
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _empty(_, kept):
+    kept.write_bytes(b"")
+
+
+def _cut(_, kept):
+    kept.write_bytes(kept.read_bytes()[:-40])
+
+
+def _flip(_, kept):
+    content = bytearray(kept.read_bytes())
+    content[content.find(b"digests.npy") + 200] ^= 1
+    kept.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change", [_replace, _touch, _copy, _remove, _move, _add, _change_unnoticed, _empty, _cut, _flip]
+)
+def test_a_folder_is_read_again_where_anything_changed(change, pets, load, tmp_path):
+    load()
+    change(pets / "train" / "cat" / "0.png", next((tmp_path / "cache").iterdir()))
+    found, count = load()
+    assert count in (31, 32, 33, 3 + 32)
+    _require_same(found, load(cache=None)[0])
+    again, count = load()
+    assert count == 3
+    _require_same(again, found)
+
+
+def test_a_damaged_file_that_was_left_out_is_looked_at_again(pets, load):
+    file = pets / "train" / "cat" / "3.png"
+    content = file.read_bytes()
+    stat = file.stat()
+    file.write_bytes(bytes(len(content)))
+    os.utime(file, ns=(0, stat.st_mtime_ns))
+    with pytest.raises(UserError, match="1 of 32 images"):
+        load()
+    with pytest.raises(UserError, match="1 of 32 images"):
+        load()
+    assert [len(load(skip_damaged=True)[0].skipped) for _ in range(2)] == [1, 1]
+    file.write_bytes(content)
+    os.utime(file, ns=(0, stat.st_mtime_ns))
+    assert load(skip_damaged=True)[0].skipped == ()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(pets, load, monkeypatch):
+    monkeypatch.setattr(scan, "_is_writable", lambda cache: False)
+    assert [load()[1] for _ in range(2)] == [32, 32]
+
+
+def test_processes_read_what_one_reads(pets, monkeypatch):
+    alone = image_folder.read(pets, workers=1)
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    monkeypatch.setattr(scan, "GROUP", 5)
+    shared = image_folder.read(pets, workers=2)
+    assert shared.classes == alone.classes
+    for name, part in alone.parts.items():
+        assert np.array_equal(shared.parts[name].digests, part.digests)
+        assert np.array_equal(shared.parts[name].pixels, part.pixels)
+
+
+def test_grey_and_colour_images_of_one_size_are_kept_as_colour(pets):
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(pets / "test" / "dog" / "0.png")
+    grey, colour = (image_folder.read(pets).parts[name].pixels for name in ("train", "test"))
+    if grey is not None:  # images of 80 x 80 stay on disk
+        assert grey.shape == (24, 8, 8, 3) and (grey[..., 0] == grey[..., 2]).all()
+        assert (colour[4] != colour[4][..., :1]).any()

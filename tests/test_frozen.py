@@ -17,7 +17,8 @@ from common.models import backbones, weights
 from common.models.heads import hidden_width, new_head, own_activation
 from common.runs.result import read_result
 from common.runtime.errors import UserError
-from common.training import feature_cache, features, inputs, loop, run
+from common.runtime.files import prune
+from common.training import features, inputs, loop, run
 from common.training.checkpoint import Checkpoint
 from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, ImageLoader
 from common.training.loop import OptimizerConfig
@@ -193,9 +194,9 @@ def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
         entry.mkdir()
         (entry / "part").write_bytes(b"x" * 100)
         os.utime(entry, (number, number))
-    feature_cache.prune(tmp_path, limit_bytes=250)
+    prune(tmp_path, limit_bytes=250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
-    feature_cache.prune(tmp_path, limit_bytes=0)
+    prune(tmp_path, limit_bytes=0)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]  # the newest is in use
 
 

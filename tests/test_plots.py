@@ -1,9 +1,12 @@
 """Figures: every file named, the same bytes again, nothing compared that cannot be, nothing that chokes."""
 
 import hashlib
+import io
 import os
+import re
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_results import MODELS, fake_comparison, fake_run
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
@@ -592,3 +597,31 @@ def test_drawing_leaves_matplotlib_and_the_results_as_they_were(folder, tmp_path
         style.save(figure("learning_curves", compare(folder)[0][0]), tmp_path / "curves")
     assert dict(matplotlib.rcParams) == before
     assert files == {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("seed*/*")}
+
+
+def test_fonts_in_a_pdf_have_the_shapes_of_the_letters_and_nothing_to_shape_text_by(tmp_path):
+    with style.context():
+        panel = Figure()
+        panel.text(0.1, 0.1, "Äfi ± 0.3")
+        _, pdf = style.save(panel, tmp_path / "letters")
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf.read_bytes(), re.DOTALL)
+    fonts = [font for font in map(_inflated, streams) if font.startswith(b"\0\1\0\0")]
+    embedded = [TTFont(io.BytesIO(font)) for font in fonts]
+    assert embedded and not any({"GSUB", "GPOS", "GDEF", "kern"} & set(font.keys()) for font in embedded)
+    known = _shapes(TTFont(font_manager.findfont("DejaVu Sans")))
+    ours = [shape for font in embedded for shape in _shapes(font)]
+    assert len(ours) >= 7 and all(shape in known for shape in ours)
+
+
+def _inflated(stream: bytes) -> bytes:
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return b""
+
+
+def _shapes(font: TTFont) -> list:
+    """Return the outlines of a font's letters, but of those that are made of others."""
+    table = font["glyf"]
+    glyphs = [table[name] for name in font.getGlyphOrder()]
+    return [list(glyph.coordinates) for glyph in glyphs if glyph.numberOfContours > 0]

@@ -104,13 +104,13 @@ def test_the_rate_is_that_of_pytorchs_own_schedules():
 
 
 def test_the_loop_steps_at_the_rates_of_its_schedule(tmp_path, monkeypatch):
-    seen, step = [], torch.optim.AdamW.step
+    seen, step = [], loop.AdamW.step
 
     def spied(self, *given):
         seen.append(self.param_groups[0]["lr"])
         return step(self, *given)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+    monkeypatch.setattr(loop.AdamW, "step", spied)
     (config,) = _configs(1e-2, **COSINE)
     _fit(tmp_path, [config])
     assert seen == [config.rate(number, 21) for number in range(21)] and len(set(seen)) > 15

@@ -11,7 +11,7 @@ from finished import ARMS, left
 
 from common.runtime import locks
 from common.runtime.errors import UserError
-from common.training import feature_cache
+from common.runtime.files import prune
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLD = """
@@ -118,7 +118,7 @@ def test_pruning_beside_a_process_that_writes_does_not_fail(tmp_path):
     writer.start()
     try:
         for _ in range(3_000):
-            feature_cache.prune(tmp_path, limit_bytes=2**40)
+            prune(tmp_path, limit_bytes=2**40)
     finally:
         stop.set()
         writer.join()

@@ -107,7 +107,7 @@ def test_a_changed_digit_or_another_algorithm_is_made_again(folder, sampled, mon
 def test_a_new_metric_is_resampled_without_another_word(folder, sampled, monkeypatch):
     before = uncertainty_of(folder)
     error = metrics.Metric(
-        "Error", lambda scores: 1 - scores.correct.mean(), lambda scores, n: ~scores.correct @ n / 60
+        "Error", lambda scores: 1 - scores.correct.mean(), lambda scores, n: ~scores.correct @ n.counts / 60
     )
     monkeypatch.setitem(METRICS, "error", error)
     after = uncertainty_of(folder)

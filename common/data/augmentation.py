@@ -5,7 +5,6 @@ gets the same augmentation whatever its batch, the number of workers, or where a
 """
 
 import torch
-from torchvision.transforms.v2 import functional
 
 from common.runtime.seeding import numpy_generator
 
@@ -17,6 +16,8 @@ def light(image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Te
     scale 0.9 to 1.1); brightness and contrast 0.5 (factors 0.8 to 1.2); Gaussian blur 0.3 (kernel 3, 5 or 7,
     sigma 0.1 to 2).
     """
+    from torchvision.transforms.v2 import functional  # imports PyTorch's compiler: more than a second
+
     rng = numpy_generator(seed, "augment", epoch=epoch, step=index)
     # Everything is drawn, used or not, so that no draw moves the ones after it.
     flip, affine, colour, blur = rng.random(4) < (0.5, 0.5, 0.5, 0.3)

@@ -14,6 +14,7 @@ from common.data import folder_index, image_folder, registry, splits
 from common.data.images import EXTENSIONS, LabelledImages
 from common.data.registry import DATASETS
 from common.data.splits import RawSplits, limit, split
+from common.runtime.environment import CACHE
 from common.runtime.errors import UserError, suggestion
 
 
@@ -86,15 +87,17 @@ def load_dataset(
     workers: int | None = None,
     source: str = "auto",
     index: Path | None = None,
+    cache: Path | None = None,
 ) -> DatasetSplits:
     """Load a named data set or an image folder and split it by ``split_seed`` alone.
 
     Validation is a stratified ``val_fraction`` of the training split, unless the folder brings its own. Then
     ``train_limit`` keeps exactly so many training images, with the same share of the validation images, and
     ``test_limit`` so many test images, all stratified. ``folds`` (None: as many as suit the data), ``fold`` and
-    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers`` threads check
-    an image folder (default: all cores). ``source`` says what a named data set is read from (``registry.read``). An
-    ``index`` (``folder_index``) stands for reading an image folder.
+    ``all_images`` say what is the test part of a folder that brings none (``splits.split``). ``workers``
+    processes read an image folder (default: all cores), and what many files hold is kept in the folder ``cache``.
+    ``source`` says what a named data set is read from (``registry.read``). An ``index`` (``folder_index``) stands for
+    reading an image folder.
 
     Raises:
         UserError: the data are missing, damaged or too few for what was asked, or ``val_fraction`` is not within 0..1.
@@ -102,7 +105,7 @@ def load_dataset(
     if not 0 < val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction} must lie between 0 and 1, both excluded")
     if index is None:
-        raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source)
+        raw = _read(dataset, data_dir, skip_damaged=skip_damaged, workers=workers, source=source, cache=cache)
     else:
         raw = folder_index.load_index(index, _folder(dataset, data_dir))
     folds = splits.usual_folds(raw) if folds is None else folds
@@ -127,7 +130,7 @@ def load_dataset_of_run(
 
     Args:
         data_dir: where the named data sets lie now, if not where the settings say.
-        workers: threads that check an image folder (default: as the settings say).
+        workers: processes that read an image folder (default: as the settings say).
         source: what a named data set is read from (default: as the settings say; older records do not).
     """
     index = settings.get("data_index")
@@ -140,9 +143,15 @@ def load_dataset_of_run(
         workers=settings["workers"] if workers is None else workers,
         source=source or settings.get("source", "auto"),
         index=None if index is None else Path(index),
+        cache=cache_folder(settings.get("cache_dir")),
         **{choice: settings[choice] for choice in choices},
         **later,  # older records mean by their absence what is the default
     )
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Return where is kept what image folders hold, by the setting ``cache_dir``."""
+    return (CACHE if cache_dir is None else Path(cache_dir)) / "folders"
 
 
 def index_dataset(dataset: str, data_dir: Path, path: Path) -> bool:
@@ -171,7 +180,7 @@ def load_labelled(
     They are the test split of a named data set or of an image folder that has one, and else all of its images. Data
     that are missing or damaged are a UserError.
     """
-    raw = _read(dataset, data_dir, workers=workers)
+    raw = _read(dataset, data_dir, workers=workers, cache=cache_folder(None))
     return raw.parts["all"] if "all" in raw.parts else raw.parts["test"], raw.classes
 
 
@@ -209,13 +218,12 @@ def _files_below(folder: str) -> list[Path]:
     return sorted(Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
 
 
-def _read(
-    dataset: str, data_dir: Path, *, skip_damaged: bool = False, workers: int | None = None, source: str = "auto"
-) -> RawSplits:
+def _read(dataset: str, data_dir: Path, *, source: str = "auto", **how: Any) -> RawSplits:
+    """Read a named data set or an image folder; ``how`` is for ``image_folder.read``."""
     check_dataset(dataset, source)
     if dataset in DATASETS:
-        return registry.read(dataset, Path(data_dir), skip_damaged=skip_damaged, workers=workers, source=source)
-    return image_folder.read(Path(dataset), skip_damaged=skip_damaged, workers=workers)
+        return registry.read(dataset, Path(data_dir), source=source, **how)
+    return image_folder.read(Path(dataset), **how)
 
 
 def _note_test_part(folds: int, fold: int, all_images: bool) -> list[str]:

@@ -6,9 +6,13 @@ bytes and, where images are so small that they stay in memory, its pixels.
 
 import io
 import json
+import os
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +25,7 @@ VERSION = 1
 SAMPLE = 32  # images that are looked at again before an index is trusted
 OUTCOME = [each.name for each in fields(RawSplits) if each.name != "parts"]
 ARRAYS = ("labels", "digests", "pixels")
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def write_index(path: Path, folder: Path, source: RawSplits) -> None:
@@ -36,9 +41,7 @@ def write_index(path: Path, folder: Path, source: RawSplits) -> None:
         header["parts"][name] = [file.relative_to(folder).as_posix() for file in part.files]
         arrays[f"{name}/stats"] = np.array([_stat(file) for file in part.files], dtype=np.int64)
         arrays |= {f"{name}/{what}": getattr(part, what) for what in ARRAYS if getattr(part, what) is not None}
-    content = io.BytesIO()
-    np.savez(content, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
-    write_atomically(path, content.getvalue())
+    write_arrays(path, header, arrays)
 
 
 def load_index(path: Path, folder: Path) -> RawSplits:
@@ -48,12 +51,10 @@ def load_index(path: Path, folder: Path) -> RawSplits:
         UserError: the index is damaged, of another folder, or a sampled image has changed since.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        header = json.loads(arrays.pop("header").tobytes())
+        header, arrays = read_arrays(path)
         if header["version"] != VERSION:
             raise ValueError(f"it has version {header['version']}, this code reads {VERSION}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"`data_index` {str(path)!r} cannot be read ({error}); make it again") from error
     if header["folder"] != str(folder.resolve()):
         raise UserError(f"`data_index` {str(path)!r} is of {header['folder']!r}, not of {str(folder.resolve())!r}")
@@ -74,7 +75,7 @@ def _part(folder: Path, names: list[str], arrays: dict[str, np.ndarray], part: s
 
 def _check_sample(path: Path, part: LabelledImages, stats: np.ndarray) -> None:
     """Refuse the index where one of ``SAMPLE`` images, evenly spread over the part, is another one now (UserError)."""
-    for number in np.unique(np.linspace(0, len(part) - 1, SAMPLE).astype(int)):
+    for number in sample(len(part)):
         if not _is_same(part.files[number], stats[number], part.digests[number]):
             raise UserError(
                 f"{str(part.files[number])!r} has changed since `data_index` {str(path)!r} was made: make it again"
@@ -90,9 +91,32 @@ def _is_same(file: Path, stat: np.ndarray, content: bytes) -> bool:
 
 
 def _stat(file: Path) -> tuple[int, int, int]:
-    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode."""
     try:
-        found = file.stat()
+        return file_stat(file)
     except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
+
+
+def file_stat(file: Path) -> tuple[int, int, int]:
+    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode; else OSError."""
+    found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def sample(count: int) -> np.ndarray:
+    """Return ``SAMPLE`` positions below ``count``, or all where these are fewer: evenly spread, int64."""
+    return np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
+
+
+def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write ``header``, as JSON, and ``arrays`` into one file (UserError where it cannot be written)."""
+    content = io.BytesIO()
+    np.savez(content, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+    write_atomically(path, content.getbuffer())
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the header and the arrays of ``write_arrays``; damage, which each array's CRC shows, is of ``DAMAGE``."""
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    return json.loads(arrays.pop("header").tobytes()), arrays

@@ -1,42 +1,32 @@
 """Image folders: ``train/<class>/*`` with ``test/<class>/*`` (and ``val/``), ``<class>/*`` alone, or a label file."""
 
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from common.data import label_file
-from common.data.images import EXTENSIONS, LabelledImages, decode_bytes
+from common.data.images import EXTENSIONS, LabelledImages
+from common.data.scan import scan_files
 from common.data.splits import SPLIT_NAMES, RawSplits
+from common.runtime.environment import cores
 from common.runtime.errors import UserError
-from common.runtime.files import digest
-from common.runtime.progress import progress
 
 NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
-SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
-MAX_BYTES = 2**30  # ... as long as all together fit into 1 GiB
-SMALL_FILE = 10_000  # bytes; below, decoding is mostly Python, and threads that wait for its lock halve the speed
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """What one file holds: its digest, its pixels if they are few, and why it is unusable, if it is."""
-
-    digest: bytes = b""
-    pixels: np.ndarray | None = None
-    problem: str | None = None
-
-
-def read(folder: Path, *, skip_damaged: bool = False, workers: int | None = None) -> RawSplits:
-    """Read an image folder: every file once, in ``workers`` threads, hashed and fully decoded.
+def read(
+    folder: Path, *, skip_damaged: bool = False, workers: int | None = None, cache: Path | None = None
+) -> RawSplits:
+    """Read an image folder: every file once, in ``workers`` processes (default: all cores), hashed and fully decoded.
 
     Images lie directly in their class's folder. Hidden files, other extensions and unrelated folders are ignored and
     counted in a note; a folder inside a class is refused, because it is more often a wrong path than a class. Symbolic
     links are followed. Where all images have one size of at most 64 x 64 they are kept in memory (grey as RGB if
     there are both); otherwise they stay files. Where a label file lies in ``folder``, it says what its images are.
+    What many files hold is kept in the folder ``cache`` (``scan.scan_files``).
 
     Raises:
         UserError: no such layout, a label file that does not fit (``label_file.read``), a class without images, less
@@ -50,13 +40,25 @@ def read(folder: Path, *, skip_damaged: bool = False, workers: int | None = None
         roots = _layout(folder, notes)
         listed = {part: _list_classes(root, notes) for part, root in roots.items()}
     classes = _common_classes(listed, folder)
-    files = {part: [found.get(name, []) for name in classes] for part, found in listed.items()}
-    scans = _scan([file for part in files.values() for of_class in part for file in of_class], workers)
-    skipped = _damaged(scans, folder, skip_damaged)
-    pixels = _hold(scans)
-    parts = {part: _images(by_class, scans, pixels) for part, by_class in files.items()}
-    for part, images in parts.items():
-        notes += _missing_classes(part, images, classes, folder)
+    pairs = {
+        part: [(label, file) for label, name in enumerate(classes) for file in found.get(name, [])]
+        for part, found in listed.items()
+    }
+    files = [file for part in pairs.values() for _, file in part]
+    scan = scan_files(files, folder, processes=cores() if workers is None else workers, cache=cache)
+    skipped = _damaged(files, scan.problems, folder, skip_damaged)
+    parts, first, held = {}, 0, 0
+    for part, of_part in pairs.items():
+        usable = [number for number in range(len(of_part)) if first + number not in scan.problems]
+        parts[part] = LabelledImages(
+            labels=np.array([of_part[number][0] for number in usable], dtype=np.int64),
+            indices=np.arange(len(usable), dtype=np.int64),
+            pixels=None if scan.pixels is None or not usable else scan.pixels[held : held + len(usable)],
+            files=tuple(of_part[number][1] for number in usable),
+            digests=np.array([scan.digests[first + number] for number in usable], dtype="S32"),
+        )
+        first, held = first + len(of_part), held + len(usable)
+        notes += _missing_classes(part, parts[part], classes, folder)
     read_from = f"label file {table.name}" if table else "class folders"
     return RawSplits(classes, parts, tuple(notes), skipped, read_from)
 
@@ -126,8 +128,9 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
                 f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their "
                 "class's folder, as <class>/* or train/<class>/* with test/<class>/*"
             )
-        classes[entry.name] = [root / entry.name / e.name for e in inside if is_image(e)]
-        others += [e for e in inside if not is_image(e)]
+        images, own = [e for e in inside if is_image(e)], root / entry.name
+        classes[entry.name] = [own / e.name for e in images]
+        others += set(inside) - set(images)
     if others:
         notes.append(f"ignored {len(others):,} files that are no images, for example {others[0].name!r}")
     return classes
@@ -135,12 +138,15 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
 
 def is_image(entry: os.DirEntry | Path) -> bool:
     """Tell whether a folder's entry is a regular file (opening a pipe would hang) with an image's extension."""
-    return entry.name.lower().endswith(EXTENSIONS) and Path(entry).is_file()
+    with suppress(OSError):  # a link to itself
+        return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+    return False
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Tell whether an entry is a folder; ``os.DirEntry.is_dir`` itself raises OSError on a link to itself."""
-    return Path(entry).is_dir()
+    with suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
 
 
 def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> tuple[str, ...]:
@@ -161,45 +167,16 @@ def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> t
     return classes
 
 
-def _scan(files: Iterable[Path], workers: int | None) -> dict[Path, _Scan]:
-    """Read, hash and decode every file in threads; Pillow and BLAKE2b release the interpreter lock."""
-    files = list(files)
-    sizes = [file.stat().st_size for file in files[:: len(files) // 100 + 1] if file.is_file()]
-    threads = 1 if sum(sizes) < SMALL_FILE * len(sizes) else workers or os.cpu_count() or 1
-    pool = ThreadPoolExecutor(min(32, threads))
-    # Many files in one task: a task for each costs as much again as its small image.
-    groups = [files[start : start + 64] for start in range(0, len(files), 64)]
-    scans: dict[Path, _Scan] = {}
-    try:
-        results = pool.map(lambda group: [_scan_file(path) for path in group], groups)
-        with progress(desc="checking images", total=len(files)) as bar:
-            for group, scanned in zip(groups, results, strict=True):
-                scans.update(zip(group, scanned, strict=True))
-                bar.update(len(group))
-        return scans
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of files
-
-
-def _scan_file(path: Path) -> _Scan:
-    try:
-        content = path.read_bytes()
-        pixels = decode_bytes(content)
-    except (OSError, ValueError) as error:
-        return _Scan(problem=getattr(error, "strerror", None) or str(error))
-    return _Scan(digest(content), pixels if max(pixels.shape[:2]) <= SMALL_SIDE else None)
-
-
-def _damaged(scans: dict[Path, _Scan], folder: Path, skip: bool) -> tuple[str, ...]:
+def _damaged(files: Sequence[Path], problems: dict[int, str], folder: Path, skip: bool) -> tuple[str, ...]:
     """Return the damaged files, relative to ``folder``; raises UserError with all of them counted unless ``skip``."""
-    problems = {_relative(path, folder): scan.problem for path, scan in scans.items() if scan.problem}
+    problems = {_relative(files[number], folder): problem for number, problem in problems.items()}
     if problems and not skip:
         if len(problems) > 10:
             print(*(f"damaged: {name!r} ({problem})" for name, problem in problems.items()), sep="\n", flush=True)
         named = "; ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:10])
         more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
         raise UserError(
-            f"{len(problems):,} of {len(scans):,} images in {str(folder)!r} are damaged: {named}{more}. "
+            f"{len(problems):,} of {len(files):,} images in {str(folder)!r} are damaged: {named}{more}. "
             "Replace or remove them (training can leave them out: `skip_damaged`)"
         )
     return tuple(problems)
@@ -208,33 +185,6 @@ def _damaged(scans: dict[Path, _Scan], folder: Path, skip: bool) -> tuple[str, .
 def _relative(path: Path, folder: Path) -> str:
     """Return ``path`` below ``folder`` with forward slashes; bytes that are no UTF-8 are escaped."""
     return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
-
-
-def _hold(scans: dict[Path, _Scan]) -> dict[Path, np.ndarray] | None:
-    """Return every usable file's pixels, all of one shape, or None where they differ in size or are too large."""
-    pixels = {path: scan.pixels for path, scan in scans.items() if not scan.problem}
-    sizes = {None if image is None else image.shape[:2] for image in pixels.values()}
-    if len(sizes) != 1 or None in sizes:
-        return None
-    depth = max(image.ndim for image in pixels.values())
-    if sum(image.size for image in pixels.values()) > MAX_BYTES:
-        return None
-    return {path: np.repeat(a[..., None], 3, axis=2) if a.ndim < depth else a for path, a in pixels.items()}
-
-
-def _images(
-    by_class: list[list[Path]], scans: dict[Path, _Scan], pixels: dict[Path, np.ndarray] | None
-) -> LabelledImages:
-    """Gather one part: its undamaged files in natural order, that is, by class, then by file name."""
-    pairs = [(label, path) for label, files in enumerate(by_class) for path in files if not scans[path].problem]
-    files = tuple(path for _, path in pairs)
-    return LabelledImages(
-        labels=np.array([label for label, _ in pairs], dtype=np.int64),
-        indices=np.arange(len(pairs), dtype=np.int64),
-        pixels=None if pixels is None or not files else np.stack([pixels[path] for path in files]),
-        files=files,
-        digests=np.array([scans[path].digest for path in files], dtype="S32"),
-    )
 
 
 def _missing_classes(part: str, images: LabelledImages, classes: tuple[str, ...], folder: Path) -> list[str]:

@@ -140,7 +140,13 @@ def require_source(dataset: str, source: str) -> None:
 
 
 def read(
-    name: str, data_dir: Path, *, source: str = "auto", skip_damaged: bool = False, workers: int | None = None
+    name: str,
+    data_dir: Path,
+    *,
+    source: str = "auto",
+    skip_damaged: bool = False,
+    workers: int | None = None,
+    cache: Path | None = None,
 ) -> RawSplits:
     """Read a named data set; ``digits`` comes with scikit-learn, the others lie below ``data_dir``.
 
@@ -156,7 +162,8 @@ def read(
     spec, folder = DATASETS[name], data_dir / name
     kind = _kind_on_disk(name, data_dir, source) or _download(name, data_dir, source)
     if kind == "folder":
-        return _renamed(image_folder.read(folder, skip_damaged=skip_damaged, workers=workers), name, folder)
+        raw = image_folder.read(folder, skip_damaged=skip_damaged, workers=workers, cache=cache)
+        return _renamed(raw, name, folder)
     if kind == "hub":
         return _read_parquet(name, folder)
     parts = spec.read(data_dir / spec.folder, spec.files)

@@ -1,17 +1,15 @@
 """The metrics of one run on many resamples of its test images, all at once (Efron 1979's bootstrap by counts).
 
 A resample is written as how often it holds each image, so that a metric on it is a sum weighted by these ``counts``
-(N, B) float32.
+(N, B).
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from common.evaluation.scores import Scores
-
-if TYPE_CHECKING:
-    from scipy import sparse
 
 
 def draw_counts(num_images: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -25,22 +23,40 @@ def draw_counts(num_images: int, resamples: int, rng: np.random.Generator) -> np
     return np.ascontiguousarray(drawn.T)
 
 
-def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean (B,) float64 of one value an image, (N,), on each resample ``counts`` (N, B) float32."""
-    return values.astype(np.float32) @ counts / np.float64(len(values))
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """Some resamples of N images, as ``draw_counts`` gives them, in the two types that the metrics compute with."""
+
+    drawn: np.ndarray  # (N, B) whole numbers, columns sum to N
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Unsigned (N, B), just wide enough for 2N: half as wide, a sum over images takes half as long."""
+        return self.drawn.astype(np.min_scalar_type(2 * len(self.drawn)))
+
+    @cached_property
+    def floats(self) -> np.ndarray:
+        """Float32 (N, B)."""
+        return self.drawn.astype(np.float32)
 
 
-def resampled_f1_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+def resampled_mean(values: np.ndarray, resamples: Resamples) -> np.ndarray:
+    """Return the mean (B,) float64 of one value an image, (N,), on each resample."""
+    return values.astype(np.float32) @ resamples.floats / np.float64(len(values))
+
+
+def resampled_f1_macro(scores: Scores, resamples: Resamples) -> np.ndarray:
     """Return the mean (B,) over the classes that a resample holds of their F1."""
     labels, predicted, num_classes = scores.labels, scores.predicted, len(scores.classes)
-    support = _per_class(labels, num_classes) @ counts  # (C, B), as the next two
-    predictions = _per_class(predicted, num_classes) @ counts
-    hits = _per_class(labels, num_classes, weights=predicted == labels) @ counts
-    f1 = 2 * hits / np.maximum(support + predictions, 1)
+    images, hits = np.arange(len(labels)), np.flatnonzero(labels == predicted)
+    support = _sums(labels, images, num_classes, resamples.counts)  # (C, B), as the next two
+    predictions = _sums(predicted, images, num_classes, resamples.counts)
+    hits = _sums(labels[hits], hits, num_classes, resamples.counts)
+    f1 = 2 * hits.astype(np.float64) / np.maximum(support + predictions, 1)
     return _mean(np.where(support > 0, f1, np.nan))
 
 
-def resampled_auc_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
+def resampled_auc_macro(scores: Scores, resamples: Resamples) -> np.ndarray:
     """Return the mean (B,) over classes of the AUC of each against the rest.
 
     NaN everywhere where one of all C classes has no image at all, as it is then null in ``result.json``, and on a
@@ -48,38 +64,43 @@ def resampled_auc_macro(scores: Scores, counts: np.ndarray) -> np.ndarray:
     """
     probabilities, labels, num_classes = scores.probabilities, scores.labels, len(scores.classes)
     if len(np.unique(labels)) < num_classes:
-        return np.full(counts.shape[1], np.nan)
-    return _mean(np.stack([_auc(labels == c, probabilities[:, c], counts) for c in range(num_classes)]))
+        return np.full(resamples.drawn.shape[1], np.nan)
+    return _mean(np.stack([_auc(labels == c, probabilities[:, c], resamples.counts) for c in range(num_classes)]))
 
 
-def _per_class(classes: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> "sparse.csr_array":
-    """Return a matrix (C, N) that sums the images of each class; 50 times faster than dense for a thousand classes."""
+def _sums(groups: np.ndarray, images: np.ndarray, num_groups: int, counts: np.ndarray) -> np.ndarray:
+    """Return the sums (G, B), of their type, of the ``counts`` (N, B) of the ``images`` (M,) of each of the groups.
+
+    By a sparse matrix, in whose order the groups (M,) int are sorted here: its own constructor takes longer.
+    """
     from scipy import sparse  # a quarter of a second to import
 
-    images = np.arange(len(classes))
-    values = np.ones(len(classes), np.float32) if weights is None else weights.astype(np.float32)
-    return sparse.csr_array((values, (classes, images)), shape=(num_classes, len(classes)))
+    order = np.argsort(groups.astype(np.min_scalar_type(num_groups)), kind="stable")
+    starts = np.append(0, np.cumsum(np.bincount(groups, minlength=num_groups)))
+    ones = np.ones(len(groups), counts.dtype)
+    return sparse.csr_array((ones, images[order], starts), shape=(num_groups, len(counts))) @ counts
 
 
 def _auc(positive: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the share (B,) of pairs of a positive and a negative that ``scores`` put in order, a tie counting half.
 
     NaN on a resample without such a pair (Mann and Whitney's statistic, which is the area under the ROC curve). The
-    negatives are summed between neighbouring scores of positives by a sparse matrix: eight times as fast as a running
-    sum over all images. Float32 holds these halves of whole numbers exactly to 2**23.
+    negatives are summed between neighbouring scores of the P positives: eight times as fast as a running sum over all
+    images. All sums are whole numbers.
     """
-    from scipy import sparse
-
-    steps, of_positive = np.unique(scores[positive], return_inverse=True)  # S scores, ascending
+    positives = np.flatnonzero(positive)
+    positives = positives[np.argsort(scores[positives])]
     negatives = np.flatnonzero(~positive)
-    places = [np.searchsorted(steps, scores[negatives], side) for side in ("left", "right")]  # differ by 1 on a tie
-    half = np.full(2 * len(negatives), 0.5, np.float32)
-    between = sparse.csr_array(
-        (half, (np.concatenate(places), np.tile(negatives, 2))), shape=(len(steps) + 1, len(scores))
-    )
-    below = np.cumsum(between @ counts, axis=0)  # (S + 1, B), the last row counts all negatives
-    wins = (counts[positive] * below[of_positive]).sum(axis=0, dtype=np.float64)
-    pairs = counts[positive].sum(axis=0, dtype=np.float64) * below[-1]
+    places = [np.searchsorted(scores[positives], scores[negatives], side) for side in ("right", "left")]
+    if np.array_equal(*places):  # no negative ties with a positive: there are no halves to count
+        places.pop()
+    images = np.tile(negatives, len(places))
+    below = _sums(np.concatenate(places), images, len(positives) + 1, counts)  # (P + 1, B)
+    for row, previous in zip(below[1:], below, strict=False):  # np.cumsum along this axis takes three times as long
+        row += previous
+    own, halves = counts[positives], len(places)
+    wins = np.einsum("pb,pb->b", own, below[:-1], dtype=np.int64) / halves
+    pairs = own.sum(axis=0, dtype=np.float64) * below[-1] / halves  # the last row counts all negatives
     return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation.bootstrap import resampled_auc_macro, resampled_f1_macro, resampled_mean
+from common.evaluation.bootstrap import Resamples, resampled_auc_macro, resampled_f1_macro, resampled_mean
 from common.evaluation.calibration import expected_calibration_error, log_softmax
 from common.evaluation.scores import Scores, auc
 from common.runtime.errors import UserError
 
-BLOCK = 8_000_000  # counts in float32 at a time: 32 MB; fewer pay the set-up of each class's matrices more often
+BLOCK = 20_000_000  # counts at a time: 40 and 80 MB; fewer pay the set-up of each class's sums more often
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,8 @@ class Metric:
 
     label: str  # in headings, on axes, in the terminal
     score: Callable[[Scores], float]
-    resampled: Callable[[Scores, np.ndarray], np.ndarray] | None = None
-    """Its values (B,) float64 on the resamples ``counts`` (N, B) float32, which may lack classes; None: it has no
-    interval."""
+    resampled: Callable[[Scores, Resamples], np.ndarray] | None = None
+    """Its values (B,) float64 on ``Resamples``, which may lack classes; None: it has no interval."""
     digits: int = 3  # behind the point
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)  # its lowest and highest value: no interval goes beyond
@@ -48,7 +47,7 @@ def _image_mean(label: str, of_images: Callable[[Scores], np.ndarray], **options
     return Metric(
         label,
         lambda scores: of_images(scores).mean(),
-        lambda scores, counts: resampled_mean(of_images(scores), counts),
+        lambda scores, resamples: resampled_mean(of_images(scores), resamples),
         **options,
     )
 
@@ -155,12 +154,10 @@ def resampled_metrics(scores: Scores, counts: np.ndarray) -> dict[str, np.ndarra
     A column of ones gives the metrics of the test split itself.
     """
     width = max(1, BLOCK // len(scores.labels))
-    blocks = [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
-    return {
-        name: np.concatenate([metric.resampled(scores, block.astype(np.float32)) for block in blocks])
-        for name, metric in METRICS.items()
-        if metric.resampled
-    }
+    blocks = (Resamples(counts[:, start : start + width]) for start in range(0, counts.shape[1], width))
+    resampled = {name: metric.resampled for name, metric in METRICS.items() if metric.resampled}
+    values = [{name: of(scores, block) for name, of in resampled.items()} for block in blocks]
+    return {name: np.concatenate([block[name] for block in values]) for name in resampled}
 
 
 def roc_curves(logits: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:

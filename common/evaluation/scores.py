@@ -45,24 +45,28 @@ class Scores:
     @cached_property
     def per_class(self) -> list[dict]:
         """A record a class: {class, precision, recall, f1, auc, support}; without images all are None but support."""
-        from sklearn.metrics import precision_recall_fscore_support  # two seconds to import
-
-        indices = range(len(self.classes))
-        columns = precision_recall_fscore_support(self.labels, self.predicted, labels=indices, zero_division=0)
+        hits, support, predictions = (
+            self.confusion_matrix.diagonal(),
+            self.confusion_matrix.sum(axis=1),
+            self.confusion_matrix.sum(axis=0),
+        )
+        columns = {
+            "precision": hits / np.maximum(predictions, 1),
+            "recall": hits / np.maximum(support, 1),
+            "f1": 2 * hits / np.maximum(support + predictions, 1),
+        }
         records = []
-        for index, (name, *values, support) in enumerate(zip(self.classes, *columns, strict=True)):
-            values = [float(value) if support else None for value in values]
-            record = {"class": name, **dict(zip(("precision", "recall", "f1"), values, strict=True))}
+        for index, name in enumerate(self.classes):
+            values = {what: float(column[index]) if support[index] else None for what, column in columns.items()}
             area = auc(self.labels == index, self.probabilities[:, index])
-            records.append({**record, "auc": area, "support": int(support)})
+            records.append({"class": name, **values, "auc": area, "support": int(support[index])})
         return records
 
-    @property
+    @cached_property
     def confusion_matrix(self) -> np.ndarray:
-        """Counts (C, C) int, true by predicted; C is given because a matrix inferred from the labels shrinks."""
-        from sklearn.metrics import confusion_matrix
-
-        return confusion_matrix(self.labels, self.predicted, labels=range(len(self.classes)))
+        """Counts (C, C) int64, true by predicted."""
+        count = len(self.classes)
+        return np.bincount(self.labels * count + self.predicted, minlength=count**2).reshape(count, count)
 
     def in_top(self, number: int) -> np.ndarray:
         """Return where the label is among the ``number`` largest logits (N,) bool, the earlier class on a tie."""
@@ -72,9 +76,14 @@ class Scores:
 
 
 def auc(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """Return the area under the ROC curve, or None where there are no positives or no negatives."""
-    from sklearn.metrics import roc_auc_score
+    """Return the area under the ROC curve, or None where there are no positives or no negatives.
 
+    It is the share of pairs of a positive and a negative that ``scores`` put in order, a tie counting half.
+    scikit-learn has all of this, and takes more than a second to import.
+    """
     if positive.all() or not positive.any():
         return None
-    return min(1.0, float(roc_auc_score(positive, scores)))  # its sum of trapezoids can round to just above 1
+    positives, negatives = np.sort(scores[positive]), scores[~positive]
+    lost = sum(np.searchsorted(positives, negatives, side).sum() for side in ("left", "right")) / 2
+    pairs = len(positives) * len(negatives)
+    return float((pairs - lost) / pairs)

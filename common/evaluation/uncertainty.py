@@ -86,15 +86,14 @@ def compute_uncertainty(
 
     ``contrasts``, pairs of run names, and ``margin``, in points, take the place of those of a data set's plan
     (``plan.read_plan``). What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM``
-    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, about a second a run of 10,000
-    images, and kept.
+    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, some tenths of a second a
+    run of 10,000 images, and kept.
 
     Raises:
         UserError: a plan is damaged.
     """
     runs, means, pairs, effects, calibrations = [], [], [], [], []
-    for comparison in comparisons:
-        kept = _kept(comparison)
+    for comparison, kept in zip(comparisons, _kept(comparisons), strict=True):
         for series in comparison.series:
             model = {"dataset": comparison.dataset, "run": series.name}
             means += [model | _row(name, kept.of_models(name, series)) for name in HEADLINE]
@@ -147,25 +146,44 @@ class _Kept:
         return "; ".join(f"{seed}: {p:.3g}" for seed, p in self.groups[_key(a, b)]["mcnemar"].items())
 
 
-def _kept(comparison: Comparison) -> _Kept:
-    """Return what is kept of ``comparison``, after computing and keeping what is not."""
+def _kept(comparisons: Sequence[Comparison]) -> list[_Kept]:
+    """Return what is kept of each comparison, after computing and keeping what is not, of all of them at once."""
+    found = [_found(comparison) for comparison in comparisons]
+    sampled = _sample_all([run for one in found for run in one.missing])
+    return [_completed(comparison, one, sampled) for comparison, one in zip(comparisons, found, strict=True)]
+
+
+class _Found(NamedTuple):
+    """What is on disk of a comparison, the models and pairs of which nothing is, and the runs that these need."""
+
+    kept: _Kept
+    new_groups: dict[str, tuple[Series, ...]]
+    missing: list[Run]
+
+
+def _found(comparison: Comparison) -> _Found:
     runs = [run for series in comparison.series for run in series.runs]
     groups = [*((series,) for series in comparison.series), *comparable_pairs(comparison)]
     groups = {_key(*group): group for group in groups}
-    store = _folder(comparison) / DIFFERENCES
-    joint = _read(store)
+    joint = _read(_folder(comparison) / DIFFERENCES)
     records = {run.folder: _read(run.folder / INTERVALS, predictions=_sha256(run)) for run in runs}
     new_groups = {key: group for key, group in groups.items() if key not in joint}
     needed = {run.folder for group in new_groups.values() for series in group for run in series.runs}
-    sampled = _sample_all([run for run in runs if run.folder in needed or not records[run.folder]])
-    for run in runs:
+    missing = [run for run in runs if run.folder in needed or not records[run.folder]]
+    return _Found(_Kept(records, joint), new_groups, missing)
+
+
+def _completed(comparison: Comparison, found: _Found, sampled: Mapping[Path, _Sampled]) -> _Kept:
+    """Return what was found with what was missing, and keep it for the next time."""
+    records, joint, new = found.kept.runs, found.kept.groups, {}
+    for run in found.missing:
         if not records[run.folder]:
-            records[run.folder] = sampled[run.folder].record
-            _write(run.folder / INTERVALS, {"predictions": _sha256(run), **records[run.folder]})
-    joint |= {key: _joint(group, sampled) for key, group in new_groups.items()}
-    if new_groups:
-        _write(store, joint)
-    return _Kept(records, joint)
+            new[run.folder] = sampled[run.folder].record
+            _write(run.folder / INTERVALS, {"predictions": _sha256(run), **new[run.folder]})
+    joint = {**joint, **{key: _joint(group, sampled) for key, group in found.new_groups.items()}}
+    if found.new_groups:
+        _write(_folder(comparison) / DIFFERENCES, joint)
+    return _Kept({**records, **new}, joint)
 
 
 def _folder(comparison: Comparison) -> Path:

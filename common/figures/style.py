@@ -7,9 +7,13 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import seaborn as sns
+from fontTools import subset
 from matplotlib import font_manager, rcParams, style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from common.runtime.files import write_atomically
@@ -66,15 +70,36 @@ def page_width() -> float:
     return rcParams["figure.figsize"][0]
 
 
+class _LetterShapes(subset.Options):
+    """Fonts in a PDF without the tables that shape text, which is placed already: cutting these takes half the time."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.drop_tables = [*self.drop_tables, "GDEF", "GPOS", "GSUB", "kern"]
+
+
+@contextlib.contextmanager
+def _letter_shapes_alone() -> Iterator[None]:
+    """Let Matplotlib, which has no setting for it, embed fonts by ``_LetterShapes`` within this block."""
+    before, subset.Options = subset.Options, _LetterShapes
+    try:
+        yield
+    finally:
+        subset.Options = before
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem``.png and ``stem``.pdf atomically, without dates, and return their paths."""
-    paths = []
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)
-        figure.set_layout_engine("none")  # the layout stays, finding it once more takes as long as drawing
-        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-        write_atomically(paths[-1], buffer.getvalue())
+    figure.set_dpi(PNG_DPI)
+    contents = {"png": io.BytesIO(), "pdf": io.BytesIO()}
+    # Each format's own canvas draws once; ``Figure.savefig`` draws everything before to find the layout.
+    FigureCanvasAgg(figure).print_png(contents["png"], metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout stays, finding it once more takes as long as drawing
+    with _letter_shapes_alone():
+        FigureCanvasPdf(figure).print_pdf(contents["pdf"], metadata={"CreationDate": None})
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomically(path, content.getvalue())
     return paths
 
 

@@ -12,7 +12,7 @@ from common.runtime import signals
 # What the training scripts import when they need it, and the figures, which follow the runs.
 IMPORTED = (
     *("torch", "torch._dynamo", "torch.utils.flop_counter", "torchvision", "timm", "peft", "scipy.optimize"),
-    *("sklearn.datasets", "sklearn.linear_model", "sklearn.metrics"),
+    "sklearn.linear_model",
     *("common.training.save", "common.models.lora", "common.figures"),
 )
 

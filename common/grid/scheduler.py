@@ -129,12 +129,17 @@ def run_all(
     return failures
 
 
-def _context_of_forks() -> BaseContext | None:
-    """Return how training scripts are forked, once a server has imported what they need; CUDA forbids it."""
+def prepare_forks() -> bool:
+    """Let a server import what training scripts need, before anything else starts one; False where CUDA forbids it."""
     if visible_gpus():
-        return None
+        return False
     import_ahead(*IMPORTED)
-    return fork_context()
+    return True
+
+
+def _context_of_forks() -> BaseContext | None:
+    """Return how training scripts are forked."""
+    return fork_context() if prepare_forks() else None
 
 
 @contextmanager

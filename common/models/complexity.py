@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.models.backbones import unfuse_attention
+from common.models.compiler_later import without_compiler
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -71,6 +72,7 @@ def _counted(module: nn.Module) -> Iterator["FlopCounterMode"]:
     fused, formulas = unfuse_attention(module), {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     try:
         with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            without_compiler(type(counter.mode), "__torch_dispatch__")
             yield counter
     finally:
         for layer in fused:

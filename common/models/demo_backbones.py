@@ -7,20 +7,23 @@ training step within a factor of 1.5 of one another on a CPU. Their weight tag i
 
 from collections.abc import Sequence
 
-from timm.models import (
-    EfficientNet,
-    ResNet,
-    VisionTransformer,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-)
-from timm.models.resnet import BasicBlock
 from torch import nn
 
 from common.data.registry import DATASETS
+from common.models.compiler_later import compiler_later
 from common.runtime.environment import REPOSITORY
 from common.runtime.errors import UserError
+
+with compiler_later():  # this is where a training imports timm, which imports torchvision
+    from timm.models import (
+        EfficientNet,
+        ResNet,
+        VisionTransformer,
+        build_model_with_cfg,
+        generate_default_cfgs,
+        register_model,
+    )
+    from timm.models.resnet import BasicBlock
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 PRETRAINED_ON = "cifar10"

@@ -57,7 +57,8 @@ def prepare_device(device: torch.device, *, deterministic: bool, threads: int | 
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # telling PyTorch imports its compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def synchronize(device: torch.device) -> None:

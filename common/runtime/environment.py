@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = REPOSITORY / ".cache"  # unless ``cache_dir`` is set
 RUNS_AT_ONCE = "BENCHMARK_RUNS_AT_ONCE"  # a grid tells its runs how many share the machine
 
 

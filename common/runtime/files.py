@@ -24,7 +24,7 @@ ATTEMPTS = 3  # to write a file into a folder that others may exchange
 FORGOTTEN_SECONDS = 24 * 3600  # after so long what another host began to write is taken for abandoned
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path`` so that a reader finds the old file or the new one, never a part of either.
 
     A temporary file in the same folder is written, flushed to the disk and renamed over ``path``; then the folder
@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
-def _write_and_rename(path: Path, content: bytes) -> None:
+def _write_and_rename(path: Path, content: bytes | memoryview) -> None:
     temporary = temporary_path(path, "tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -116,6 +116,29 @@ def _is_abandoned(temporary: Path) -> bool:
 
 def _host() -> str:
     return re.sub(r"[^\w-]", "_", socket.gethostname().split(".")[0])[:40] or "host"
+
+
+def prune(folder: Path, limit_bytes: int) -> None:
+    """Remove what was not used for longest of the files and folders in ``folder``, until they take ``limit_bytes``.
+
+    Locks and hidden files stay.
+    """
+    found = []
+    for entry in folder.glob("[!.]*"):
+        if entry.suffix == ".lock":
+            continue
+        with contextlib.suppress(OSError):  # another process removed it, or renamed a file, in this moment
+            files = list(entry.iterdir()) if entry.is_dir() else [entry]
+            found.append((entry.stat().st_mtime, sum(file.stat().st_size for file in files), entry))
+    excess = sum(size for _, size, _ in found) - limit_bytes
+    for _, size, entry in sorted(found)[:-1]:  # the newest is in use
+        if excess <= 0:
+            return
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        excess -= size
 
 
 def sha256(content: bytes) -> str:

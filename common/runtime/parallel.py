@@ -11,7 +11,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 from common.runtime import signals
-from common.runtime.environment import REPOSITORY
+from common.runtime.environment import REPOSITORY, cores
 
 # What libraries must be told so that importing them starts no thread: NumPy's matrix products, which threadpoolctl can
 # give more threads later, and the allocator of pyarrow, which pandas imports where it is installed.
@@ -58,14 +58,14 @@ def _exit_with_threads_of_the_server() -> None:
     os._exit(len(os.listdir(f"/proc/{os.getppid()}/task")))
 
 
-def parallel_map(function: Callable, items: Sequence) -> Iterator:
-    """Map ``function`` over ``items`` in up to four processes, in their order.
+def parallel_map(function: Callable, items: Sequence, processes: int | None = None) -> Iterator:
+    """Map ``function`` over ``items`` in so many processes (default: the cores, up to four), in their order.
 
     Both must be picklable, and the calling script guarded by ``__name__ == "__main__"``.
     """
     import_ahead(function.__module__)
     context = fork_context() or multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), context, _become_worker) as pool:
+    with ProcessPoolExecutor(processes or min(4, cores()), context, _become_worker) as pool:
         yield from pool.map(function, items)
 
 

@@ -1,8 +1,6 @@
 """The parts of features on disk: each whole or made again, the longest unused removed first."""
 
-import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,6 @@ from safetensors.torch import save
 from common.runtime.files import sha256, write_atomically
 
 CACHE_BYTES = 20 * 2**30
-
-
-def prune(folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
-    """Remove the features that were not used for longest, until those in ``folder`` take at most ``limit_bytes``."""
-    entries = []
-    for entry in folder.glob("*"):
-        with contextlib.suppress(OSError):  # another process removed it, or renamed a file, in this moment
-            if entry.is_dir():
-                entries.append((entry.stat().st_mtime, sum(part.stat().st_size for part in entry.iterdir()), entry))
-    excess = sum(size for _, size, _ in entries) - limit_bytes
-    for _, size, entry in sorted(entries)[:-1]:  # the newest is in use
-        if excess <= 0:
-            return
-        shutil.rmtree(entry, ignore_errors=True)
-        excess -= size
 
 
 def part_file(entry: Path, start: int) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common.models.compiler_later import without_compiler
 from common.runtime import signals
 from common.runtime.device import memory_errors
 from common.runtime.progress import duration, progress
@@ -25,6 +26,14 @@ TIMED_STEPS = 10  # after so many the rest of the training is estimated
 Tensors = dict[str, torch.Tensor]
 Row = dict[str, Any]
 """One epoch as a JSON-able record: the fields of ``runs.record.EpochRow``."""
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's, which starts a second earlier."""
+
+
+without_compiler(AdamW, "add_param_group", "zero_grad", "step")
+AdamW.step = torch.no_grad()(AdamW.step)  # of what the wrapper did, this is wanted
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class _Loop:
         self.best_weights: Tensors = {}
         self.state = _State()
         self.unread: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # loss and hits on the device, images: by step
-        self.optimizer = torch.optim.AdamW(config.parameter_groups(self.weights.values()), lr=config.lr)
+        self.optimizer = AdamW(config.parameter_groups(self.weights.values()), lr=config.lr)
         if found := checkpoint.load():
             self._resume(*found)
 

@@ -21,12 +21,12 @@ from common.runs.methods import method_spec
 from common.runs.naming import choosing_run, published_settings, require_used_settings, run_folder, run_identity
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
-from common.runtime.environment import REPOSITORY
+from common.runtime.environment import CACHE
 from common.runtime.errors import AlreadyFinished, UserError
 from common.training.checkpoint import Checkpoint
 from common.training.loop import OptimizerConfig
 
-FEATURE_CACHE = REPOSITORY / ".cache" / "features"
+FEATURE_CACHE = CACHE / "features"
 PUBLISHED_STEPS = 4_000  # five epochs of 50,000 images in batches of 64
 FEW_STEPS = 1_000
 

@@ -10,7 +10,8 @@ from common.data.dataset import DatasetSplits
 from common.models.backbones import Backbone
 from common.models.complexity import weight_bytes
 from common.runs.methods import method_spec
-from common.training.feature_cache import prune
+from common.runtime.files import prune
+from common.training.feature_cache import CACHE_BYTES
 from common.training.features import Extractor
 from common.training.inputs import Inputs
 from common.training.loaders import Loader
@@ -99,7 +100,7 @@ def evaluate(task: Task) -> Evaluation:
     val_logits = predict(task.model, task.val, batch_size=config.batch_size, desc="validation")
     test_logits, eval_seconds = _predict_test(task)
     if config.feature_cache:
-        prune(task.run.feature_folder)
+        prune(task.run.feature_folder, CACHE_BYTES)
     return Evaluation(
         val_logits,
         test_logits,
