@@ -26,18 +26,26 @@ def image_batches(
     ``options`` are those of ``ResizedBatches``, and ``augment_key``; errors are those of its ``of``.
     """
     augment_key = options.pop("augment_key", None)
-    for pixels in ResizedBatches(images, transform, **options).of(batches, augment_key=augment_key):
+    for pixels in ResizedBatches(images, transform, persistent=False, **options).of(batches, augment_key=augment_key):
         yield normalise(pixels, transform)
 
 
 class ResizedBatches:
-    """Prepares batches of ``images``, in processes that live as long as it does, or in this one.
+    """Prepares batches of ``images``, in worker processes or in this one.
 
-    ``workers`` is their number (None: chosen by ``_count_workers``; 0: this process).
+    Args:
+        workers: how many processes (None: chosen by ``_count_workers``; 0: this one alone).
+        persistent: whether they live as long as this object, or until the batches that were asked for are made.
     """
 
     def __init__(
-        self, images: LabelledImages, transform: Transform, *, device: torch.device, workers: int | None = None
+        self,
+        images: LabelledImages,
+        transform: Transform,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        persistent: bool = True,
     ) -> None:
         self.device = device
         self.workers = _count_workers(images, device, workers)
@@ -48,7 +56,7 @@ class ResizedBatches:
             sampler=self.plan,
             batch_size=None,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            persistent_workers=persistent and self.workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else the loader draws its seed from the global generator
