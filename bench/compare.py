@@ -38,9 +38,8 @@ from common.data.registry import DATASET_CHOICES  # noqa: E402, found once its f
 from common.runtime.errors import UserError  # noqa: E402, found once its folder is on the path
 
 Name = Literal[
-    *("head", "cache", "sweep", "vit", "methods", "input", "start", "plots", "grid", "busy", "memory", "folder"),
-    "precision",
-    "profile",
+    *("head", "cache", "sweep", "vit", "methods", "input", "start"),
+    *("plots", "grid", "busy", "memory", "folder", "precision", "profile"),
 ]
 
 

@@ -294,10 +294,13 @@ def test_augmented_features_come_in_the_batches_that_were_asked_for():
     forward, whole = features.FrozenForward(extractor, images), ImageLoader(images, transform, CPU, 0, seed=1)
     plain = torch.cat([forward(pixels) for pixels in whole.batches([np.arange(100)], epoch=2)])
     for size in (16, 64, 256):
-        forward.size = size
+        forward = features.FrozenForward(extractor, images, most=size)
         made = list(AugmentedFeatureLoader(whole, forward).batches(order, epoch=2))
         assert [len(batch) for batch in made] == [48, 48, 4]
         torch.testing.assert_close(torch.cat(made), plain, rtol=1e-4, atol=1e-5)
+        resumed = list(AugmentedFeatureLoader(whole, forward).batches(order[1:], epoch=2))
+        assert all(map(torch.equal, resumed, made[1:]))
+        assert not list(AugmentedFeatureLoader(whole, forward).batches([], epoch=2))
 
 
 def test_float16_is_for_features_and_refused_where_they_overflow_or_gradients_are_needed(tmp_path, capsys):

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from common.data import augmentation, loader, transforms
 from common.data.images import LabelledImages, decode_bytes
-from common.data.loader import ResizedBatches, image_batches
+from common.data.loader import ResizedBatches
 from common.data.transforms import Transform, channels_first, normalise
 from common.runtime.errors import UserError
 
@@ -116,7 +116,8 @@ BATCHES = [np.array([0, 2]), np.array([1, 3, 5]), np.array([7, 6, 4])]
 
 def _bits(images: LabelledImages, batches, *, workers: int = 0, epoch: int = 0, **options) -> list[torch.Tensor]:
     transform = _transform(**{"augment": "light", **options})
-    return list(image_batches(images, batches, transform, device=CPU, workers=workers, augment_key=(3, epoch)))
+    resized = ResizedBatches(images, transform, device=CPU, workers=workers, persistent=False)
+    return [normalise(pixels, transform) for pixels in resized.of(batches, augment_key=(3, epoch))]
 
 
 @pytest.mark.parametrize("augment", ["none", "light"])

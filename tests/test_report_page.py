@@ -292,7 +292,7 @@ def test_no_width_overflows_and_the_dark_is_dark(page, width, scheme, tmp_path):
 def test_print_opens_what_is_closed_and_closes_it_again(page):
     closed = "return document.querySelectorAll('details:not([open])').length"
     before = page.execute_script(closed)
-    assert before == 6
+    assert before == 7
     page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     assert page.execute_script(closed) == 0
     page.execute_script("window.dispatchEvent(new Event('afterprint'))")

@@ -1,6 +1,7 @@
 """What a start costs is what it imports: a head on kept features needs neither PyTorch's compiler nor scikit-learn."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,21 @@ assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() =
 print(torch._dynamo.disable is sys.modules["torch._dynamo"].disable)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_version_that_needs_more_of_the_compiler_imports_it(tmp_path):
+    (tmp_path / "later.py").write_text("import torch._dynamo.exc\nfrom torch._dynamo import disable\n")
+    code = """
+import sys
+import torch
+from common.models.compiler_later import import_without_compiler
+import_without_compiler("later")
+print(sys.modules["later"].disable is torch._dynamo.disable)
+"""
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
 
 

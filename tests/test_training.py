@@ -355,10 +355,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_result(arm, 
 
 
 @pytest.mark.parametrize(
-    ("arm", "number", "code"),
-    [("head", signal.SIGTERM, 143), ("lora", signal.SIGINT, 130), ("augmented", signal.SIGINT, 130)],
+    ("arm", "number", "code", "at"),  # 5: the second step of the second epoch; 7: its last
+    [
+        ("head", signal.SIGTERM, 143, 5),
+        ("lora", signal.SIGINT, 130, 5),
+        ("augmented", signal.SIGINT, 130, 5),
+        ("augmented", signal.SIGINT, 130, 7),
+    ],
 )
-def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code, at, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ARMS, "augmented", (train_cnn_head, AUGMENTED))
     whole = _run(arm, tmp_path / "whole")
     script, own = ARMS[arm]
@@ -366,7 +371,7 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     step, steps = loop._Loop._step, iter(range(10_000))
 
     def interrupted(self, inputs, labels):
-        if next(steps) == 5:  # the second step of the second epoch
+        if next(steps) == at:
             os.kill(os.getpid(), number)
         step(self, inputs, labels)
 

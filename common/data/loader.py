@@ -23,10 +23,9 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield one normalised batch (B, 3, S, S) float32 on the device for each array of positions into ``images``.
 
-    ``options`` are those of ``ResizedBatches``, and ``augment_key``; errors are those of its ``of``.
+    ``options`` are those of ``ResizedBatches``, and errors those of its ``of``; nothing is augmented.
     """
-    augment_key = options.pop("augment_key", None)
-    for pixels in ResizedBatches(images, transform, persistent=False, **options).of(batches, augment_key=augment_key):
+    for pixels in ResizedBatches(images, transform, persistent=False, **options).of(batches):
         yield normalise(pixels, transform)
 
 

@@ -29,7 +29,7 @@ def accuracy_vs(
     and the caption all of them where there are several.
     """
     quantity = QUANTITIES[cost]
-    seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-3) * quantity.scale).dropna(subset="cost")
+    seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-6) * quantity.scale).dropna(subset="cost")
     machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
     mixed = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
     figure, axes = facets(

@@ -40,9 +40,17 @@ class _StandIn(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+def import_without_compiler(name: str) -> None:
+    """Import the module ``name``; with the compiler where a version of it needs more of that than ``LATER``."""
+    try:
+        with _stand_ins():
+            importlib.import_module(name)
+    except ImportError:
+        importlib.import_module(name)
+
+
 @contextlib.contextmanager
-def compiler_later() -> Iterator[None]:
-    """Import timm or torchvision within this block."""
+def _stand_ins() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:
         sys.modules.update({name: _StandIn(name) for name in COMPILER})
     try:

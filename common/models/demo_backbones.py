@@ -10,20 +10,21 @@ from collections.abc import Sequence
 from torch import nn
 
 from common.data.registry import DATASETS
-from common.models.compiler_later import compiler_later
+from common.models.compiler_later import import_without_compiler
 from common.runtime.environment import REPOSITORY
 from common.runtime.errors import UserError
 
-with compiler_later():  # this is where a training imports timm, which imports torchvision
-    from timm.models import (
-        EfficientNet,
-        ResNet,
-        VisionTransformer,
-        build_model_with_cfg,
-        generate_default_cfgs,
-        register_model,
-    )
-    from timm.models.resnet import BasicBlock
+import_without_compiler("timm.models")  # this is where a training imports timm, which imports torchvision
+
+from timm.models import (  # noqa: E402
+    EfficientNet,
+    ResNet,
+    VisionTransformer,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models.resnet import BasicBlock  # noqa: E402
 
 NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 PRETRAINED_ON = "cifar10"

@@ -24,7 +24,10 @@ def for_inference(backbone: Backbone, device: torch.device) -> nn.Module:
 
 
 def quicker(module: nn.Module, image_size: int) -> nn.Module:
-    """Return a copy of a timm model in eval mode, with or without its classifier: ``shortened``, or ``folded``."""
+    """Return a timm model in eval mode, with or without its classifier, as it is fastest: ``shortened``, or ``folded``.
+
+    It is a copy, or ``module`` itself where there is nothing to fold.
+    """
     if split_attention.is_plain_vit(module):
         return shortened(module)
     return folded(module, min(image_size, TRIAL_SIZE))

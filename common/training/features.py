@@ -140,10 +140,13 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
 
 
 class FrozenForward:
-    """A frozen backbone as it makes features fastest: ``size`` images at a time, compiled where ``images`` repay it."""
+    """A frozen backbone as it makes features fastest: ``size`` images at a time, compiled where ``images`` repay it.
 
-    def __init__(self, extractor: Extractor, images: LabelledImages) -> None:
-        self.size = batch_images(extractor.device, extractor.transform.size)
+    ``most``: more images are never there at a time.
+    """
+
+    def __init__(self, extractor: Extractor, images: LabelledImages, *, most: int = MOST_BATCH_IMAGES) -> None:
+        self.size = min(batch_images(extractor.device, extractor.transform.size), most)
         self.autocast = functools.partial(autocast, extractor.device, extractor.precision)
         module = for_inference(extractor.backbone, extractor.device)
         self.plain: Forward = functools.partial(pooled_features, module)

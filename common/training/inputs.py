@@ -12,15 +12,15 @@ from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, Image
 class Inputs:
     """Makes the loader of each split; what the features of a split cost stands in ``made`` afterwards.
 
-    Those of ``augmented`` images are made anew in every epoch.
-
-    ``folder`` keeps features (None: nothing does); ``seed`` is that of the augmentation.
+    Those of ``augmented`` images are made anew in every epoch. ``folder`` keeps features (None: nothing does); ``seed``
+    is that of the augmentation, ``batch_size`` the optimiser's.
     """
 
     extractor: Extractor
     reads_features: bool
     folder: Path | None = None
     seed: int = 0
+    batch_size: int = 1
     made: dict[str, Features] = field(default_factory=dict)
     augmented: dict[str, LabelledImages] = field(default_factory=dict)
 
@@ -43,6 +43,6 @@ class Inputs:
             return resident(loader) if split in ("train", "val") else loader  # others are read once
         if augment != "none":
             self.augmented[split] = images
-            return AugmentedFeatureLoader(loader, FrozenForward(extractor, images))
+            return AugmentedFeatureLoader(loader, FrozenForward(extractor, images, most=self.batch_size))
         self.made[split] = extract(extractor, images, split, folder=self.folder)
         return FeatureLoader(self.made[split].values.to(device), images.labels)

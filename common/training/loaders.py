@@ -44,6 +44,10 @@ class ImageLoader(_LabelledByImages):
         """Makes the batches before they are normalised; its processes live through all epochs."""
         return ResizedBatches(self.images, self.transform, device=self.device, workers=self.workers)
 
+    def end_workers(self) -> None:
+        """End the processes of ``resized``; the next batches would start others."""
+        vars(self).pop("resized", None)
+
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
         for pixels in self.resized.of(positions, augment_key=(self.seed, epoch)):
@@ -64,6 +68,8 @@ class ResidentImageLoader(_LabelledByImages):
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the images at each array of positions, (B, 3, S, S) float32 on the device."""
         all_kept = all(self.kept[batch].all() for batch in positions)
+        if all_kept:
+            self.images.end_workers()
         for pixels in map(self._at, positions) if all_kept else self._keep(positions):
             yield normalise(pixels, self.images.transform)
 
@@ -118,18 +124,13 @@ class AugmentedFeatureLoader(_LabelledByImages):
     def batches(self, positions: Sequence[np.ndarray], *, epoch: int) -> Iterator[torch.Tensor]:
         """Yield the backbone's features of each augmented batch, (B, width) float32.
 
-        As many images as suit the backbone go through it at a time, whatever the size of the batches.
+        A batch goes through the backbone in parts of the size that suits it, which are the same after a resume.
         """
-        order, size = np.concatenate(positions), self.forward.size
-        parts = [order[start : start + size] for start in range(0, len(order), size)]
-        made = map(self.forward, self.images.batches(parts, epoch=epoch))
-        waiting = torch.empty(0)  # (n, width): made, and not yet asked for
-        for batch in positions:
-            while len(waiting) < len(batch):
-                features = next(made)
-                waiting = torch.cat((waiting, features)) if len(waiting) else features
-            yield waiting[: len(batch)]
-            waiting = waiting[len(batch) :]
+        size = self.forward.size
+        parts = [[batch[start : start + size] for start in range(0, len(batch), size)] for batch in positions]
+        images = self.images.batches([part for of_batch in parts for part in of_batch], epoch=epoch)
+        for of_batch in parts:
+            yield torch.cat([self.forward(next(images)) for _ in of_batch])
 
 
 Loader = ImageLoader | ResidentImageLoader | FeatureLoader | AugmentedFeatureLoader

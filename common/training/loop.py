@@ -167,7 +167,8 @@ class _Loop:
             started = time.perf_counter()
             for step, (inputs, batch) in enumerate(zip(self.train.batches(to_do, epoch=epoch), to_do, strict=True), 1):
                 self._step(inputs, self.train.labels[batch])
-                if step % steps_unread(inputs.device) == 0 or step == len(to_do):
+                is_due = interrupted() or time.monotonic() - saved_at > CHECKPOINT_SECONDS
+                if is_due or step % steps_unread(inputs.device) == 0 or step == len(to_do):
                     self._read()
                 state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
                 bar.update()
@@ -176,7 +177,7 @@ class _Loop:
                     self._announce(epochs * len(batches) - state.step)
                 if interrupted():
                     break
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                if is_due:
                     self._save()
                     saved_at, started = time.monotonic(), time.perf_counter()
             if interrupted():

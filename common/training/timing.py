@@ -48,10 +48,10 @@ def time_runs(runs: Sequence[Run], **options: Any) -> list[tuple[Path, Timing]]:
     Seeds of one model differ in no operation: the first is timed for all. ``options`` and errors are those of
     ``restore_run``, and UserError where the memory is too small or a file cannot be written.
     """
-    seeds: dict[Path, dict[Path, Run]] = defaultdict(dict)
+    seeds: dict[tuple[Path, str], dict[Path, Run]] = defaultdict(dict)  # of one model, in one precision
     for run in runs:
         folder = run.folder.resolve()
-        seeds[folder.parent][folder] = run
+        seeds[folder.parent, run.result.config["precision"]][folder] = run
     models = [restore_run(next(iter(of_model.values())), **options) for of_model in seeds.values()]
     print(f"timing {len(models)} models in turn: two minutes, longer where one pass takes seconds", flush=True)
     names = [f"{model.run.dataset}/{model.run.name}" for model in models]
