@@ -171,6 +171,33 @@ def test_a_folder_is_read_again_where_anything_changed(change, pets, load, tmp_p
     _require_same(again, found)
 
 
+def _damaged(content):
+    """Yield ``content`` with a wrong shape, and with one flipped bit, more often in the list of members at its end."""
+    yield from (content.replace(b"(8, 32, 32)", shape) for shape in (b"(8, 32, 10)", b"(8, 32, 32,"))
+    end = 8 * content.index(b"PK\1\2")
+    for bit in (*range(0, end, 251), *range(end, 8 * len(content), 2)):
+        yield content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_damage_of_what_was_kept_is_noticed(tmp_path):
+    kept, key, digests = tmp_path / "kept.npz", "0" * 64, [b"%032d" % number for number in range(8)]
+    pixels = np.arange(8 * 32 * 32).astype(np.uint8).reshape(8, 32, 32)
+    scan._write(kept, key, scan.Scan(digests, {}, pixels))
+    for content in _damaged(kept.read_bytes()):
+        kept.write_bytes(content)
+        if found := scan._read(kept, key, 8):  # the bit means nothing, as in a member's time
+            assert (found.digests, found.problems) == (digests, {}) and np.array_equal(found.pixels, pixels)
+
+
+def test_what_was_kept_of_fewer_images_is_not_used(pets, load, tmp_path):
+    load()
+    kept = next((tmp_path / "cache").iterdir())
+    header, arrays = folder_index.read_arrays(kept)
+    for what in arrays:
+        folder_index.write_arrays(kept, header, {**arrays, what: arrays[what][:-1]})
+        assert load()[1] == 32
+
+
 def test_a_damaged_file_that_was_left_out_is_looked_at_again(pets, load):
     file = pets / "train" / "cat" / "3.png"
     content = file.read_bytes()

@@ -53,7 +53,7 @@ def scan_files(files: Sequence[Path], folder: Path, *, processes: int, cache: Pa
     key = sha256(names + np.array(stats, dtype=np.int64).tobytes())
     path = cache / f"{sha256(os.fsencode(folder.resolve()))[:32]}.npz"
     with locked(path.with_suffix(".lock"), what=f"the images in {str(folder)!r}", wait=True):
-        kept = _read(path, key)
+        kept = _read(path, key, len(files))
         if kept and _is_still(kept, files):
             with suppress(OSError):  # another user's
                 os.utime(path)  # the time of last use, by which the oldest are removed
@@ -84,12 +84,15 @@ def _write(path: Path, key: str, scan: Scan) -> None:
     folder_index.write_arrays(path, header, {"digests": np.array(scan.digests, dtype="S32"), **pixels})
 
 
-def _read(path: Path, key: str) -> Scan | None:
-    """Return what was kept in ``path``, or None where it is missing, damaged, or of other files."""
+def _read(path: Path, key: str, count: int) -> Scan | None:
+    """Return what was kept in ``path`` of ``count`` files, or None where it is missing, damaged, or of other files."""
     try:
         header, arrays = folder_index.read_arrays(path)
         if (header["version"], header["pillow"], header["files"]) == (VERSION, pillow_version, key):
-            return Scan(arrays["digests"].tolist(), dict(header["problems"]), arrays.get("pixels"))
+            kept = Scan(arrays["digests"].tolist(), dict(header["problems"]), arrays.get("pixels"))
+            usable = count - len(kept.problems)
+            if len(kept.digests) == count and (kept.pixels is None or len(kept.pixels) == usable):
+                return kept
     except (*folder_index.DAMAGE, FileNotFoundError):
         pass
     return None
