@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,6 +170,17 @@ def test_a_folder_is_read_again_where_anything_changed(change, pets, load, tmp_p
     again, count = load()
     assert count == 3
     _require_same(again, found)
+
+
+def test_inodes_may_have_64_bits(pets, load, tmp_path, monkeypatch):
+    def stat(file):
+        found = os.stat(file)
+        return SimpleNamespace(st_size=found.st_size, st_mtime_ns=found.st_mtime_ns, st_ino=2**63 + found.st_ino)
+
+    monkeypatch.setattr(folder_index, "os", SimpleNamespace(stat=stat))
+    assert [load()[1] for _ in range(2)] == [32, 3]
+    folder_index.write_index(tmp_path / "pets.npz", pets, image_folder.read(pets, workers=1))
+    load(index=tmp_path / "pets.npz")
 
 
 def _damaged(content):

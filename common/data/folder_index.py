@@ -98,9 +98,12 @@ def _stat(file: Path) -> tuple[int, int, int]:
 
 
 def file_stat(file: Path) -> tuple[int, int, int]:
-    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode; else OSError."""
+    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode; else OSError.
+
+    Inodes have 64 bits and no sign: without the highest, which network drives may set, they are int64 like the others.
+    """
     found = os.stat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)
 
 
 def sample(count: int) -> np.ndarray:
