@@ -242,6 +242,12 @@ def test_processes_read_what_one_reads(pets, monkeypatch):
         assert np.array_equal(shared.parts[name].pixels, part.pixels)
 
 
+def test_the_first_of_the_files_that_are_no_images_is_the_example(pets):
+    for number in range(30):
+        (pets / "train" / "cat" / f"{number:02}.txt").touch()
+    assert image_folder.read(pets).notes == ("ignored 31 files that are no images, for example '00.txt'",)
+
+
 def test_grey_and_colour_images_of_one_size_are_kept_as_colour(pets):
     rng = np.random.default_rng(1)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(pets / "test" / "dog" / "0.png")

@@ -128,9 +128,10 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
                 f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their "
                 "class's folder, as <class>/* or train/<class>/* with test/<class>/*"
             )
-        images, own = [e for e in inside if is_image(e)], root / entry.name
-        classes[entry.name] = [own / e.name for e in images]
-        others += set(inside) - set(images)
+        own = root / entry.name
+        images = {e: own / e.name for e in inside if is_image(e)}
+        classes[entry.name] = list(images.values())
+        others += [e for e in inside if e not in images]
     if others:
         notes.append(f"ignored {len(others):,} files that are no images, for example {others[0].name!r}")
     return classes
