@@ -1,6 +1,7 @@
 """What is known of an image folder from before: it gives what reading the folder gave, or is not used."""
 
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +247,28 @@ def test_the_first_of_the_files_that_are_no_images_is_the_example(pets):
     for number in range(30):
         (pets / "train" / "cat" / f"{number:02}.txt").touch()
     assert image_folder.read(pets).notes == ("ignored 31 files that are no images, for example '00.txt'",)
+
+
+def _die(files):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_said_in_one_line(pets, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    monkeypatch.setattr(scan, "_scan_group", _die)
+    monkeypatch.setattr(image_folder, "cores", lambda: 2)
+    with pytest.raises(UserError, match="a process that reads images was killed"):
+        image_folder.read(pets, workers=2)
+
+
+def test_no_more_processes_than_cores_read(pets, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    monkeypatch.setattr(image_folder, "cores", lambda: 3)
+    asked, share = [], scan.parallel_map
+    monkeypatch.setattr(scan, "parallel_map", lambda *args: asked.append(args[2]) or share(*args))
+    for workers in (64, 2, None):
+        image_folder.read(pets, workers=workers)
+    assert asked == [3, 2, 3]
 
 
 def test_grey_and_colour_images_of_one_size_are_kept_as_colour(pets):

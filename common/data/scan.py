@@ -1,7 +1,8 @@
 """What image files hold: each read once, hashed and decoded, on all cores; what was found is kept for the next run."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def _is_still(kept: Scan, files: Sequence[Path]) -> bool:
 
 def _scan(files: Sequence[Path], processes: int) -> Scan:
     groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
-    scans = parallel_map(_scan_group, groups, processes) if processes > 1 else (_scan_group(group) for group in groups)
+    scans = _from_processes(groups, processes) if processes > 1 else (_scan_group(group) for group in groups)
     digests, problems, pixels = [], {}, []
     # Closed also by Ctrl-C, which must not wait for thousands of files.
     with closing(scans), progress(desc="checking images", total=len(files)) as bar:
@@ -120,6 +121,17 @@ def _scan(files: Sequence[Path], processes: int) -> Scan:
                 pixels = _and_more(pixels, scan.pixels)
             bar.update(len(scan.digests))
     return Scan(digests, problems, _together(pixels))
+
+
+def _from_processes(groups: Sequence[Sequence[Path]], processes: int) -> Iterator[Scan]:
+    """Yield what processes read; one that was killed (mostly for memory) is a UserError."""
+    try:
+        yield from parallel_map(_scan_group, groups, processes)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was killed, mostly because memory is full: "
+            "free some, or give a smaller `workers`, or `workers` 0"
+        ) from error
 
 
 def _scan_group(files: Sequence[Path]) -> Scan:
