@@ -13,6 +13,7 @@ import train_cnn_head
 from common.data import folder_index, image_folder, scan
 from common.data.dataset import index_dataset, load_dataset
 from common.runtime.errors import UserError
+from common.runtime.files import temporary_path
 
 NOWHERE = Path("absent")
 
@@ -225,6 +226,16 @@ def test_a_damaged_file_that_was_left_out_is_looked_at_again(pets, load):
     file.write_bytes(content)
     os.utime(file, ns=(0, stat.st_mtime_ns))
     assert load(skip_damaged=True)[0].skipped == ()
+
+
+def test_what_a_killed_write_left_is_removed(load, tmp_path):
+    load()
+    kept = next((tmp_path / "cache").iterdir())
+    own, others = (temporary_path(kept.with_name(name), "tmp") for name in (kept.name, "other.npz"))
+    for leftover in (own, others):
+        leftover.write_bytes(b"half")
+    load()
+    assert not own.exists() and others.exists()  # the lock is on this folder's file alone
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(pets, load, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import __version__ as pillow_version
 from common.data import folder_index
 from common.data.images import decode_bytes
 from common.runtime.errors import UserError
-from common.runtime.files import digest, prune, sha256
+from common.runtime.files import digest, prune, remove_leftovers, sha256
 from common.runtime.locks import locked
 from common.runtime.parallel import parallel_map
 from common.runtime.progress import progress
@@ -54,6 +54,7 @@ def scan_files(files: Sequence[Path], folder: Path, *, processes: int, cache: Pa
     key = sha256(names + np.array(stats, dtype=np.int64).tobytes())
     path = cache / f"{sha256(os.fsencode(folder.resolve()))[:32]}.npz"
     with locked(path.with_suffix(".lock"), what=f"the images in {str(folder)!r}", wait=True):
+        remove_leftovers(cache, of=f"{path.name}.*")
         kept = _read(path, key, len(files))
         if kept and _is_still(kept, files):
             with suppress(OSError):  # another user's
