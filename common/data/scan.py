@@ -20,7 +20,7 @@ from common.runtime.progress import progress
 
 VERSION = 1  # raise it whenever a file would be read otherwise: what older code kept is then made again
 SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
-MAX_BYTES = 2**28  # ... as long as all together fit into 256 MiB: drawing the splits copies them
+MAX_BYTES = 2**28  # ... as long as all together, before grey ones become RGB, fit into 256 MiB: the splits copy them
 GROUP = 256  # files that a process reads at a time
 MANY_BYTES, MANY_FILES = 20_000_000, 4_000  # about a second's work: more is shared out to processes, and kept
 CACHE_BYTES = 2 * 2**30
