@@ -348,7 +348,8 @@ def main(config: Config) -> None:
         failures = _run_grids(config, grids, absent, devices)
     else:
         done = _outcome if config.wait else None
-        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=done)
+        cache = cache_folder(config.cache_dir)
+        failures, is_over = slurm.make_grids(grids, config.folders, settings, absent, wait=done, cache=cache)
         if not is_over:
             _exit_with_failures({job.name: reason for job, reason in failures.items()})
             return
@@ -441,16 +442,17 @@ def _comparison_grids(config: Config) -> list[Grid]:
     trains = not (config.show_list or config.print_commands or config.download_only)
     submits = trains and config.executor == "slurm"
     if trains and not submits:
-        scheduler.prepare_forks()  # before the images are read, by processes of a server that has little
+        scheduler.prepare_forks()  # before the images are read: the first call decides what the one server imports
     slurm_folder = slurm_queue.submission_folder(config.folders["results_dir"])
-    index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder) if submits else {}
+    cache = cache_folder(config.cache_dir)
+    index = slurm.index_setting(config.dataset, config.data_dir, slurm_folder, cache) if submits else {}
     loaded = load_dataset(
         config.dataset,
         data_dir=config.data_dir,
         folds=folds,
         source=config.source,
         index=index.get("data_index"),
-        cache=cache_folder(config.cache_dir),
+        cache=cache,
     )
     _announce_folds(loaded)
     for tag in tags:

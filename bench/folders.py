@@ -44,7 +44,7 @@ def compare(scratch: Path, *, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
     about = f"links to {FILES:,} JPEG files of {SIDE}x{SIDE}, one reading each in a process of its own, without PyTorch"
     return {
         "records": records,
-        "notes": [f"{about}; the peak is that of the reading process, or of its largest worker"],
+        "notes": [f"{about}; the peak is that of the reading process, without its workers"],
     }
 
 

@@ -1,7 +1,9 @@
 """What is known of an image folder from before: it gives what reading the folder gave, or is not used."""
 
 import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import train_cnn_head
 from common.data import folder_index, image_folder, scan
 from common.data.dataset import index_dataset, load_dataset
 from common.runtime.errors import UserError
+from common.runtime.files import temporary_path
 
 NOWHERE = Path("absent")
 
@@ -171,6 +174,44 @@ def test_a_folder_is_read_again_where_anything_changed(change, pets, load, tmp_p
     _require_same(again, found)
 
 
+def test_inodes_may_have_64_bits(pets, load, tmp_path, monkeypatch):
+    def stat(file):
+        found = os.stat(file)
+        return SimpleNamespace(st_size=found.st_size, st_mtime_ns=found.st_mtime_ns, st_ino=2**63 + found.st_ino)
+
+    monkeypatch.setattr(folder_index, "os", SimpleNamespace(stat=stat))
+    assert [load()[1] for _ in range(2)] == [32, 3]
+    folder_index.write_index(tmp_path / "pets.npz", pets, image_folder.read(pets, workers=1))
+    load(index=tmp_path / "pets.npz")
+
+
+def _damaged(content):
+    """Yield ``content`` with a wrong shape, and with one flipped bit, more often in the list of members at its end."""
+    yield from (content.replace(b"(8, 32, 32)", shape) for shape in (b"(8, 32, 10)", b"(8, 32, 32,"))
+    end = 8 * content.index(b"PK\1\2")
+    for bit in (*range(0, end, 251), *range(end, 8 * len(content), 2)):
+        yield content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_damage_of_what_was_kept_is_noticed(tmp_path):
+    kept, key, digests = tmp_path / "kept.npz", "0" * 64, [b"%032d" % number for number in range(8)]
+    pixels = np.arange(8 * 32 * 32).astype(np.uint8).reshape(8, 32, 32)
+    scan._write(kept, key, scan.Scan(digests, {}, pixels))
+    for content in _damaged(kept.read_bytes()):
+        kept.write_bytes(content)
+        if found := scan._read(kept, key, 8):  # the bit means nothing, as in a member's time
+            assert (found.digests, found.problems) == (digests, {}) and np.array_equal(found.pixels, pixels)
+
+
+def test_what_was_kept_of_fewer_images_is_not_used(pets, load, tmp_path):
+    load()
+    kept = next((tmp_path / "cache").iterdir())
+    header, arrays = folder_index.read_arrays(kept)
+    for what in arrays:
+        folder_index.write_arrays(kept, header, {**arrays, what: arrays[what][:-1]})
+        assert load()[1] == 32
+
+
 def test_a_damaged_file_that_was_left_out_is_looked_at_again(pets, load):
     file = pets / "train" / "cat" / "3.png"
     content = file.read_bytes()
@@ -187,6 +228,16 @@ def test_a_damaged_file_that_was_left_out_is_looked_at_again(pets, load):
     assert load(skip_damaged=True)[0].skipped == ()
 
 
+def test_what_a_killed_write_left_is_removed(load, tmp_path):
+    load()
+    kept = next((tmp_path / "cache").iterdir())
+    own, others = (temporary_path(kept.with_name(name), "tmp") for name in (kept.name, "other.npz"))
+    for leftover in (own, others):
+        leftover.write_bytes(b"half")
+    load()
+    assert not own.exists() and others.exists()  # the lock is on this folder's file alone
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(pets, load, monkeypatch):
     monkeypatch.setattr(scan, "_is_writable", lambda cache: False)
     assert [load()[1] for _ in range(2)] == [32, 32]
@@ -201,6 +252,34 @@ def test_processes_read_what_one_reads(pets, monkeypatch):
     for name, part in alone.parts.items():
         assert np.array_equal(shared.parts[name].digests, part.digests)
         assert np.array_equal(shared.parts[name].pixels, part.pixels)
+
+
+def test_the_first_of_the_files_that_are_no_images_is_the_example(pets):
+    for number in range(30):
+        (pets / "train" / "cat" / f"{number:02}.txt").touch()
+    assert image_folder.read(pets).notes == ("ignored 31 files that are no images, for example '00.txt'",)
+
+
+def _die(files):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_said_in_one_line(pets, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    monkeypatch.setattr(scan, "_scan_group", _die)
+    monkeypatch.setattr(image_folder, "cores", lambda: 2)
+    with pytest.raises(UserError, match="a process that reads images was killed"):
+        image_folder.read(pets, workers=2)
+
+
+def test_no_more_processes_than_cores_read(pets, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 0)
+    monkeypatch.setattr(image_folder, "cores", lambda: 3)
+    asked, share = [], scan.parallel_map
+    monkeypatch.setattr(scan, "parallel_map", lambda *args: asked.append(args[2]) or share(*args))
+    for workers in (64, 2, None):
+        image_folder.read(pets, workers=workers)
+    assert asked == [3, 2, 3]
 
 
 def test_grey_and_colour_images_of_one_size_are_kept_as_colour(pets):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import reproduce
 from common import cli
-from common.data import image_folder
+from common.data import image_folder, scan
 from common.data.dataset import load_dataset
 from common.grid import slurm, slurm_queue, slurm_task
 from common.grid.scheduler import Job
@@ -208,7 +208,10 @@ def test_an_image_folder_is_read_once_and_its_index_is_handed_to_the_tasks(fake,
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
     argv = ["compare", f"--dataset={tmp_path / 'pets'}", "--backbones=demo_resnet", "--methods=probe"]
     argv += [f"--results-dir={tmp_path / 'results'}", "--executor=slurm", "--slurm=time=5"]
+    argv += [f"--cache-dir={tmp_path / 'cache'}"]
+    monkeypatch.setattr(scan, "MANY_FILES", 0)  # so that what they hold is kept
     assert cli.run(reproduce.main, reproduce.Config, argv) == 0
+    assert [path.suffix for path in (tmp_path / "cache" / "folders").iterdir()] == [".npz"]
     assert len(reads) == 1 and "submitted 1 tasks" in capsys.readouterr().out
     (pickled,) = (tmp_path / "results").rglob("*_submitted.pkl")
     ((batch,),) = pickle.loads(pickled.read_bytes()).args

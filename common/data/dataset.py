@@ -154,13 +154,15 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
     return (CACHE if cache_dir is None else Path(cache_dir)) / "folders"
 
 
-def index_dataset(dataset: str, data_dir: Path, path: Path) -> bool:
+def index_dataset(dataset: str, data_dir: Path, path: Path, *, cache: Path | None = None) -> bool:
     """Read an image folder and write its index (``folder_index``) to ``path``; False where the data are no such folder.
+
+    What many files hold is kept in the folder ``cache``.
 
     Raises:
         UserError: the data are missing or damaged, or the index cannot be written.
     """
-    source = _read(dataset, data_dir)
+    source = _read(dataset, data_dir, cache=cache)
     if any(part.files is None for part in source.parts.values()):
         return False
     folder_index.write_index(path, _folder(dataset, data_dir), source)

@@ -25,7 +25,7 @@ VERSION = 1
 SAMPLE = 32  # images that are looked at again before an index is trusted
 OUTCOME = [each.name for each in fields(RawSplits) if each.name != "parts"]
 ARRAYS = ("labels", "digests", "pixels")
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def write_index(path: Path, folder: Path, source: RawSplits) -> None:
@@ -98,9 +98,12 @@ def _stat(file: Path) -> tuple[int, int, int]:
 
 
 def file_stat(file: Path) -> tuple[int, int, int]:
-    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode; else OSError."""
+    """Return a file's size in bytes, its time of modification in nanoseconds, and its inode; else OSError.
+
+    Inodes have 64 bits and no sign: without the highest, which network drives may set, they are int64 like the others.
+    """
     found = os.stat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)
 
 
 def sample(count: int) -> np.ndarray:
@@ -111,12 +114,18 @@ def sample(count: int) -> np.ndarray:
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write ``header``, as JSON, and ``arrays`` into one file (UserError where it cannot be written)."""
     content = io.BytesIO()
-    np.savez(content, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+    text = json.dumps({**header, "arrays": list(arrays)})
+    np.savez(content, header=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
     write_atomically(path, content.getbuffer())
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the header and the arrays of ``write_arrays``; damage, which each array's CRC shows, is of ``DAMAGE``."""
+    """Return the header and the arrays of ``write_arrays``; damage, which the CRCs show, raises one of ``DAMAGE``."""
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        if damaged := stored.zip.testzip():  # first: NumPy believes what a member says of its own shape
+            raise zipfile.BadZipFile(f"{damaged!r} is damaged")
         arrays = dict(stored)
-    return json.loads(arrays.pop("header").tobytes()), arrays
+    header = json.loads(arrays.pop("header").tobytes())
+    if header.pop("arrays") != list(arrays):  # a damaged list of members may end early
+        raise ValueError("arrays are missing")
+    return header, arrays

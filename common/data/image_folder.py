@@ -20,7 +20,7 @@ NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and
 def read(
     folder: Path, *, skip_damaged: bool = False, workers: int | None = None, cache: Path | None = None
 ) -> RawSplits:
-    """Read an image folder: every file once, in ``workers`` processes (default: all cores), hashed and fully decoded.
+    """Read an image folder: each file once, in up to ``workers`` processes (default: all cores), hashed and decoded.
 
     Images lie directly in their class's folder. Hidden files, other extensions and unrelated folders are ignored and
     counted in a note; a folder inside a class is refused, because it is more often a wrong path than a class. Symbolic
@@ -31,7 +31,7 @@ def read(
     Raises:
         UserError: no such layout, a label file that does not fit (``label_file.read``), a class without images, less
             than two classes, a test class that ``train`` lacks, or damaged files, all of them counted, unless
-            ``skip_damaged`` leaves them out.
+            ``skip_damaged`` leaves them out. Or a process that read them was killed.
     """
     table, notes = label_file.find(folder, is_needed=not _has_class_folders(folder))
     if table:
@@ -45,7 +45,8 @@ def read(
         for part, found in listed.items()
     }
     files = [file for part in pairs.values() for _, file in part]
-    scan = scan_files(files, folder, processes=cores() if workers is None else workers, cache=cache)
+    processes = cores() if workers is None else min(workers, cores())
+    scan = scan_files(files, folder, processes=processes, cache=cache)
     skipped = _damaged(files, scan.problems, folder, skip_damaged)
     parts, first, held = {}, 0, 0
     for part, of_part in pairs.items():
@@ -128,9 +129,10 @@ def _list_classes(root: Path, notes: list[str]) -> dict[str, list[Path]]:
                 f"{str(root / entry.name)!r} holds the folder {folders[0]!r}: images must lie directly in their "
                 "class's folder, as <class>/* or train/<class>/* with test/<class>/*"
             )
-        images, own = [e for e in inside if is_image(e)], root / entry.name
-        classes[entry.name] = [own / e.name for e in images]
-        others += set(inside) - set(images)
+        own = root / entry.name
+        images = {e: own / e.name for e in inside if is_image(e)}
+        classes[entry.name] = list(images.values())
+        others += [e for e in inside if e not in images]
     if others:
         notes.append(f"ignored {len(others):,} files that are no images, for example {others[0].name!r}")
     return classes

@@ -1,7 +1,8 @@
 """What image files hold: each read once, hashed and decoded, on all cores; what was found is kept for the next run."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from PIL import __version__ as pillow_version
 from common.data import folder_index
 from common.data.images import decode_bytes
 from common.runtime.errors import UserError
-from common.runtime.files import digest, prune, sha256
+from common.runtime.files import digest, prune, remove_leftovers, sha256
 from common.runtime.locks import locked
 from common.runtime.parallel import parallel_map
 from common.runtime.progress import progress
 
 VERSION = 1  # raise it whenever a file would be read otherwise: what older code kept is then made again
 SMALL_SIDE = 64  # images of one size up to 64 x 64 are kept decoded (CIFAR-10: 184 MB) ...
-MAX_BYTES = 2**28  # ... as long as all together fit into 256 MiB: drawing the splits copies them
+MAX_BYTES = 2**28  # ... as long as all together, before grey ones become RGB, fit into 256 MiB: the splits copy them
 GROUP = 256  # files that a process reads at a time
 MANY_BYTES, MANY_FILES = 20_000_000, 4_000  # about a second's work: more is shared out to processes, and kept
 CACHE_BYTES = 2 * 2**30
@@ -53,7 +54,8 @@ def scan_files(files: Sequence[Path], folder: Path, *, processes: int, cache: Pa
     key = sha256(names + np.array(stats, dtype=np.int64).tobytes())
     path = cache / f"{sha256(os.fsencode(folder.resolve()))[:32]}.npz"
     with locked(path.with_suffix(".lock"), what=f"the images in {str(folder)!r}", wait=True):
-        kept = _read(path, key)
+        remove_leftovers(cache, of=f"{path.name}.*")
+        kept = _read(path, key, len(files))
         if kept and _is_still(kept, files):
             with suppress(OSError):  # another user's
                 os.utime(path)  # the time of last use, by which the oldest are removed
@@ -84,12 +86,15 @@ def _write(path: Path, key: str, scan: Scan) -> None:
     folder_index.write_arrays(path, header, {"digests": np.array(scan.digests, dtype="S32"), **pixels})
 
 
-def _read(path: Path, key: str) -> Scan | None:
-    """Return what was kept in ``path``, or None where it is missing, damaged, or of other files."""
+def _read(path: Path, key: str, count: int) -> Scan | None:
+    """Return what was kept in ``path`` of ``count`` files, or None where it is missing, damaged, or of other files."""
     try:
         header, arrays = folder_index.read_arrays(path)
         if (header["version"], header["pillow"], header["files"]) == (VERSION, pillow_version, key):
-            return Scan(arrays["digests"].tolist(), dict(header["problems"]), arrays.get("pixels"))
+            kept = Scan(arrays["digests"].tolist(), dict(header["problems"]), arrays.get("pixels"))
+            usable = count - len(kept.problems)
+            if len(kept.digests) == count and (kept.pixels is None or len(kept.pixels) == usable):
+                return kept
     except (*folder_index.DAMAGE, FileNotFoundError):
         pass
     return None
@@ -106,7 +111,7 @@ def _is_still(kept: Scan, files: Sequence[Path]) -> bool:
 
 def _scan(files: Sequence[Path], processes: int) -> Scan:
     groups = [files[start : start + GROUP] for start in range(0, len(files), GROUP)]
-    scans = parallel_map(_scan_group, groups, processes) if processes > 1 else (_scan_group(group) for group in groups)
+    scans = _from_processes(groups, processes) if processes > 1 else (_scan_group(group) for group in groups)
     digests, problems, pixels = [], {}, []
     # Closed also by Ctrl-C, which must not wait for thousands of files.
     with closing(scans), progress(desc="checking images", total=len(files)) as bar:
@@ -117,6 +122,17 @@ def _scan(files: Sequence[Path], processes: int) -> Scan:
                 pixels = _and_more(pixels, scan.pixels)
             bar.update(len(scan.digests))
     return Scan(digests, problems, _together(pixels))
+
+
+def _from_processes(groups: Sequence[Sequence[Path]], processes: int) -> Iterator[Scan]:
+    """Yield what processes read; one that was killed (mostly for memory) is a UserError."""
+    try:
+        yield from parallel_map(_scan_group, groups, processes)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was killed, mostly because memory is full: "
+            "free some, or give a smaller `workers`, or `workers` 0"
+        ) from error
 
 
 def _scan_group(files: Sequence[Path]) -> Scan:

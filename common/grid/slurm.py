@@ -199,6 +199,7 @@ def make_grids(
     absent: Mapping[str, str],
     *,
     wait: Callable[[Job], str] | None,
+    cache: Path | None = None,
 ) -> tuple[dict[Job, str], bool]:
     """Submit what is missing of ``grids``, and ``wait`` for its end (``follow``) where that is given.
 
@@ -207,6 +208,7 @@ def make_grids(
     Args:
         folders: those of ``stages``; what the cluster's jobs print lies below ``results_dir``.
         absent: why data sets and backbones could not be fetched.
+        cache: the folder where is kept what image folders hold.
     """
     submissions = Submissions(submission_folder(folders["results_dir"]))
     runs, queue = [run for grid in grids for run in planned_runs(grid, **folders)], read_queue()
@@ -217,7 +219,7 @@ def make_grids(
     queued = {run.key for run in runs if states[run].word in ("pending", "running")}
     to_do = {run.key for run in runs if states[run].word != "finished" and run.job not in failures} - queued
     if to_do:
-        indexed = [_with_indices(grid, folders["data_dir"], submissions.folder, absent) for grid in grids]
+        indexed = [_with_indices(grid, folders["data_dir"], submissions.folder, absent, cache) for grid in grids]
         runs = [run for grid in indexed for run in planned_runs(grid, **folders)]
         _announce(submit([run for run in runs if run.key in to_do], settings, submissions, queued), submissions)
     left = [run for run in runs if run.key in to_do | queued]
@@ -233,19 +235,19 @@ def _obstacle(run: PlannedRun, state: State, absent: Mapping[str, str]) -> str |
     return absent.get(run.job.config.dataset) or absent.get(run.job.config.backbone)
 
 
-def _with_indices(grid: Grid, data_dir: Path, folder: Path, absent: Collection[str]) -> Grid:
+def _with_indices(grid: Grid, data_dir: Path, folder: Path, absent: Collection[str], cache: Path | None) -> Grid:
     """Return ``grid`` with an index of each of its image folders, written now: its tasks do not read them again."""
     datasets = {
-        name: own if "data_index" in own or name in absent else {**own, **index_setting(name, data_dir, folder)}
+        name: own if "data_index" in own or name in absent else {**own, **index_setting(name, data_dir, folder, cache)}
         for name, own in grid.datasets.items()
     }
     return replace(grid, datasets=datasets)
 
 
-def index_setting(dataset: str, data_dir: Path, folder: Path) -> dict[str, Path]:
+def index_setting(dataset: str, data_dir: Path, folder: Path, cache: Path | None) -> dict[str, Path]:
     """Write the index of an image folder into ``folder``, and return the setting that names it; {} of other data."""
     path = folder / f"{result_name(dataset)}.index.npz"
-    return {"data_index": path} if index_dataset(dataset, data_dir, path) else {}
+    return {"data_index": path} if index_dataset(dataset, data_dir, path, cache=cache) else {}
 
 
 def _announce(ids: Sequence[str], submissions: Submissions) -> None:
