@@ -11,7 +11,7 @@ from common.data.corruptions import KINDS, SEVERITIES
 from common.evaluation.calibration import expected_calibration_error
 from common.evaluation.metrics import softmax
 from common.runs.predictions import PREDICTIONS_FILE
-from common.runs.result import Run, encode_record, is_intact
+from common.runs.result import Run, encode_record, read_record
 from common.runtime.files import write_atomically
 
 CORRUPTION_FILE = "corruption.json"
@@ -35,11 +35,8 @@ def read_kinds(run: Run, made_by: str | None = None) -> dict[str, dict[str, list
 
     ``made_by``: also {} if another version of the package made it.
     """
-    try:
-        record = json.loads((run.folder / CORRUPTION_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    is_of_run = is_intact(record) and record.get("predictions") == _predictions(run)
+    record = read_record(run.folder / CORRUPTION_FILE)
+    is_of_run = record is not None and record.get("predictions") == _predictions(run)
     return record["kinds"] if is_of_run and made_by in (None, record["made_by"]) else {}
 
 

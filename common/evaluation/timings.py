@@ -1,12 +1,11 @@
 """How fast a finished run's model answers, ``timing.json`` in its folder: written by ``evaluate.py``, read here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from common.runs.record import Amount, Count
-from common.runs.result import Run, encode_record, is_intact
+from common.runs.result import Run, encode_record, read_record
 from common.runs.schema import Within, as_json, typed
 from common.runtime.files import write_atomically
 
@@ -59,8 +58,7 @@ def write_timing(run: Run, timing: Timing) -> Path:
 def read_timing(run: Run) -> Timing | None:
     """Return what ``timing.json`` says of the run's model, None where it is missing, damaged, or of another result."""
     try:
-        record = json.loads((run.folder / TIMING_FILE).read_bytes())
-        timing = typed(record, Timing) if is_intact(record) else None
-    except (OSError, ValueError, RecursionError):
+        timing = typed(read_record(run.folder / TIMING_FILE), Timing)
+    except ValueError:
         return None
-    return timing if timing and timing.result_sha256 == run.result.sha256 else None
+    return timing if timing.result_sha256 == run.result.sha256 else None

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from common.evaluation.significance import mcnemar
 from common.evaluation.spread import Spread, image_error
 from common.evaluation.verdicts import verdict_rows
 from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
-from common.runs.result import Run, encode_record, is_intact
+from common.runs.result import Run, encode_record, read_record
 from common.runtime.errors import UserError
 from common.runtime.files import sha256, write_atomically
 from common.runtime.parallel import parallel_map
@@ -329,11 +328,8 @@ def _made_by() -> dict:
 def _read(path: Path, **expected: str) -> dict:
     """Return what was kept in ``path``, or an empty dict where it is missing, damaged, or not made as expected."""
     expected |= _made_by()
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not is_intact(record) or any(record.get(name) != value for name, value in expected.items()):
+    record = read_record(path)
+    if record is None or any(record.get(name) != value for name, value in expected.items()):
         return {}
     return {name: value for name, value in record.items() if name not in (*expected, "sha256")}
 

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.runs.naming import model_name
 from common.runs.record import SCHEMA_VERSION, RunResult, SplitMetrics, disagreement
@@ -117,6 +118,15 @@ def is_intact(record: object) -> bool:
         return record.get("sha256") == _sha256(record)
     except ValueError:  # Python reads NaN, and 1e999 as infinity
         return False
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that ``encode_record`` wrote to ``path``; None where it is missing, damaged or was changed."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record if is_intact(record) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def find_runs(results_dir: Path, pattern: str = "*") -> tuple[list[Run], list[str]]:
