@@ -357,7 +357,7 @@ class ThroughBackbone:
 def through_backbone(task: Task, live: Sequence[nn.Module], *, flips: bool) -> Task:
     """Return ``task`` whose images go through the ``live`` backbone in every epoch; no feature is kept for others."""
     run, module = task.run, task.backbone.module.to(task.run.device)
-    inputs = replace(task.inputs, folder=None, made={})
+    inputs = replace(task.inputs, folder=None, made={}, featured=[])
 
     def loader(images: LabelledImages, *, training: bool) -> ThroughBackbone:
         source = _image_loader(task, images)
@@ -402,7 +402,7 @@ def _either_way(task: Task, plain: Loader) -> EitherWay:
     """Return ``plain``, a loader of the training images or of their features, with each image also mirrored."""
     mirrored = mirror(task.dataset.train)
     if isinstance(plain, FeatureLoader):
-        inputs = replace(task.inputs, folder=None, made={})  # the cache knows images by their number alone
+        inputs = replace(task.inputs, folder=None, made={}, featured=[])  # the cache knows images by their number alone
         return EitherWay(plain, inputs.loader(mirrored, "mirrored"), task.run.config.seed)
     return EitherWay(plain, _image_loader(task, mirrored), task.run.config.seed)
 

@@ -95,15 +95,11 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features (N, width) float32 on the CPU, what their extraction cost, and whether it was done before.
-
-    ``compiled``: whether by the compiled backbone, whose sums are rounded otherwise.
-    """
+    """Pooled features (N, width) float32 on the CPU, what their extraction cost, and whether it was done before."""
 
     values: torch.Tensor
     seconds: float
     cache_hit: bool
-    compiled: bool
 
 
 def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder: Path | None) -> Features:
@@ -121,7 +117,7 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
     if folder is None:
         made = list(_make_parts(extractor, images, starts, desc))
         values, seconds = torch.cat([part for part, _ in made]), sum(seconds for _, seconds in made)
-        return Features(values, seconds, cache_hit=False, compiled=extractor.compiles(images))
+        return Features(values, seconds, cache_hit=False)
     key = extractor.key(images, split)
     digest = sha256(json.dumps(key, sort_keys=True).encode())
     entry = folder / digest[:32]
@@ -136,7 +132,7 @@ def extract(extractor: Extractor, images: LabelledImages, split: str, *, folder:
             os.utime(entry)  # the time of last use, by which the oldest are removed
     values = torch.cat([parts[start][0] for start in starts])
     seconds = sum(parts[start][1] for start in starts)
-    return Features(values, seconds, cache_hit=not missing, compiled=key["compiled"])
+    return Features(values, seconds, cache_hit=not missing)
 
 
 class FrozenForward:

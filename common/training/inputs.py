@@ -12,8 +12,8 @@ from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, Image
 class Inputs:
     """Makes the loader of each split; what the features of a split cost stands in ``made`` afterwards.
 
-    Those of ``augmented`` images are made anew in every epoch. ``folder`` keeps features (None: nothing does); ``seed``
-    is that of the augmentation, ``batch_size`` the optimiser's.
+    ``folder`` keeps features (None: nothing does); ``seed`` is that of the augmentation, ``batch_size`` the
+    optimiser's. ``featured`` are the images of which the backbone makes features, once or anew in every epoch.
     """
 
     extractor: Extractor
@@ -22,13 +22,12 @@ class Inputs:
     seed: int = 0
     batch_size: int = 1
     made: dict[str, Features] = field(default_factory=dict)
-    augmented: dict[str, LabelledImages] = field(default_factory=dict)
+    featured: list[LabelledImages] = field(default_factory=list)
 
     @property
     def compiled(self) -> bool:
-        """Whether a compiled backbone made any of the features."""
-        made = any(features.compiled for features in self.made.values())
-        return made or any(map(self.extractor.compiles, self.augmented.values()))
+        """Whether a compiled backbone, whose sums are rounded otherwise, makes any of the features."""
+        return any(map(self.extractor.compiles, self.featured))
 
     def loader(self, images: LabelledImages, split: str, *, augment: str = "none") -> Loader:
         """Return the loader of a split's ``images``; of features that do not change, once they have all been made.
@@ -41,8 +40,8 @@ class Inputs:
         loader = ImageLoader(images, transform, device, extractor.workers, seed=self.seed)
         if not self.reads_features:
             return resident(loader) if split in ("train", "val") else loader  # others are read once
+        self.featured.append(images)
         if augment != "none":
-            self.augmented[split] = images
             return AugmentedFeatureLoader(loader, FrozenForward(extractor, images, most=self.batch_size))
         self.made[split] = extract(extractor, images, split, folder=self.folder)
         return FeatureLoader(self.made[split].values.to(device), images.labels)
