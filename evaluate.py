@@ -137,7 +137,7 @@ def main(config: Config) -> None:
     if config.corrupt is not None:
         return score_corrupted(runs, config, device)
     if config.time:
-        return time_runs(runs, config, device)
+        return time_in_turn(runs, config, device)
     actions = {"dataset": score_other, "predict": label, "export": export, "embed": embed}
     action = next((actions[name] for name in actions if getattr(config, name) is not None), score_again)
     for run in runs:
@@ -239,7 +239,7 @@ def score_corrupted(runs: Sequence["Run"], config: Config, device: "torch.device
     print(*map(corruption_summary, runs), sep="\n")
 
 
-def time_runs(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
+def time_in_turn(runs: Sequence["Run"], config: Config, device: "torch.device") -> None:
     """Time the models of all runs in turn, and write ``timing.json`` beside each run's result."""
     from common.evaluation.machines import machine_text
     from common.training.timing import time_runs

@@ -95,7 +95,7 @@ def _read(path: Path, key: str, count: int) -> Scan | None:
             usable = count - len(kept.problems)
             if len(kept.digests) == count and (kept.pixels is None or len(kept.pixels) == usable):
                 return kept
-    except (*folder_index.DAMAGE, FileNotFoundError):
+    except folder_index.DAMAGE:  # or there is no such file
         pass
     return None
 
