@@ -23,20 +23,20 @@ NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 
 @dataclass(frozen=True)
 class Config:
-    """The recipe, the same for all backbones: AdamW, one epoch of warm-up, then half a cosine down to zero."""
+    """The recipe, the same for all backbones: Muon and AdamW, one epoch of warm-up, then half a cosine down to zero."""
 
     backbones: tuple[str, ...] = NAMES
     """Which to pretrain."""
     data_dir: Path = Path("data")
     """Where CIFAR-10 lies: torchvision's files, or cifar10/{train,test}/<class>/."""
-    epochs: int = 15
+    epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 128
     """Images in one optimiser step."""
     lr: float = 2e-3
-    """AdamW's highest learning rate."""
+    """The highest learning rate."""
     weight_decay: float = 0.05
-    """AdamW's weight decay."""
+    """Weight decay, of weights alone."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
     weights_dir: Path = ROOT / "demo" / "weights"

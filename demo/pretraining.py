@@ -11,8 +11,10 @@ import numpy as np
 import safetensors.torch
 import timm
 import torch
+from timm.optim.muon import Muon
 from torch import nn
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from common.data.images import LabelledImages
 from common.data.transforms import Transform, normalise
@@ -28,6 +30,8 @@ from common.training.predict import loss_and_accuracy, predict, split_batches
 
 CLASSES = 10
 PADDING = 4  # pixels of the random crop
+PATCHES_DROPPED = 0.25  # of a ViT's patches in the first two thirds of the epochs (Liu et al. 2023, "PatchDropout")
+MIX = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ def train(
     device = resolve_device("auto")
     torch.manual_seed(torch_seed(recipe.seed, "pretraining"))
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=torch.channels_last)
+    if isinstance(model, timm.models.VisionTransformer):
+        model.patch_drop = timm.layers.PatchDropout(PATCHES_DROPPED, num_prefix_tokens=model.num_prefix_tokens)
     if device.type == "cpu":
         backbones.unfuse_attention(model)
     parameters = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = make_optimizer(model, recipe)
     owner = asdict(recipe) | {"backbone": name, "data": fingerprint, "device": device.type}
     checkpoint = Checkpoint(path.with_suffix(".checkpoint"), owner)
     history: list[dict[str, Any]] = []
@@ -76,6 +82,8 @@ def train(
         restore_optimizer(optimizer, parameters, strip_prefix("optimizer/", tensors))
         print(f"{name}: resuming after epoch {len(history)}", flush=True)
     for epoch in range(len(history), recipe.epochs):
+        if hasattr(model, "patch_drop") and epoch >= recipe.epochs * 2 / 3:
+            model.patch_drop.prob = 0.0
         row = _train_epoch(model, optimizer, images, recipe, _transform(name), epoch)
         history.append(row)
         state = {f"model/{key}": value.cpu() for key, value in model.state_dict().items()}
@@ -87,6 +95,21 @@ def train(
             flush=True,
         )
     return model.eval(), history
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Muon:
+    """Return Muon (Jordan 2024) for the kernels and matrices of the body, AdamW for the rest; norms do not decay.
+
+    timm's Muon flattens a kernel to (out, in * height * width), and leaves embeddings and depthwise kernels to AdamW.
+    """
+    classifier = set(model.get_classifier().parameters())
+    body = [each for each in model.parameters() if each not in classifier]
+    groups = [
+        {"params": [each for each in body if each.ndim > 1]},
+        {"params": [each for each in body if each.ndim <= 1], "weight_decay": 0.0, "use_fallback": True},
+        {"params": list(classifier), "use_fallback": True},
+    ]
+    return Muon(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _train_epoch(
@@ -111,9 +134,11 @@ def _train_epoch(
         pixels = torch.from_numpy(crop_and_flip(images.pixels[batch], rng)).permute(0, 3, 1, 2)  # (B, 3, 32, 32)
         inputs = normalise(pixels.to(device), transform).contiguous(memory_format=torch.channels_last)
         targets = torch.from_numpy(images.labels[batch]).to(device)
+        torch.manual_seed(torch_seed(recipe.seed, "mixing", epoch=epoch, step=step))
+        inputs, mixed = MIX(inputs, targets)  # (B, 3, 32, 32), (B, 10)
         with autocast(device, precision):
             logits = model(inputs)  # (B, 10)
-        loss = functional.cross_entropy(logits.float(), targets)
+        loss = functional.cross_entropy(logits.float(), mixed)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

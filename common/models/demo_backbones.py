@@ -61,7 +61,7 @@ class _SmallImageResNet(ResNet):
     """timm's ResNet of basic blocks that keeps 32 x 32 pixels in its stem: He et al. 2016, section 4.2."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__(BasicBlock, layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), **kwargs)
+        super().__init__(BasicBlock, layers=(2, 2, 1, 1), channels=(16, 32, 64, 128), **kwargs)
         self.conv1 = nn.Conv2d(self.conv1.in_channels, self.conv1.out_channels, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
@@ -99,10 +99,10 @@ def demo_efficientnet(pretrained: bool = False, **kwargs) -> EfficientNet:
     """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 24 to 160 channels."""
     expanded = {"block_type": "ir", "exp_ratio": 4.0, "se_ratio": 0.25, "act_layer": None}
     stages = [
-        [{"block_type": "ds", "out_chs": 24, "stride": 1, "se_ratio": 0.25, "act_layer": None}],
-        [expanded | {"out_chs": 40, "stride": 1}],
-        [expanded | {"out_chs": 80, "stride": 2} for _ in range(2)],
-        [expanded | {"out_chs": 160, "stride": 2} for _ in range(3)],
+        [{"block_type": "ds", "out_chs": 16, "stride": 1, "se_ratio": 0.25, "act_layer": None}],
+        [expanded | {"out_chs": 24, "stride": 1}],
+        [expanded | {"out_chs": 40, "stride": 2} for _ in range(2)],
+        [expanded | {"out_chs": 64, "stride": 2} for _ in range(3)],
     ]
-    sizes = {"block_args": stages, "stem_size": 24, "num_features": 512, "act_layer": nn.SiLU}
+    sizes = {"block_args": stages, "stem_size": 16, "num_features": 256, "act_layer": nn.SiLU}
     return build_model_with_cfg(EfficientNet, "demo_efficientnet", pretrained, **{**sizes, **kwargs})

@@ -97,6 +97,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
         f"{what}/{name}": value.detach().cpu()
         for name, parameter in parameters.items()
         for what, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)  # timm's Muon keeps a flag too, which it finds again
     }
 
 
