@@ -6,7 +6,7 @@ So a run's state holds no generator: resuming at any step draws what the uninter
 import numpy as np
 
 # The numbers are part of every result ever made: add a purpose at the end, never renumber.
-PURPOSES = {"backbone": 0, "init": 1, "order": 2, "dropout": 3, "augment": 4, "pretraining": 5}
+PURPOSES = {"backbone": 0, "init": 1, "order": 2, "dropout": 3, "augment": 4, "pretraining": 5, "mixing": 6}
 
 
 def _sequence(seed: int, purpose: str, epoch: int, step: int) -> np.random.SeedSequence:
