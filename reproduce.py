@@ -66,7 +66,8 @@ PUBLISHED = {"epochs": 5, "batch_size": 64}
 TUNED = {"schedule": "cosine", "warmup": 0.1}
 LORA_RATES, HEAD_RATES = {"lr": (1e-4, 3e-4, 1e-3), "extend": 2}, {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}
 FULL_RATES = {"lr": (3e-5, 1e-4, 3e-4), "extend": 2}
-SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of all of them on the small backbones
+SMALL_RATES = {"lr": (1e-3, 3e-3, 1e-2), "extend": 2}  # of heads and LoRA on the small backbones
+SMALL_FULL_RATES = {"lr": (3e-4, 1e-3, 3e-3), "extend": 2}
 # LoRA chooses between them as among rates
 VIT_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})
 CNN_TARGETS = ({"targets": "pointwise"}, {"targets": "all-convs"})
@@ -87,35 +88,34 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
     )
 
 
-def _small_crossed(steps: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
-    """Return what crosses method and backbone beside the study's arms: a head on the ViT, LoRA on CNNs, and full."""
+def _mini_arms(epochs: int, head_epochs: int) -> tuple[Arm, ...]:
+    """Return every method on every small backbone; LoRA has one set of targets on each, as wide as the study's.
+
+    The head of one layer on the ViT is no arm of the study's: it is made where heads are asked for on every backbone.
+    """
+    steps, head = SMALL | SMALL_RATES | {"epochs": epochs}, SMALL_RATES | {"epochs": head_epochs}
     vit, *cnns = (arm.backbone for arm in SMALL_PROBES)
-    steps = SMALL | SMALL_RATES | steps
     return (
-        Arm(train_vit_lora, vit, FROZEN | SMALL | SMALL_RATES | head, crossed=True),
-        *(Arm(train_cnn_lora, cnn, LORA | steps, CNN_TARGETS, crossed=True) for cnn in cnns),
-        *(Arm(train_full, tag, FULL | steps, crossed=True) for tag in (vit, *cnns)),
+        *SMALL_PROBES,
+        *_small_arms(steps, head),
+        *(Arm(train_cnn_lora, cnn, LORA | steps | {"targets": "all-convs"}) for cnn in cnns),
+        *(Arm(train_full, backbone, FULL | steps | SMALL_FULL_RATES) for backbone in (vit, *cnns)),
+        Arm(train_vit_lora, vit, FROZEN | SMALL | head, crossed=True),
     )
 
 
 # The demo's rates were chosen once, by validation accuracy at seed 0, among 1e-3, 3e-3, 1e-2 and 3e-2.
-DEMO = Grid(_small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "lr": (1e-2,)}), datasets={"digits": {}})
+DEMO = Grid(
+    SMALL_PROBES + _small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "lr": (1e-2,)}),
+    datasets={"digits": {}},
+)
 MINI = Grid(
-    SMALL_PROBES
-    + _small_arms(lora={"epochs": 3} | SMALL_RATES, head={"epochs": 30} | SMALL_RATES)
-    + _small_crossed(steps={"epochs": 3}, head={"epochs": 30}),
-    datasets={"mnist": {"train_limit": 10_000}, "fashion_mnist": {"train_limit": 10_000}},
+    _mini_arms(epochs=6, head_epochs=30),
+    datasets={"mnist": {"train_limit": 5_000}, "fashion_mnist": {"train_limit": 5_000}},
     seeds=(0, 1, 2, 3, 4),
     tuned=True,
 )
-MINI_DIGITS = Grid(
-    SMALL_PROBES
-    + _small_arms(lora={"epochs": 5} | SMALL_RATES, head={"epochs": 60} | SMALL_RATES)
-    + _small_crossed(steps={"epochs": 5}, head={"epochs": 60}),
-    datasets={"digits": {}},
-    seeds=MINI.seeds,
-    tuned=True,
-)
+MINI_DIGITS = Grid(_mini_arms(epochs=8, head_epochs=60), datasets={"digits": {}}, seeds=MINI.seeds, tuned=True)
 PAPER = Grid(
     arms=(
         Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", VIT_PROBE),
@@ -172,7 +172,7 @@ DEFECTS_LITE0 = Grid(  # with --lite0-weights
     datasets={"cifar10": {"dataset_name": "cifar10_jpeg", "train_limit": 2_000, "test_limit": 2_000}},
 )
 PROFILES = {
-    **{"demo": (DEMO,), "mini": (MINI, MINI_DIGITS), "paper": (PAPER,)},
+    **{"demo": (DEMO,), "mini": (MINI_DIGITS, MINI), "paper": (PAPER,)},
     **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE},
 }
 USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
@@ -193,9 +193,14 @@ CONTRASTS = {
     "demo": (
         (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
         (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
-        (("demo_resnet.cifar10", "head_mlp"), ("demo_efficientnet.cifar10", "head_mlp")),
+        (("demo_vit.cifar10", "lora"), ("demo_vit.cifar10", "head_probe")),
     ),
-    "mini": _usual_contrasts(["demo_vit.cifar10"], ["demo_resnet.cifar10", "demo_efficientnet.cifar10"]),
+    "mini": (
+        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),  # the study's own two
+        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
+        *((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
+        (("demo_vit.cifar10", "lora"), ("demo_vit.cifar10", "full")),
+    ),
     "defects": (
         (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
         (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
@@ -476,7 +481,9 @@ def _comparison_grids(config: Config) -> list[Grid]:
                 for tag in cnns
             ),
         ],
-        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES), crossed=True) for tag in tags],
+        "full": [
+            Arm(train_full, tag, FULL | steps | _rates(tag, FULL_RATES, SMALL_FULL_RATES), crossed=True) for tag in tags
+        ],
     }
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds
@@ -502,8 +509,8 @@ def _announce_folds(loaded: DatasetSplits) -> None:
         )
 
 
-def _rates(backbone: str, usual: dict[str, Any]) -> dict[str, Any]:
-    return SMALL_RATES if backbone.startswith("demo_") else usual
+def _rates(backbone: str, usual: dict[str, Any], small: dict[str, Any] = SMALL_RATES) -> dict[str, Any]:
+    return small if backbone.startswith("demo_") else usual
 
 
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:

@@ -1,5 +1,6 @@
 """Method and backbone crossed: the effects and their spread, what is claimed of them, said, written and drawn."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -242,18 +243,27 @@ def test_two_weights_of_one_backbone_are_told_apart_and_one_with_a_probe_alone_i
         assert others == ({"ResNet50 [tv2_in1k]", "ResNet50 [tv_in1k]"} if both else {"ResNet50"})
 
 
-@pytest.mark.parametrize("profile", ["mini", "paper"])
-def test_the_grid_has_every_cell_where_all_methods_are_asked_for_and_the_studys_alone_where_none_is(profile):
-    def arms(*methods):
-        config = reproduce.Config(profile=profile, methods=methods)
-        return [{(arm.backbone, METHODS[arm.method].kind) for arm in grid.arms} for grid in reproduce._grids(config)]
+def _grid_cells(profile: str, *methods: str) -> list[set[tuple[str, str]]]:
+    """Return (backbone, kind of method) of each grid of a profile, of those backbones that have more than a probe."""
+    grids = reproduce._grids(reproduce.Config(profile=profile, methods=methods))
+    cells = [{(arm.backbone, METHODS[arm.method].kind) for arm in grid.arms} for grid in grids]
+    return [{cell for cell in its if cell[0] != "resnet50.tv_in1k"} for its in cells]
 
-    kinds = ("probe", "head", "lora", "full")
-    for all_arms, usual in zip(arms(*kinds), arms(), strict=True):
-        backbones = {backbone for backbone, _ in usual} - {"resnet50.tv_in1k"}  # of which there is only a probe
-        assert len(backbones) == 3 and {(backbone, kind) for backbone in backbones for kind in kinds} <= all_arms
-        assert {backbone for backbone, kind in usual if kind == "lora"} == {max(backbones)}  # the ViT's
-        assert not any(kind == "full" for _, kind in usual)
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_the_grid_has_every_cell_where_all_methods_are_asked_for(profile):
+    kinds = {"probe", "head", "lora", "full"}
+    for cells in _grid_cells(profile, *kinds):
+        backbones = {backbone for backbone, _ in cells}
+        assert len(backbones) == 3 and cells == set(itertools.product(backbones, kinds))
+
+
+def test_without_methods_paper_has_the_studys_cells_and_mini_all_but_a_new_head_on_the_vit():
+    for cells in _grid_cells("paper"):
+        assert {backbone for backbone, kind in cells if kind == "lora"} == {max(cells)[0]}  # the ViT's
+        assert not any(kind == "full" for _, kind in cells)
+    for cells, every in zip(_grid_cells("mini"), _grid_cells("mini", "probe", "head", "lora", "full"), strict=True):
+        assert every - cells == {("demo_vit.cifar10", "head")}
 
 
 # What is claimed
