@@ -8,12 +8,12 @@
     python plot_results.py --margin 0.5                     # what counts as equal, in points
     python plot_results.py --contrast "*lora*" "*probe" --contrast "*lora*" "*head_mlp*"    # what is compared
 
-Expected: for each data set up to eight figures in figures/ as PNG and PDF, up to eight across data sets,
-results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv (pairs of models), .md and .tex
-(the declared pairs), and a sentence on each declared pair (docs/statistics.md); where the same methods were applied to
-several backbones also results/effects.csv, .md and .tex; with --report, one HTML file that needs no network. The first
-time takes a few tenths of a second a run of 10,000 images for the intervals, which are kept beside the runs. The same
-results give the same bytes.
+Expected: for each data set up to ten figures in figures/ as PNG and PDF, up to nine across data sets (findings: what
+was asked and what came out), results/summary.csv (a row a seed), .md and .tex (a row a model), results/verdicts.csv
+(pairs of models), .md and .tex (the declared pairs), and a sentence on each declared pair (docs/statistics.md); where
+the same methods were applied to several backbones also results/effects.csv, .md and .tex; with --report, one HTML file
+that needs no network. The first time takes a few tenths of a second a run of 10,000 images for the intervals, which are
+kept beside the runs. The same results give the same bytes.
 """
 
 import sys

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import MODELS, fake_comparison, fake_run
+from fake_results import CROSSED, MODELS, fake_comparison, fake_run
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from matplotlib.colors import to_rgba
@@ -43,7 +43,7 @@ OF_ONE = ("learning_curves", "confusion_matrices", "roc_curves", "per_class_f1",
 STEMS = {
     *("cifar_10_final_benchmark_comparison", "digits_final_benchmark_comparison"),
     *(f"{dataset}_{name}" for dataset in ("cifar10", "digits") for name in OF_ONE),
-    *("overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops"),
+    *("findings", "overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops"),
     *("accuracy_vs_training_flops", "accuracy_vs_deployed_bytes", "bytes_for_tasks"),
 }
 OF_SOME = ("few_shot", "corruptions", "method_and_backbone")  # where the runs have what they show
@@ -457,6 +457,38 @@ def test_differences_are_coloured_by_their_verdict(tmp_path):
     assert marks == [(look["marker"], look["color"]) for look in looks] and len(set(marks)) == 2
     bars = [segment[:, 0].tolist() for lines in ax.collections for segment in lines.get_segments()]
     assert bars == [pytest.approx([100 * pair.low, 100 * pair.high]) for pair in pairs.itertuples()]
+
+
+def test_findings_have_a_row_a_declared_pair_and_a_mark_where_a_data_set_has_it(tmp_path):
+    for dataset, names in (("cifar10", (LORA, RESNET)), ("digits", (LORA, RESNET, EFFICIENTNET))):
+        for name in names:
+            for seed in range(2):
+                fake_run(tmp_path, name, dataset=dataset, seed=seed)
+    compared, _ = compare(tmp_path)
+    pairs = compute_uncertainty(compared).pairs.query("metric == 'accuracy' and declared")
+    with style.context():
+        drawn = figure("findings", compared)
+    rows = dict(zip(drawn.axes[0].get_yticks(), drawn.axes[0].get_yticklabels(), strict=True))
+    rows = {place: label.get_text() for place, label in rows.items()}
+    assert rows[0] == "Declared differences" and len(rows) == 1 + 3  # no interaction: nothing is crossed here
+    assert rows[1] == "ViT-B/16 + LoRA (r=16)\nminus ResNet50 (published head)"
+    for ax, (_, own) in zip(drawn.axes, pairs.groupby("dataset", sort=False), strict=True):
+        marks = [line.get_xydata()[0] for line in ax.lines if line.get_marker() not in ("None", "")]
+        assert [x for x, _ in marks] == pytest.approx(100 * own["difference"])
+        assert len({rows[y] for _, y in marks}) == len(own)
+
+
+def test_findings_show_the_interactions_where_method_and_backbone_are_crossed(tmp_path):
+    for name in (LORA, *CROSSED):
+        for seed in range(1 if "probe" in name else 2):
+            fake_run(tmp_path, name, seed=seed)
+    (compared,), _ = compare(tmp_path)
+    with style.context():
+        drawn = figure("findings", [compared])
+    shown = texts(drawn)
+    assert "Gain of LoRA on ViT-B/16\nminus its gain on ResNet50" in shown
+    assert "Gain of full fine-tuning on ViT-B/16\nminus its gain on ResNet50" in shown
+    assert "An interaction is what a method adds to the probe" in " ".join(shown.split())
 
 
 def test_a_verdict_has_no_models_colour():

@@ -17,6 +17,7 @@ from common.figures import (
     differences,
     effects,
     few_shot,
+    findings,
     learning_curves,
     per_class,
     reliability,
@@ -46,6 +47,10 @@ def _has_effects(comparison: Comparison, _: Frames, uncertainty: Uncertainty) ->
 
 def _has_pairs(comparison: Comparison, _: Frames, uncertainty: Uncertainty) -> bool:
     return comparison.dataset in set(uncertainty.pairs["dataset"])
+
+
+def _has_findings(_: Sequence[Comparison], __: Frames, uncertainty: Uncertainty) -> bool:
+    return bool(uncertainty.pairs["declared"].astype(bool).any())
 
 
 def _has_epochs(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
@@ -81,6 +86,7 @@ FIGURES = {
     "corruptions": FigureSpec(corruptions.corruptions, "Corrupted test images", wanted=_has_corruptions),
     "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
     "few_shot": FigureSpec(few_shot.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
+    "findings": FigureSpec(findings.findings, "What was asked, on all data sets", across=True, wanted=_has_findings),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),
     "accuracy_vs_parameters": _trade_off("trainable_params", "Accuracy and trained parameters"),
     "accuracy_vs_time": _trade_off("total_train_seconds", "Accuracy and training time"),

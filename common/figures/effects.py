@@ -30,7 +30,7 @@ HEADINGS = {
     "backbone": "Backbone, within a method",
     "interaction": "Interaction",
 }
-_LOOKS = {
+EFFECT_LOOKS = {
     POSITIVE: ("above 0 on both scales", VERDICTS[BETTER, "a"][1]),
     NEGATIVE: ("below 0 on both scales", VERDICTS[BETTER, "b"][1]),
     DEPENDS: ("depends on the scale", {"color": "black", "marker": "D", "markerfacecolor": "white"}),
@@ -43,7 +43,7 @@ def method_and_backbone(comparison: Comparison, frames: Frames, uncertainty: Unc
     """Draw a line a backbone over the methods, above a row an effect with its interval in points and in log-odds."""
     effects = uncertainty.effects[uncertainty.effects.dataset == comparison.dataset]
     heights = [CELLS_HEIGHT, ROW * (len(effects) + effects.effect.nunique() + 0.5)]
-    looks = [look for word, look in _LOOKS.items() if word in set(effects.verdict)]
+    looks = [look for word, look in EFFECT_LOOKS.items() if word in set(effects.verdict)]
     own = repeats([comparison])
     limits, is_cut = zip(*(_limits(effects, scale) for scale in SCALES), strict=True)
     figure = new_figure(
@@ -109,7 +109,7 @@ def _draw_effects(ax: Axes, effects: pd.DataFrame, scale: str) -> None:
         for effect in members.itertuples():
             row += 1
             texts[row] = f"{printable(effect.within)}: {printable(effect.first)} minus {printable(effect.other)}"
-            look = _LOOKS[effect.verdict][1]
+            look = EFFECT_LOOKS[effect.verdict][1]
             low, high = (factor * getattr(effect, f"{scale}_{end}") for end in ("low", "high"))
             ax.hlines(row, low, high, color=look["color"], linewidth=1.4)
             ax.plot(factor * getattr(effect, scale), row, markersize=4, **look)

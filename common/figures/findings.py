@@ -1,0 +1,135 @@
+"""What was asked and what came out, on all data sets: the declared differences of accuracy, and the interactions."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from common.evaluation.comparison import Comparison
+from common.evaluation.factorial import INTERACTION
+from common.evaluation.formatting import joined_notes, repeats, signed
+from common.evaluation.frames import Frames
+from common.evaluation.uncertainty import Uncertainty
+from common.figures.effects import EFFECT_LOOKS
+from common.figures.layout import facets, label_outside
+from common.figures.palette import VERDICTS
+from common.figures.style import printable
+
+ROW = 0.33  # inches
+MOST_ROWS = 24  # more do not fit on a page
+PAIRS, INTERACTIONS = "Declared differences", "Interactions: gains over the probe"
+
+
+class Finding(NamedTuple):
+    """One difference of accuracies (1 is 100 points) with its interval, and what is said of it."""
+
+    dataset: str
+    block: str  # the heading that it stands under
+    text: str
+    value: float
+    low: float
+    high: float
+    look: tuple[str, dict]  # (entry in the legend, how it is drawn)
+
+
+def findings(comparisons: Sequence[Comparison], _: Frames, uncertainty: Uncertainty) -> Figure:
+    """Draw a panel a data set: its declared pairs' differences of accuracy, and below them its interactions."""
+    found = pd.DataFrame(list(_findings(comparisons, uncertainty)))
+    rows = found[["block", "text"]].drop_duplicates().sort_values("block", key=lambda its: its != PAIRS, kind="stable")
+    shown = rows[:MOST_ROWS]
+    places = _places(shown)
+    comparisons = [comparison for comparison in comparisons if comparison.dataset in set(found["dataset"])]
+    figure, axes = facets(
+        [comparison.title for comparison in comparisons],
+        heights=(0.1 + ROW * (max(places.values()) + 1),),
+        sharex=False,
+        title="Differences of accuracy on test images",
+        caption=_caption(comparisons, shown, len(rows)),
+        legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in _legend(found)},
+    )
+    for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
+        own = found[(found["dataset"] == comparison.dataset) & found["text"].isin(shown["text"])]
+        _draw(ax, own, places)
+    label_outside(axes[:, 0], "Difference (points)", "")
+    for ax in axes[:: axes[0, 0].get_gridspec().ncols, 0]:
+        ax.set_yticks(list(places.values()), list(places), fontsize=7)
+        for label in ax.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text() in (PAIRS, INTERACTIONS) else "normal")
+    axes[0, 0].set_ylim(max(places.values()) + 0.6, -0.5)
+    return figure
+
+
+def _findings(comparisons: Sequence[Comparison], uncertainty: Uncertainty) -> Iterator[Finding]:
+    """Yield the declared pairs of each data set, then its interactions."""
+    pairs = uncertainty.pairs[uncertainty.pairs["declared"].astype(bool) & (uncertainty.pairs["metric"] == "accuracy")]
+    effects = uncertainty.effects[uncertainty.effects["effect"] == INTERACTION]
+    for comparison in comparisons:
+        labels = {series.name: printable(series.label, 50) for series in comparison.series}
+        for row in pairs[pairs["dataset"] == comparison.dataset].itertuples():
+            text = f"{labels[row.a]}\nminus {labels[row.b]}"
+            look = VERDICTS[row.verdict, row.winner]
+            yield Finding(comparison.dataset, PAIRS, text, row.difference, row.low, row.high, look)
+        for row in effects[effects["dataset"] == comparison.dataset].itertuples():
+            text = f"Gain of {row.within} on {printable(row.first)}\nminus its gain on {printable(row.other)}"
+            ends = row.accuracy, row.accuracy_low, row.accuracy_high
+            yield Finding(comparison.dataset, INTERACTIONS, text, *ends, EFFECT_LOOKS[row.verdict])
+
+
+def _places(rows: pd.DataFrame) -> dict[str, int]:
+    """Return the place of each heading and of each row below it, from the top."""
+    texts = [text for block, its in rows.groupby("block", sort=False) for text in (block, *its["text"])]
+    return {text: place for place, text in enumerate(texts)}
+
+
+def _legend(found: pd.DataFrame) -> list[tuple[str, dict]]:
+    """Return the looks that are drawn, those of verdicts first; of two meanings of one look both in one entry."""
+    used = {label for label, _ in found["look"]}
+    looks: list[tuple[str, dict]] = []
+    for label, look in (*VERDICTS.values(), *EFFECT_LOOKS.values()):
+        same = next((index for index, (_, other) in enumerate(looks) if other == look), None)
+        if label not in used or any(label == other for other, _ in looks):
+            continue
+        if same is None:
+            looks.append((label, look))
+        else:
+            looks[same] = (f"{looks[same][0]}; {label}", look)
+    return looks
+
+
+def _caption(comparisons: Sequence[Comparison], shown: pd.DataFrame, count: int) -> str:
+    own = repeats(comparisons)
+    left_out = f"{len(shown)} of {count} rows. " if len(shown) < count else ""
+    interaction = (
+        "An interaction is what a method adds to the probe of the first backbone, less what it adds to that of the "
+        "other; its sign is claimed where log-odds show it too. "
+        if INTERACTIONS in set(shown["block"])
+        else ""
+    )
+    return (
+        f"{left_out}Upper minus lower model, {own.text}; bars: 95 % intervals over {own.basis}, which hold together "
+        f"for the differences of a data set, and for its interactions (Holm). {interaction}{joined_notes(comparisons)}"
+    )
+
+
+def _draw(ax: Axes, found: pd.DataFrame, places: dict[str, int]) -> None:
+    rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through a number
+    for row in found.itertuples():
+        place, look = places[row.text], row.look[1]
+        if np.isnan(row.value):
+            continue
+        ax.hlines(place, 100 * row.low, 100 * row.high, color=look["color"], linewidth=1.6)
+        ax.plot(100 * row.value, place, markersize=5, **look)
+        text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
+        ax.text(100 * row.value, place - 0.17, signed(row.value), **text)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.margins(x=0.15)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
