@@ -1,7 +1,7 @@
 """Pretrain the demo backbones on CIFAR-10's 50,000 training images, each with the same recipe and number of images.
 
-    python demo/pretrain.py                                  # all three: 1 to 2 hours on two CPU cores
-    python demo/pretrain.py --backbones demo_vit --epochs 30
+    python demo/pretrain.py                                  # all three: four hours of one CPU core
+    python demo/pretrain.py --backbones demo_vit             # one; others in other shells
 
 Writes demo/weights/NAME.safetensors (float16, without the classifier) and NAME.json (recipe, test accuracy, versions).
 The test images are read once, after the last epoch, by the weights as they are stored. The same command resumes at the

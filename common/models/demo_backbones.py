@@ -1,8 +1,8 @@
 """Three small backbones, pretrained on CIFAR-10 by ``demo/pretrain.py`` and shipped under ``demo/weights``.
 
 Importing this module registers them with timm, so that ``timm.create_model("demo_vit", pretrained=True)`` and
-``backbone=demo_vit`` work offline like any other name. They cost alike: 0.8 to 1.3 million parameters, and a
-training step within a factor of 1.5 of one another on a CPU. Their weight tag is the data they were pretrained on.
+``backbone=demo_vit`` work offline like any other name. Their sizes, 1.2, 0.34 and 0.14 million parameters, stand in
+the proportions of ViT-B/16, ResNet50 and EfficientNet-B0. Their weight tag is the data they were pretrained on.
 """
 
 from collections.abc import Sequence
@@ -90,13 +90,13 @@ def demo_vit(pretrained: bool = False, **kwargs) -> VisionTransformer:
 
 @register_model
 def demo_resnet(pretrained: bool = False, **kwargs) -> ResNet:
-    """Build a residual CNN for 32 x 32 images: four basic blocks of 32 to 256 channels."""
+    """Build a residual CNN for 32 x 32 images: six basic blocks of 16 to 128 channels."""
     return build_model_with_cfg(_SmallImageResNet, "demo_resnet", pretrained, **kwargs)
 
 
 @register_model
 def demo_efficientnet(pretrained: bool = False, **kwargs) -> EfficientNet:
-    """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 24 to 160 channels."""
+    """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 16 to 64 channels."""
     expanded = {"block_type": "ir", "exp_ratio": 4.0, "se_ratio": 0.25, "act_layer": None}
     stages = [
         [{"block_type": "ds", "out_chs": 16, "stride": 1, "se_ratio": 0.25, "act_layer": None}],
