@@ -96,13 +96,13 @@ def demo_resnet(pretrained: bool = False, **kwargs) -> ResNet:
 
 @register_model
 def demo_efficientnet(pretrained: bool = False, **kwargs) -> EfficientNet:
-    """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 16 to 64 channels."""
+    """Build an EfficientNet for 32 x 32 images: seven blocks with squeeze-and-excite, 16 to 56 channels."""
     expanded = {"block_type": "ir", "exp_ratio": 4.0, "se_ratio": 0.25, "act_layer": None}
     stages = [
         [{"block_type": "ds", "out_chs": 16, "stride": 1, "se_ratio": 0.25, "act_layer": None}],
         [expanded | {"out_chs": 24, "stride": 1}],
         [expanded | {"out_chs": 40, "stride": 2} for _ in range(2)],
-        [expanded | {"out_chs": 64, "stride": 2} for _ in range(3)],
+        [expanded | {"out_chs": 56, "stride": 2} for _ in range(3)],
     ]
     sizes = {"block_args": stages, "stem_size": 16, "num_features": 256, "act_layer": nn.SiLU}
     return build_model_with_cfg(EfficientNet, "demo_efficientnet", pretrained, **{**sizes, **kwargs})
