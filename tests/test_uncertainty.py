@@ -200,7 +200,7 @@ def test_a_deterministic_run_is_compared_over_images_and_the_others_seeds(tmp_pa
     assert pair.mcnemar_p_by_seed.startswith("0: ") and pair.mcnemar_p_by_seed.count(":") == 3
     sentences = verdict_sentences([compared])
     assert "; 3 seeds against a deterministic run, 400 test images" in sentences[0]
-    assert "; a deterministic run, 400 test images" in sentences[2] and found["probe", "probe2"].p_adjusted <= 1
+    assert "; two deterministic runs, 400 test images" in sentences[2] and found["probe", "probe2"].p_adjusted <= 1
 
 
 def test_identical_models_are_equivalent_where_images_suffice(tmp_path):

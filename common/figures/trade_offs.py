@@ -32,23 +32,28 @@ def accuracy_vs(
     seeds = frames.runs.assign(cost=frames.runs[cost].clip(lower=1e-6) * quantity.scale).dropna(subset="cost")
     machines = list(machines_of(seeds, quantity.timed_on)) if quantity.timed_on else []
     mixed = mixture_note(seeds, quantity.timed_on) if quantity.timed_on else ""
+    means = seeds.groupby(["dataset", "run"], as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
+    fronts = [
+        pareto_front(means[means["dataset"] == comparison.dataset], _decided(comparison, uncertainty))
+        for comparison in comparisons
+    ]
+    line = (
+        "Line: from the cheapest model to each that is better than the one before by the verdict on their difference."
+    )
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
         heights=(1.95,),
         sharey=False,
         title=f"{title}, test images",
-        caption=f"{marks_caption(comparisons, cut=True)} Line: from the cheapest model to each that is better "
-        "than the one before by the verdict on their difference. "
+        caption=f"{marks_caption(comparisons, cut=True)} {line * any(len(front) > 1 for front in fronts)} "
         f"{mixed} {not_measured(frames.runs, seeds)} {joined_notes(comparisons)}",
         legend=marks_legend(comparisons),
     )
-    for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
-        own = seeds[seeds["dataset"] == comparison.dataset]
+    for ax, comparison, front in zip(axes[:, 0], comparisons, fronts, strict=True):
+        own, its_means = (rows[rows["dataset"] == comparison.dataset] for rows in (seeds, means))
         if own.empty:
             continue
-        means = own.groupby("run", as_index=False, sort=False)[["cost", "test_accuracy"]].mean()
-        draw_marks(ax, own, means, "cost", "test_accuracy", run_styles(comparison))
-        front = pareto_front(means, _decided(comparison, uncertainty))
+        draw_marks(ax, own, its_means, "cost", "test_accuracy", run_styles(comparison))
         ax.step(front["cost"], front["test_accuracy"], where="post", color=GREY, linewidth=0.8, zorder=1.5)
         ax.grid()
         widen([ax])

@@ -86,6 +86,8 @@ def seeds_in_words(pair) -> str:
         else f"{count} {_repeat(pair)}s"
         for method, count in ((pair.method_a, pair.seeds_a), (pair.method_b, pair.seeds_b))
     ]
+    if words[0] == words[1] == "a deterministic run":
+        return "two deterministic runs"
     return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
 
 
