@@ -531,6 +531,17 @@ def test_the_axis_of_a_cost_has_its_one_name_and_unit(folder, name, cost):
     assert np.allclose(ax.collections[0].get_offsets()[:, 0], means)
 
 
+@pytest.mark.parametrize(("seeds", "is_drawn"), [(1, False), (3, True)])
+def test_the_line_of_a_trade_off_is_explained_where_one_is_drawn(tmp_path, seeds, is_drawn):
+    for name in (LORA, RESNET):  # the ViT with LoRA is the dearer and the better one
+        for seed in range(seeds):
+            fake_run(tmp_path, name, seed=seed)
+    with style.context():
+        drawn = figure("accuracy_vs_flops", compare(tmp_path)[0])
+    assert [len(line.get_xdata()) for line in drawn.axes[0].lines] == [2 if is_drawn else 1]
+    assert ("Line:" in texts(drawn)) is is_drawn
+
+
 def test_a_cost_that_no_run_knows_is_an_empty_panel(tmp_path):
     run = fake_run(tmp_path, RESNET, num_test=20)
     write_result(run.folder, replace(run.result, model=replace(run.result.model, forward_flops=None)))
