@@ -586,7 +586,8 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
         ]
         seeds = tuple(dict.fromkeys(seed for grid in own for seed in grid.seeds))
         plan = Plan(tuple(pairs), seeds, config.margin)
-        write_plan(config.results_dir / config.profile / result_name(dataset), plan)
+        folder = result_name(dataset, own[0].datasets[dataset].get("dataset_name"))
+        write_plan(config.results_dir / config.profile / folder, plan)
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:
