@@ -11,6 +11,7 @@
     python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
     python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
     python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
+    python reproduce.py lite0                # EfficientNet-Lite0's ImageNet weights at 224x224 (docs/lite0.md)
     python reproduce.py paper --executor slurm --slurm partition=gpu time=120 gpus_per_node=1    # docs/cluster.md
 
 Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
@@ -167,13 +168,32 @@ DEFECTS = Grid(
 DEFECTS_DIGITS = Grid(
     _small_arms(lora={"epochs": 5} | CONSTANT, head={"epochs": 20} | CONSTANT), datasets={"digits": {}}
 )
+LITE0 = "tf_efficientnet_lite0.in1k"  # small enough for a CPU at 224x224
+CIFAR10_JPEG = {"dataset_name": "cifar10_jpeg", "train_limit": 2_000}
 DEFECTS_LITE0 = Grid(  # with --lite0-weights
-    (Arm(train_cnn_head, "tf_efficientnet_lite0.in1k", HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
-    datasets={"cifar10": {"dataset_name": "cifar10_jpeg", "train_limit": 2_000, "test_limit": 2_000}},
+    (Arm(train_cnn_head, LITE0, HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
+    datasets={"cifar10": CIFAR10_JPEG | {"test_limit": 2_000}},
+)
+# The probe's and the head's features are kept, so that each image passes through the CNN once: hence the head's many
+# epochs, and more seeds than where it passes in every epoch.
+LITE0_STEPS = SMALL | {"lr": (3e-4, 1e-3, 3e-3)}
+LITE0_FROZEN = Grid(
+    (Arm(train_cnn_head, LITE0, CNN_PROBE), Arm(train_cnn_head, LITE0, HEAD | LITE0_STEPS | {"epochs": 30})),
+    datasets={"cifar10": CIFAR10_JPEG | {"test_limit": 5_000}},
+    seeds=(0, 1, 2, 3, 4),
+    tuned=True,
+)
+LITE0_ADAPTED = replace(
+    LITE0_FROZEN,
+    arms=(
+        Arm(train_cnn_lora, LITE0, LORA | LITE0_STEPS | {"epochs": 3}),
+        Arm(train_full, LITE0, FULL | LITE0_STEPS | {"parts": "norms-and-biases", "batchnorm": "frozen", "epochs": 3}),
+    ),
+    seeds=(0, 1, 2),
 )
 PROFILES = {
     **{"demo": (DEMO,), "mini": (MINI_DIGITS, MINI), "paper": (PAPER,)},
-    **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE},
+    **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE, "lite0": (LITE0_FROZEN, LITE0_ADAPTED)},
 }
 USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
 
@@ -206,6 +226,12 @@ CONTRASTS = {
         (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
     ),
     "curve": tuple((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
+    "lite0": (
+        ((LITE0, "cnn_lora"), (LITE0, "head_probe")),
+        ((LITE0, "cnn_lora"), (LITE0, "head_mlp")),
+        ((LITE0, "norms_and_biases"), (LITE0, "head_probe")),
+        ((LITE0, "cnn_lora"), (LITE0, "norms_and_biases")),
+    ),
     "paper": (
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_mlp")),  # the study's own two
         (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_mlp")),
@@ -218,23 +244,26 @@ MOST_CONTRASTS = 6
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
-Method = Literal["probe", "head", "lora", "full"]
+Profile = Literal["demo", "mini", "paper", "compare", "defects", "curve", "lite0"]
+Method = Literal["probe", "head", "lora", "full", "norms-and-biases"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
 
-    profile: Annotated[Literal["demo", "mini", "paper", "compare", "defects", "curve"], tyro.conf.Positional] = "demo"
+    profile: Annotated[Profile, tyro.conf.Positional] = "demo"
     """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images;
-    defects: what those of the published code are worth; curve: accuracy by the number of training images."""
+    defects: what those of the published code are worth; curve: accuracy by the number of training images; lite0: one
+    CNN with ImageNet weights at 224x224."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
-    """mini, paper, compare: which methods, each on every backbone; all four cross method and backbone (default: the
-    study's, which are probe, head, and LoRA on the ViT). Probes alone take minutes."""
+    """mini, paper, compare: which methods, each on every backbone; the first four cross method and backbone (default:
+    the study's, which are probe, head, and LoRA on the ViT). lite0: which of all but full. Probes alone take
+    minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -252,7 +281,8 @@ class Config:
     """compare: test a folder without a test split in so many folds, one seed each (default: 5 below 1,000 images; 1: a
     single split, five seeds)."""
     lite0_weights: Path | None = None
-    """defects: tf_efficientnet_lite0.safetensors; with it the CNN's defects also on DATA_DIR/cifar10/, JPEG files."""
+    """lite0: tf_efficientnet_lite0.safetensors, if it is not to be downloaded; defects: with it the CNN's defects also
+    on DATA_DIR/cifar10/, JPEG files."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     source: Literal["auto", "local", "hub", "torchvision"] = "auto"
@@ -286,8 +316,9 @@ class Config:
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         require(self.profile != "demo" or not self.methods, "methods", self.methods, "left out for demo")
         require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
-        if self.lite0_weights:
-            require(self.profile == "defects", "lite0_weights", str(self.lite0_weights), "given for defects only")
+        if self.lite0_weights is not None:
+            takes_it = self.profile in ("lite0", "defects")
+            require(takes_it, "lite0_weights", str(self.lite0_weights), "given for lite0 and defects only")
             check_weights(str(self.lite0_weights))
         known = [name for grid in _fixed_grids(self) for name in grid.datasets]
         for name in self.datasets:
@@ -412,10 +443,17 @@ def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
 def _fixed_grids(config: Config) -> list[Grid]:
     """Return the grids of a profile that depends on no images of the user's."""
     grids = [*PROFILES.get(config.profile, ())]
-    if config.lite0_weights:
-        arms = [arm.with_recipe(weights=str(config.lite0_weights)) for arm in DEFECTS_LITE0.arms]
-        grids.append(replace(DEFECTS_LITE0, arms=tuple(arms)))
-    return grids
+    if config.lite0_weights is None:
+        return grids
+    if config.profile == "defects":
+        grids.append(DEFECTS_LITE0)
+    return [_with_lite0_weights(grid, config.lite0_weights) for grid in grids]
+
+
+def _with_lite0_weights(grid: Grid, file: Path) -> Grid:
+    """Return ``grid`` with the weights of EfficientNet-Lite0 read from ``file``, those of others as they are."""
+    arms = (arm.with_recipe(weights=str(file)) if arm.backbone == LITE0 else arm for arm in grid.arms)
+    return replace(grid, arms=tuple(arms))
 
 
 def _with_source(grid: Grid, source: str) -> Grid:
@@ -520,7 +558,7 @@ def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
 
 
 def _is_small(arm: Arm) -> bool:
-    return arm.backbone.startswith(("demo_", *(each.backbone for each in DEFECTS_LITE0.arms)))
+    return arm.backbone.startswith(("demo_", LITE0))
 
 
 def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
@@ -553,8 +591,10 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
             for b, its_images in names[second].items()
             if images == its_images
         ]
-        plan = Plan(tuple(pairs), own[0].seeds, config.margin)
-        write_plan(config.results_dir / config.profile / result_name(dataset), plan)
+        seeds = tuple(dict.fromkeys(seed for grid in own for seed in grid.seeds))
+        plan = Plan(tuple(pairs), seeds, config.margin)
+        folder = result_name(dataset, own[0].datasets[dataset].get("dataset_name"))
+        write_plan(config.results_dir / config.profile / folder, plan)
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:

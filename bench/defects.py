@@ -37,7 +37,6 @@ from common.runtime.errors import UserError
 FOLDER = "deliberate_defects"  # below the sound runs' results, where no reader of these looks
 HALVES = 200  # pairs of halves of the test split, over which the choice on one is judged by the other
 TITLE = "Deliberate defects of the published code, against the sound runs"
-PANELS = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 NO_EFFECT = "no effect shown with these backbones"
 ARMS = ("LoRA", "the CNN")
 SIGNS = {"+": "higher", "-": "lower", "0": "the same"}
@@ -148,7 +147,7 @@ def _about(comparison: Comparison, series: Series, name: str, defect: Defect) ->
 
 
 def _of_data(comparison: Comparison) -> dict:
-    return {"dataset": comparison.dataset, "panel": PANELS.get(comparison.dataset, comparison.title)}
+    return {"dataset": comparison.dataset, "panel": comparison.title}
 
 
 def _effect(series: Series, runs: Sequence[Run], name: str) -> dict:

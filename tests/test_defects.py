@@ -322,5 +322,5 @@ def test_the_whole_profile_is_planned_with_lite0_where_its_weights_are_given(tmp
             name, script, *flags = job.command[2:]
             parsed = tyro.cli(published_defects.SCRIPTS[script].Config, args=flags)
             assert defective(parsed, name) == job.config
-    with pytest.raises(UserError, match="given for defects only"):
+    with pytest.raises(UserError, match="given for lite0 and defects only"):
         reproduce.Config(profile="mini", lite0_weights=weights)

@@ -85,7 +85,7 @@ def _job(folder: Path, code: str, name: str = "job") -> Job:
     return Job(name, ("python", "-c", code), folder / name, folder / "logs" / f"{name}.log")
 
 
-@pytest.mark.parametrize(("profile", "count"), [("demo", 12), ("mini", 153), ("paper", 48)])
+@pytest.mark.parametrize(("profile", "count"), [("demo", 12), ("mini", 153), ("paper", 48), ("lite0", 15)])
 def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profile, count):
     planned = _jobs(profile)
     assert len({job.folder for job in planned}) == len({job.log for job in planned}) == len(planned) == count
@@ -191,7 +191,7 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
 
 
 def test_a_tuned_arm_has_three_rates_a_factor_of_about_three_apart_and_one_recipe():
-    for profile, more in (("mini", {}), ("paper", {"tune": True})):
+    for profile, more in (("mini", {}), ("paper", {"tune": True}), ("lite0", {})):
         for job in _jobs(profile, **more):
             low, middle, high = job.config.lr if len(job.config.lr) > 1 else (1, 3, 9)  # a probe, or a check
             assert 2.9 < middle / low < 3.5 and 2.9 < high / middle < 3.5
@@ -217,8 +217,59 @@ def test_the_methods_asked_for_are_run_alone():
     for methods in (("probe",), ("lora", "head")):
         for profile in ("mini", "paper"):
             assert {METHODS[job.config.method].kind for job in _jobs(profile, methods=methods)} == set(methods)
-    with pytest.raises(UserError, match="such as the backbones have"):
-        _jobs("curve", methods=("full",))
+    for profile, methods in (("curve", ("full",)), ("mini", ("norms-and-biases",))):
+        with pytest.raises(UserError, match="such as the backbones have"):
+            _jobs(profile, methods=methods)
+
+
+def test_lite0_trains_four_methods_on_one_cnn_with_more_seeds_and_epochs_where_features_are_kept():
+    planned = {}
+    for config in (job.config for job in _jobs("lite0")):
+        assert (config.backbone, config.weights) == ("tf_efficientnet_lite0.in1k", "pretrained")
+        assert (config.dataset, config.dataset_name) == ("cifar10", "cifar10_jpeg")
+        assert (config.train_limit, config.test_limit) == (2_000, 5_000)
+        if config.method != "head_probe":
+            assert (config.batch_size, config.schedule, config.warmup, config.extend) == (32, "cosine", 0.1, 0)
+        runs = planned.setdefault(config.method, {"choice": [], "seeds": [], "twice": []})
+        kind = "seeds" if config.tuned_on == 0 else "choice" if config.results_dir.name == "lite0" else "twice"
+        runs[kind].append((config.seed, config.epochs, len(config.lr)))
+    assert planned["head_probe"] == {"choice": [(0, 5, 1)], "seeds": [], "twice": []}
+    assert planned["head_mlp"] == {
+        "choice": [(0, 30, 3)],
+        "seeds": [(seed, 30, 3) for seed in (1, 2, 3, 4)],  # all three name the run, ``tuned_on`` takes one of them
+        "twice": [(0, 60, 1)],
+    }
+    for method in ("cnn_lora", "norms_and_biases"):
+        assert planned[method] == {"choice": [(0, 3, 3)], "seeds": [(1, 3, 3), (2, 3, 3)], "twice": [(0, 6, 1)]}
+    assert {job.config.targets for job in _jobs("lite0", methods=("lora",))} == {"pointwise"}
+    partly = [job.config for job in _jobs("lite0", methods=("norms-and-biases",))]
+    assert {(config.parts, config.batchnorm) for config in partly} == {("norms-and-biases", "frozen")}
+
+
+def test_the_weights_of_lite0_are_a_file_or_downloaded(tmp_path):
+    weights = tmp_path / "lite0.safetensors"
+    with pytest.raises(UserError, match="a file that exists"):
+        Config(profile="lite0", lite0_weights=weights)
+    weights.touch()
+    jobs = _jobs("lite0", lite0_weights=weights)
+    assert {job.config.weights for job in jobs} == {str(weights)}
+    assert prefetch.wanted([job.config for job in jobs]) == ["cifar10"]
+    assert prefetch.wanted([job.config for job in _jobs("lite0")]) == ["cifar10", "tf_efficientnet_lite0.in1k"]
+
+
+def test_the_plan_of_lite0_has_the_seeds_of_both_its_grids(tmp_path):
+    config = Config(profile="lite0", results_dir=tmp_path)
+    frozen, adapted = reproduce._whole_grids(config)
+    reproduce._write_plans(config, [adapted, frozen])
+    plan = read_plan(tmp_path / "lite0" / "cifar10_jpeg")
+    assert sorted(plan.seeds) == [0, 1, 2, 3, 4]
+    methods = [[name.split("in1k-")[1].partition("-")[0] for name in pair] for pair in plan.contrasts]
+    assert methods == [
+        ["lora_r16", "head_probe"],
+        ["lora_r16", "head_mlp"],
+        ["norms_and_biases", "head_probe"],
+        ["lora_r16", "norms_and_biases"],
+    ]
 
 
 def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
@@ -389,6 +440,7 @@ def test_small_backbones_take_a_thread_each_and_others_share_the_cores(monkeypat
     assert threads(Config(profile="demo")) == (8, {1})
     assert threads(Config(profile="demo", jobs=2)) == (2, {1})
     assert threads(Config(profile="mini")) == (8, {1})
+    assert threads(Config(profile="lite0")) == (8, {1})
     assert threads(Config(profile="paper")) == (1, {None})
     assert threads(Config(profile="paper", jobs=3)) == (3, {2})
 

@@ -13,6 +13,7 @@ from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
 from common.runtime.files import sha256
 
+TITLES = {name: spec.title for name, spec in DATASETS.items()} | {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 COMPUTED_WITH = {  # fields of a record's environment: another value gives other digits
     **{"threads": "CPU threads", "precision": "precision", "features_compiled": "compilation", "device": "device"},
     **{name: name for name in ("torch", "timm", "peft", "numpy", "scikit-learn")},
@@ -72,7 +73,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The data set's name in figures, short enough to leave room for what the figure shows."""
-        name = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
+        name = TITLES.get(self.dataset, self.dataset)
         return name if len(name) <= 24 else f"{name[:23]}…"
 
     @property
