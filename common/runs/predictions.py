@@ -43,6 +43,17 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def has_predictions(folder: Path) -> bool:
+    """Return whether a run's ``predictions.npz`` is there, whole or not; it may be left out to save space."""
+    return (folder / PREDICTIONS_FILE).exists()
+
+
+def predictions_sha256(result: RunResult) -> str:
+    """Return the hash of the predictions that ``result`` describes, "" where it describes none."""
+    described = result.files.get(PREDICTIONS_FILE)
+    return described.sha256 if described else ""
+
+
 def read_predictions(folder: Path, result: RunResult) -> Predictions:
     """Read ``folder/predictions.npz`` and check it against ``result``: hash, shapes, dtypes, labels, indices.
 
@@ -55,8 +66,7 @@ def read_predictions(folder: Path, result: RunResult) -> Predictions:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}; {advice}") from error
-    described = result.files.get(PREDICTIONS_FILE)
-    if described is None or sha256(content) != described.sha256:
+    if sha256(content) != predictions_sha256(result):
         raise UserError(f"{str(path)!r} is not the file that its {RESULT_FILE} describes (SHA-256 differs); {advice}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
