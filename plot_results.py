@@ -26,7 +26,7 @@ import tyro
 
 from common import cli
 from common.config import check_folder, require
-from common.evaluation.comparison import Comparison, compare
+from common.evaluation.comparison import Comparison, compare, missing_predictions
 from common.runs.result import find_runs, unfinished_runs
 from common.runtime.errors import UserError
 from common.runtime.parallel import import_ahead
@@ -132,6 +132,8 @@ def _load(config: Config) -> list[Comparison]:
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]
     for comparison in comparisons:
+        if missing := missing_predictions(comparison):
+            lines.append(f"note: {comparison.dataset!r}: no ROC curves are drawn: {missing}")
         lines.append(f"{comparison.dataset}: {sum(len(series.runs) for series in comparison.series)} runs, intervals")
     print(*map(cli.with_flags, lines), sep="\n", end="\n" * bool(lines), flush=True)
     if not comparisons:

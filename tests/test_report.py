@@ -248,7 +248,7 @@ def test_without_its_images_a_report_is_made_and_says_so(folder, tmp_path):
         changed = replace(run.result, data=data, **change)
         series = replace(compared.series[0], runs=(replace(run, result=changed), *compared.series[0].runs[1:]))
         (line,) = write(tmp_path / "report.html", [replace(compared, series=(series, *compared.series[1:]))])
-        assert "no thumbnails" in line and reason in line
+        assert "no test images" in line and reason in line
         (record,) = data_of((tmp_path / "report.html").read_text())["datasets"]
         assert record["sheet"] is None and reason in record["remark"]
 

@@ -201,6 +201,17 @@ def test_the_same_arrays_are_the_same_bytes_and_numpy_reads_them(tmp_path):
         assert all((read[name] == array).all() and read[name].dtype == array.dtype for name, array in arrays.items())
 
 
+def test_predictions_are_deflated_and_those_that_are_not_are_read_too(run, tmp_path):
+    predictions = read_predictions(run.folder, run.result)
+    with open(tmp_path / "predictions.npz", "wb") as file:
+        np.savez(file, **vars(predictions))
+    stored = (tmp_path / "predictions.npz").read_bytes()
+    assert len(npz_bytes(**vars(predictions))) < 0.9 * len(stored)
+    files = {"predictions.npz": FileRecord(sha256=sha256(stored), bytes=len(stored))}
+    again = read_predictions(tmp_path, replace(run.result, files=files))
+    assert all((vars(again)[name] == array).all() for name, array in vars(predictions).items())
+
+
 def test_objects_are_never_pickled():
     with pytest.raises(ValueError, match="allow_pickle"):
         npz_bytes(a=np.array([{}], dtype=object))
@@ -237,7 +248,11 @@ def test_predictions_that_do_not_fit_the_record_are_refused(run, tmp_path, chang
         read_predictions(tmp_path, replace(run.result, files=files))
 
 
-@pytest.mark.parametrize("content", [b"no zip", npz_bytes(logits=np.zeros(3)), b"PK\x03\x04"])
+DEFLATED = npz_bytes(logits=np.zeros(30))
+CUT = DEFLATED[:60] + b"\xff" * 8 + DEFLATED[68:]  # within the deflated bytes
+
+
+@pytest.mark.parametrize("content", [b"no zip", npz_bytes(logits=np.zeros(3)), b"PK\x03\x04", CUT])
 def test_other_files_with_the_right_hash_are_refused(run, tmp_path, content):
     (tmp_path / "predictions.npz").write_bytes(content)
     files = {"predictions.npz": FileRecord(sha256=sha256(content), bytes=len(content))}

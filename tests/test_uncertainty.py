@@ -8,13 +8,14 @@ import pytest
 from fake_results import MODELS, fake_run
 from statsmodels.stats.multitest import multipletests
 
-from common.evaluation import comparison, metrics, uncertainty
+from common.evaluation import comparison, kept_statistics, metrics, uncertainty
 from common.evaluation.formatting import count_seeds, interval, p_text, signed
 from common.evaluation.frames import frames_of
+from common.evaluation.kept_statistics import INTERVALS
 from common.evaluation.metrics import HEADLINE, METRICS
 from common.evaluation.plan import PLAN_FILE, Plan, matching_contrasts, read_plan, write_plan
 from common.evaluation.spread import Spread
-from common.evaluation.uncertainty import DIFFERENCES, INTERVALS, Uncertainty, compute_uncertainty
+from common.evaluation.uncertainty import DIFFERENCES, Uncertainty, compute_uncertainty
 from common.evaluation.verdicts import verdict_rows
 from common.report import sentences
 from common.report.sentences import named_pairs
@@ -100,7 +101,7 @@ def test_a_changed_digit_or_another_algorithm_is_made_again(folder, sampled, mon
     path = next(folder.rglob(INTERVALS))
     path.write_text(path.read_text().replace("0.9", "0.8", 1))
     assert numbers(uncertainty_of(folder)) == before and len(sampled) == 5
-    monkeypatch.setattr(uncertainty, "ALGORITHM", -1)
+    monkeypatch.setattr(kept_statistics, "ALGORITHM", -1)
     assert numbers(uncertainty_of(folder)) == before and len(sampled) == 9
 
 

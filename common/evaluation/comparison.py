@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.data.registry import DATASETS
+from common.evaluation.kept_statistics import hash_of_test_images
 from common.evaluation.labels import FAMILIES, family_of, has_random_weights, run_labels
 from common.runs.methods import METHODS
-from common.runs.predictions import read_predictions
+from common.runs.predictions import PREDICTIONS_FILE, has_predictions
 from common.runs.record import DataRecord
 from common.runs.result import Run, natural_order
 from common.runtime.errors import UserError
@@ -115,6 +116,13 @@ def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Compar
     return comparisons, lines + notes
 
 
+def missing_predictions(comparison: Comparison) -> str:
+    """Say how many runs have no logits, without which some figures cannot be drawn, or return ""."""
+    runs = [run for series in comparison.series for run in series.runs]
+    missing = sum(not has_predictions(run.folder) for run in runs)
+    return f"{missing} of {len(runs)} runs have no {PREDICTIONS_FILE}" if missing else ""
+
+
 def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     """Make the series of one data set, and note where training sets differ or random weights stand among others."""
     names, by_name, notes = run_labels(runs, labels), defaultdict(list), []
@@ -184,10 +192,7 @@ def _test_images(run: Run) -> str:
 
     Of folds it is a hash of what draws them, the same for all folds of one cut.
     """
-    predictions = read_predictions(run.folder, run.result)
-    data = run.result.data
+    data, tested = run.result.data, [run.result.data.num_test, hash_of_test_images(run)]
     if run.folds > 1:
-        drawn = [run.result.config.get(name) for name in ("folds", "split_seed", "test_limit")]
-        return sha256(repr((data.fingerprint, data.classes, drawn)).encode("utf-8", "backslashreplace"))
-    text = repr((data.fingerprint, data.classes, data.num_test)).encode("utf-8", "backslashreplace")
-    return sha256(text + predictions.labels.tobytes() + predictions.indices.tobytes())
+        tested = [run.result.config.get(name) for name in ("folds", "split_seed", "test_limit")]
+    return sha256(repr((data.fingerprint, data.classes, tested)).encode("utf-8", "backslashreplace"))

@@ -10,7 +10,7 @@ import numpy as np
 from common.data.corruptions import KINDS, SEVERITIES
 from common.evaluation.calibration import expected_calibration_error
 from common.evaluation.metrics import softmax
-from common.runs.predictions import PREDICTIONS_FILE
+from common.runs.predictions import predictions_sha256
 from common.runs.result import Run, encode_record, read_record
 from common.runtime.files import write_atomically
 
@@ -36,7 +36,7 @@ def read_kinds(run: Run, made_by: str | None = None) -> dict[str, dict[str, list
     ``made_by``: also {} if another version of the package made it.
     """
     record = read_record(run.folder / CORRUPTION_FILE)
-    is_of_run = record is not None and record.get("predictions") == _predictions(run)
+    is_of_run = record is not None and record.get("predictions") == predictions_sha256(run.result)
     return record["kinds"] if is_of_run and made_by in (None, record["made_by"]) else {}
 
 
@@ -45,7 +45,7 @@ def write_kinds(run: Run, kinds: Mapping[str, dict[str, list]], made_by: str) ->
     record: dict[str, Any] = {
         "name": corruption_name(kinds),
         "made_by": made_by,
-        "predictions": _predictions(run),
+        "predictions": predictions_sha256(run.result),
         "image_size": run.result.data.image_size,
         "num_test": run.result.data.num_test,
         "severities": list(SEVERITIES),
@@ -84,7 +84,3 @@ def share_correct(run: Run, kinds: Sequence[str]) -> np.ndarray:
     images = run.result.data.num_test
     rows = [row for kind in kinds for row in read_kinds(run)[kind]["correct"]]
     return np.mean([np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8), count=images) for row in rows], axis=0)
-
-
-def _predictions(run: Run) -> str:
-    return run.result.files[PREDICTIONS_FILE].sha256

@@ -13,12 +13,12 @@ import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.folds import FoldSpread, fold_spread, on_same_folds
+from common.evaluation.kept_statistics import correct_images
 from common.evaluation.labels import FAMILIES, backbone_names, family_of_backbone
 from common.evaluation.plan import validation_accuracy
 from common.evaluation.significance import ALPHA, LEVEL, ONE_SEED, UNDECIDED, holm, simultaneous_levels
 from common.evaluation.spread import Spread
 from common.runs.methods import KINDS, METHODS
-from common.runs.predictions import read_predictions
 
 Cell = tuple[str, str]  # (backbone's timm name, kind of method)
 BASE = next(iter(KINDS))  # the kind that the others are compared with
@@ -104,7 +104,7 @@ def effect_rows(comparison: Comparison) -> list[dict]:
     """
     cells = crossed(comparison)
     cells = dict(zip(cells, on_same_folds(*cells.values()), strict=False)) if cells else {}
-    correct = {cell: _correct(series) for cell, series in cells.items()}
+    correct = {cell: [correct_images(run) for run in series.runs] for cell, series in cells.items()}
     its_effects = list(effects(cells)) if cells else []
     rows = []
     for family in (METHOD, BACKBONE, INTERACTION):
@@ -121,12 +121,6 @@ def effect_rows(comparison: Comparison) -> list[dict]:
             numbers = {name: value for row in on_scales for name, value in row.items()}
             rows.append({"dataset": comparison.dataset} | about | numbers | {"verdict": _word(numbers, is_one_seed)})
     return rows
-
-
-def _correct(series: Series) -> list[np.ndarray]:
-    """Return of each run whether each test image is predicted right, (N,) bool."""
-    predictions = [read_predictions(run.folder, run.result) for run in series.runs]
-    return [its.logits.argmax(axis=1) == its.labels for its in predictions]
 
 
 def effect_spread(

@@ -9,22 +9,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.evaluation.comparison import Series
+from common.evaluation.kept_statistics import correct_images
 from common.evaluation.significance import Estimate
 from common.evaluation.spread import Spread
-from common.runs.predictions import read_predictions
 
 
 def correct_by_seed(series: Series) -> dict[int, np.ndarray]:
     """Return by seed where the prediction of each test image is right, (N,) bool.
 
     Raises:
-        UserError: a run's predictions are missing or damaged.
+        UserError: a run's predictions are damaged, or missing and nothing of use is kept of them.
     """
-    found = {}
-    for run in series.runs:
-        predictions = read_predictions(run.folder, run.result)
-        found[run.seed] = predictions.logits.argmax(axis=1) == predictions.labels
-    return found
+    return {run.seed: correct_images(run) for run in series.runs}
 
 
 def paired_difference(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray]) -> Estimate:

@@ -1,6 +1,5 @@
 """What predictions say with their uncertainty: computed once, kept beside the runs, passed on as tables."""
 
-import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +15,33 @@ from common.evaluation.comparison import Comparison, Series
 from common.evaluation.factorial import EFFECT_COLUMNS, effect_rows
 from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
+from common.evaluation.kept_statistics import (
+    image_record,
+    keep,
+    keep_run_statistics,
+    read_kept,
+    read_run_statistics,
+)
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
 from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_plan
 from common.evaluation.scores import Scores
 from common.evaluation.significance import mcnemar
 from common.evaluation.spread import Spread, image_error
 from common.evaluation.verdicts import verdict_rows
-from common.runs.predictions import PREDICTIONS_FILE, Predictions, read_predictions
-from common.runs.result import Run, encode_record, read_record
+from common.runs.predictions import (
+    PREDICTIONS_FILE,
+    Predictions,
+    has_predictions,
+    predictions_sha256,
+    read_predictions,
+)
+from common.runs.result import Run
 from common.runtime.errors import UserError
-from common.runtime.files import sha256, write_atomically
+from common.runtime.files import sha256
 from common.runtime.parallel import parallel_map
 
-ALGORITHM = 3  # raise it whenever a kept number would come out otherwise: what older code kept is then made again
 RESAMPLES = 2_000  # of the test images; leaves a 95 % end uncertain by a twentieth of a standard deviation
-INTERVALS, DIFFERENCES = "intervals.json", "differences.json"
+DIFFERENCES = "differences.json"
 LARGE = 200_000  # images times classes: about a second's work, for which other processes are worth starting
 
 
@@ -84,12 +95,11 @@ def compute_uncertainty(
     """Return intervals, calibration and pairwise differences of the models of each comparison.
 
     ``contrasts``, pairs of run names, and ``margin``, in points, take the place of those of a data set's plan
-    (``plan.read_plan``). What is kept under the runs' folders is taken from there if it was made by this ``ALGORITHM``
-    for today's ``METRICS`` from the same predictions (by SHA-256); the rest is computed, some tenths of a second a
-    run of 10,000 images, and kept.
+    (``plan.read_plan``). What is kept under the runs' folders (``kept_statistics``) is taken from there; the rest is
+    computed, some tenths of a second a run of 10,000 images, and kept.
 
     Raises:
-        UserError: a plan is damaged.
+        UserError: a plan is damaged, or predictions are missing from which something is to be computed.
     """
     runs, means, pairs, effects, calibrations = [], [], [], [], []
     for comparison, kept in zip(comparisons, _kept(comparisons), strict=True):
@@ -164,12 +174,24 @@ def _found(comparison: Comparison) -> _Found:
     runs = [run for series in comparison.series for run in series.runs]
     groups = [*((series,) for series in comparison.series), *comparable_pairs(comparison)]
     groups = {_key(*group): group for group in groups}
-    joint = _read(_folder(comparison) / DIFFERENCES)
-    records = {run.folder: _read(run.folder / INTERVALS, predictions=_sha256(run)) for run in runs}
+    joint = read_kept(_folder(comparison) / DIFFERENCES)
+    records = {run.folder: read_run_statistics(run) for run in runs}
     new_groups = {key: group for key, group in groups.items() if key not in joint}
+    _require_predictions(*new_groups.values())
     needed = {run.folder for group in new_groups.values() for series in group for run in series.runs}
     missing = [run for run in runs if run.folder in needed or not records[run.folder]]
     return _Found(_Kept(records, joint), new_groups, missing)
+
+
+def _require_predictions(*groups: Sequence[Series]) -> None:
+    """Refuse models and pairs that are to be resampled, and have a run without predictions (UserError)."""
+    for group in groups:
+        for run in (run for series in group for run in series.runs if not has_predictions(run.folder)):
+            models = " and ".join(series.label for series in group)
+            raise UserError(
+                f"{str(run.folder / PREDICTIONS_FILE)!r} is needed: the {DIFFERENCES} of {run.dataset!r} holds nothing "
+                f"of {models} with these seeds; restore either file, or choose other `runs`"
+            )
 
 
 def _completed(comparison: Comparison, found: _Found, sampled: Mapping[Path, _Sampled]) -> _Kept:
@@ -178,10 +200,10 @@ def _completed(comparison: Comparison, found: _Found, sampled: Mapping[Path, _Sa
     for run in found.missing:
         if not records[run.folder]:
             new[run.folder] = sampled[run.folder].record
-            _write(run.folder / INTERVALS, {"predictions": _sha256(run), **new[run.folder]})
+            keep_run_statistics(run, new[run.folder])
     joint = {**joint, **{key: _joint(group, sampled) for key, group in found.new_groups.items()}}
     if found.new_groups:
-        _write(_folder(comparison) / DIFFERENCES, joint)
+        keep(_folder(comparison) / DIFFERENCES, joint)
     return _Kept({**records, **new}, joint)
 
 
@@ -190,13 +212,10 @@ def _folder(comparison: Comparison) -> Path:
     return comparison.series[0].runs[0].folder.parent.parent
 
 
-def _sha256(run: Run) -> str:
-    return run.result.files[PREDICTIONS_FILE].sha256
-
-
 def _key(*group: Series) -> str:
     """Return the key under which a model's means or a pair's differences are kept: a hash of all its predictions."""
-    return sha256(" ".join(",".join(_sha256(run) for run in series.runs) for series in group).encode())
+    hashes = [",".join(predictions_sha256(run.result) for run in series.runs) for series in group]
+    return sha256(" ".join(hashes).encode())
 
 
 def _sample_all(runs: Sequence[Run]) -> dict[Path, _Sampled]:
@@ -213,6 +232,7 @@ def _sample(run: Run) -> _Sampled:
     whole = resampled_metrics(scores, np.ones((len(scores.labels), 1)))
     resampled = resampled_metrics(scores, _counts(len(scores.labels), RESAMPLES))
     record = {
+        **image_record(predictions),
         "values": {name: _plain(value[0]) for name, value in whole.items()},
         "image_errors": {name: _image_error(name, draws, len(scores.labels)) for name, draws in resampled.items()},
         "calibration": _calibration(predictions, scores),
@@ -317,24 +337,3 @@ def _row(metric: str, spread: Spread) -> dict:
     """Return a row {metric, value, low, high}."""
     low, high = spread.estimate.interval(bounds=METRICS[metric].bounds)
     return {"metric": metric, "value": spread.estimate.value, "low": low, "high": high}
-
-
-def _made_by() -> dict:
-    """Return what a file must say to be of use: how, and of which metrics, its numbers were computed."""
-    resampled = [name for name, metric in METRICS.items() if metric.resampled]
-    return {"algorithm": ALGORITHM, "metrics": list(METRICS), "resampled": resampled, "headline": list(HEADLINE)}
-
-
-def _read(path: Path, **expected: str) -> dict:
-    """Return what was kept in ``path``, or an empty dict where it is missing, damaged, or not made as expected."""
-    expected |= _made_by()
-    record = read_record(path)
-    if record is None or any(record.get(name) != value for name, value in expected.items()):
-        return {}
-    return {name: value for name, value in record.items() if name not in (*expected, "sha256")}
-
-
-def _write(path: Path, record: dict) -> None:
-    """Keep ``record``, strict JSON with its own hash; where the folder cannot be written, it is computed each time."""
-    with contextlib.suppress(UserError):
-        write_atomically(path, encode_record(_made_by() | record))

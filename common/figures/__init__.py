@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.evaluation.comparison import Comparison
+from common.evaluation.comparison import Comparison, missing_predictions
 from common.evaluation.frames import Frames
 from common.evaluation.robustness import corrupted
 from common.evaluation.uncertainty import Uncertainty
@@ -57,6 +57,10 @@ def _has_epochs(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
     return any(map(learning_curves.has_epochs, comparison.series))
 
 
+def _has_logits(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
+    return not missing_predictions(comparison)
+
+
 def _has_corruptions(comparison: Comparison, *_: Frames | Uncertainty) -> bool:
     return bool(corrupted(comparison)[1])
 
@@ -79,7 +83,7 @@ FIGURES = {
     "final_benchmark_comparison": FigureSpec(bars.final_benchmark_comparison, "Metrics on test images"),
     "learning_curves": FigureSpec(learning_curves.learning_curves, "Learning curves", wanted=_has_epochs),
     "confusion_matrices": FigureSpec(per_class.confusion_matrices, "Confusion matrices"),
-    "roc_curves": FigureSpec(roc.roc_curves, "ROC curves"),
+    "roc_curves": FigureSpec(roc.roc_curves, "ROC curves", wanted=_has_logits),
     "per_class_f1": FigureSpec(per_class.per_class_f1, "F1 of each class"),
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),

@@ -121,33 +121,38 @@ def choose_thumbnails(predictions: TestPredictions, most: int) -> np.ndarray:
     return np.sort(chosen[place[chosen] < count])
 
 
-def explorer_record(
-    comparison: Comparison, predictions: TestPredictions, sheet: ThumbnailSheet | None, remark: str
-) -> dict:
-    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
-    found, styles = suspects(predictions), run_styles(comparison)
+def curves_record(comparison: Comparison, remark: str) -> dict:
+    """Return what the page's script needs of a data set of whose test images, as ``remark`` says why, it shows none."""
+    styles = run_styles(comparison)
     models = [
         {
             "label": series.label,
             "color": styles[series.name].color,
             "runs": [_run_record(run) for run in series.runs],
-            "tested": [{"name": name} for name, _ in _tested(series)],
+            "tested": [],
         }
         for series in comparison.series
     ]
-    records = [record for model in models for record in model["tested"]]
-    for record, predicted, confidence in zip(records, predictions.predicted, predictions.confidence, strict=True):
-        record |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
-    return {
-        "title": comparison.title,
+    return {"title": comparison.title, "models": models, "labels": None, "remark": remark}
+
+
+def explorer_record(
+    comparison: Comparison, predictions: TestPredictions, sheet: ThumbnailSheet | None, remark: str
+) -> dict:
+    """Return what the page's script needs of one data set; ``remark`` says why there is no ``sheet``, or is empty."""
+    record, found = curves_record(comparison, remark), suspects(predictions)
+    for model, series in zip(record["models"], comparison.series, strict=True):
+        model["tested"] = [{"name": name} for name, _ in _tested(series)]
+    rows = [row for model in record["models"] for row in model["tested"]]
+    for row, predicted, confidence in zip(rows, predictions.predicted, predictions.confidence, strict=True):
+        row |= {"predicted": _packed(predicted, "<u2"), "confidence": _packed(confidence, "<u2")}
+    return record | {
         "classes": comparison.data.classes,
         "labels": _packed(predictions.labels, "<u2"),
         "indices": _packed(predictions.indices, "<u4"),
-        "models": models,
         "suspects": found[:MOST_SUSPECTS],
         "suspected": len(found),
         "sheet": sheet and {**sheet.layout, "pictured": _packed(sheet.positions, "<u4")},
-        "remark": remark,
     }
 
 

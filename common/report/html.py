@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from common.evaluation.comparison import Comparison
+from common.evaluation.comparison import Comparison, missing_predictions
 from common.evaluation.formatting import repeats
 from common.evaluation.frames import Frames
 from common.evaluation.machines import TIMED, machines_note
@@ -46,7 +46,7 @@ def write_report(
 
     ``figures`` are the files of each data set ("" for those of all together), of which PNGs are taken; ``data_dir`` is
     where the named data sets lie, if not where the runs found them. Returns the lines that say which data set is
-    without thumbnails, and why.
+    without test images, and why.
 
     Raises:
         UserError: ``path`` cannot be written, or the predictions of a run were changed.
@@ -72,7 +72,7 @@ def write_report(
     )
     write_atomically(path, page)
     return [
-        f"note: {comparison.dataset!r}: the report has no thumbnails: {record['remark']}"
+        f"note: {comparison.dataset!r}: the report shows no test images: {record['remark']}"
         for comparison, record in zip(comparisons, records, strict=True)
         if record["remark"]
     ]
@@ -117,7 +117,9 @@ def model_rows(
 
 
 def _explorer_of(comparison: Comparison, data_dir: Path | None) -> dict:
-    """Return the record of the page's script for one data set; its remark says why it has no thumbnails, or is ""."""
+    """Return the record of the page's script for one data set; its remark says why it has no images, or is ""."""
+    if missing := missing_predictions(comparison):
+        return explorer.curves_record(comparison, missing)
     predictions = explorer.read_test_predictions(comparison)
     run = comparison.series[0].runs[0]
     images, remark = thumbnails.test_images(run, predictions.labels, predictions.indices, data_dir)

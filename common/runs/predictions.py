@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +29,29 @@ class Predictions:
 
 
 def npz_bytes(**arrays: np.ndarray) -> bytes:
-    """Return an ``.npz`` file of ``arrays``: the same arrays give the same bytes (the zip entries carry no date)."""
+    """Return an ``.npz`` file of ``arrays``, deflated: 620 kB of logits are 440.
+
+    The same arrays give the same bytes with the same zlib: the zip entries carry no date.
+    """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01
+            entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def has_predictions(folder: Path) -> bool:
+    """Return whether a run's ``predictions.npz`` is there, whole or not; it may be left out to save space."""
+    return (folder / PREDICTIONS_FILE).exists()
+
+
+def predictions_sha256(result: RunResult) -> str:
+    """Return the hash of the predictions that ``result`` describes, "" where it describes none."""
+    described = result.files.get(PREDICTIONS_FILE)
+    return described.sha256 if described else ""
 
 
 def read_predictions(folder: Path, result: RunResult) -> Predictions:
@@ -50,13 +66,12 @@ def read_predictions(folder: Path, result: RunResult) -> Predictions:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}; {advice}") from error
-    described = result.files.get(PREDICTIONS_FILE)
-    if described is None or sha256(content) != described.sha256:
+    if sha256(content) != predictions_sha256(result):
         raise UserError(f"{str(path)!r} is not the file that its {RESULT_FILE} describes (SHA-256 differs); {advice}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             predictions = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{str(path)!r} is not a file of predictions ({error}); {advice}") from error
     problem = _problem_with_arrays(predictions, result.data)
     if problem:

@@ -21,8 +21,8 @@ function unpackedDataset(packed) {
     ...packed,
     runs,
     trainings: packed.models.flatMap((model) => model.runs),
-    labels: unpacked(packed.labels, Uint16Array),
-    indices: unpacked(packed.indices, Uint32Array),
+    labels: packed.labels && unpacked(packed.labels, Uint16Array),
+    indices: packed.indices && unpacked(packed.indices, Uint32Array),
     sheet: packed.sheet && openedSheet(packed.sheet),
   };
 }

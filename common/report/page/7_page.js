@@ -14,12 +14,20 @@ function show(number) {
     button.setAttribute("aria-checked", chosen);
     button.tabIndex = chosen ? 0 : -1;
   }
+  showCurves(dataset);
+  find("tested").hidden = !dataset.labels;
+  if (dataset.labels) showTested(dataset);
+  else find("remark").textContent = `The test images are not shown: ${dataset.remark}.`;
+  shown = number;
+}
+
+/** Show what the runs said of the test images. */
+function showTested(dataset) {
   const chosen = (id) => dataset.runs[find(id).value];
   const compare = () => showDisagreement(dataset, chosen("run-a"), chosen("run-b"));
   fillRuns(find("matrix-run"), dataset, 0, () => showMatrix(dataset, chosen("matrix-run")));
   fillRuns(find("run-a"), dataset, 0, compare);
   fillRuns(find("run-b"), dataset, dataset.models[0].tested.length, compare); // the second model's first seed
-  showCurves(dataset);
   showMatrix(dataset, dataset.runs[0]);
   if (dataset.runs.length > 1) compare();
   find("disagreement-body").parentNode.hidden = dataset.runs.length < 2;
@@ -28,7 +36,6 @@ function show(number) {
     ? `Pictures are small copies, of ${counted(dataset.sheet.tiles.size, "image", "images")} of ${dataset.labels.length.toLocaleString("en")}.`
     : `The test images are not shown: ${dataset.remark}.`;
   find("remark").textContent = `${pictures} A confidence is the softmax's largest probability; “no.” is the image's place in the test split.`;
-  shown = number;
 }
 
 let shown = 0;
