@@ -1,15 +1,19 @@
 """The reference results: whole, on the right data, and what the figures and the README say of them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_results import fake_run
 
 import plot_results
 import reproduce
 from common.data.registry import DATASETS
 from common.runs.predictions import read_predictions
-from common.runs.result import find_runs
+from common.runs.result import find_runs, write_result
+from common.runtime.errors import UserError
+from demo import keep_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
@@ -54,3 +58,31 @@ def test_the_readmes_table_is_the_miniature_studys():
     for row in rows:
         cells = dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
         assert f"| {' | '.join(cells[name] for name in shown)} |" in readme
+
+
+def test_what_is_kept_are_records_tables_pictures_and_few_predictions(tmp_path, monkeypatch):
+    results, figures = tmp_path / "results" / "demo", tmp_path / "figures" / "demo"
+    config = keep_reference.Config(("demo",), results.parent, figures.parent)
+    runs = [fake_run(results, num_test=size, dataset=name) for name, size in (("few", 20), ("many", 1_010))]
+    monkeypatch.setattr(keep_reference, "ROOT", tmp_path / "repository")
+    with pytest.raises(UserError, match="not of one commit without changes"):
+        keep_reference.main(config)
+    for run in runs:
+        write_result(run.folder, replace(run.result, environment=run.result.environment | {"git_commit": "abc"}))
+        (run.folder / "adapter").mkdir()
+        (run.folder / "adapter" / "adapter_config.json").touch()
+    plot_results.main(plot_results.Config(results_dir=results, figures_dir=figures))
+
+    keep_reference.main(config)
+    kept = {path.relative_to(tmp_path / "repository") for path in (tmp_path / "repository").rglob("*.*")}
+    assert {path.name for path in kept if path.suffix == ".npz"} == {"predictions.npz"}
+    assert [path.parts[3] for path in kept if path.suffix == ".npz"] == ["few"]
+    assert {path.suffix for path in kept if path.parts[0] == "figures"} == {".png"}
+    names = {"result.json", "intervals.json", "predictions.npz"}
+    assert {path.name for path in kept if path.parts[0] == "results"} > names
+    assert not any(path.name == "adapter_config.json" for path in kept)
+    again = tmp_path / "again"
+    plot_results.main(
+        plot_results.Config(results_dir=tmp_path / "repository" / "results" / "reference" / "demo", figures_dir=again)
+    )
+    assert {path.name for path in again.glob("*.png")} < {path.name for path in figures.glob("*.png")}  # one ROC less

@@ -1,0 +1,93 @@
+"""Keep the results of finished profiles as the reference results of this repository.
+
+    python reproduce.py demo && python reproduce.py mini && python demo/keep_reference.py demo mini
+
+Replaces results/reference/PROFILE and figures/reference/PROFILE by what is committed of them: figures (PNG), tables,
+and of every run ``result.json`` and ``intervals.json``; of runs on at most 1,000 test images also ``predictions.npz``
+(docs/statistics.md, "Results without predictions"). All runs must come from one commit without changes.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import cli  # noqa: E402, found once its folder is on the path
+from common.config import require  # noqa: E402
+from common.evaluation.kept_statistics import INTERVALS  # noqa: E402
+from common.evaluation.plan import PLAN_FILE  # noqa: E402
+from common.evaluation.timings import TIMING_FILE  # noqa: E402
+from common.evaluation.uncertainty import DIFFERENCES  # noqa: E402
+from common.runs.convergence import TUNING  # noqa: E402
+from common.runs.predictions import PREDICTIONS_FILE  # noqa: E402
+from common.runs.result import RESULT_FILE, Run, find_runs  # noqa: E402
+from common.runtime.errors import UserError  # noqa: E402
+
+FEW_TEST_IMAGES = 1_000  # whose predictions take little room
+
+
+@dataclass(frozen=True)
+class Config:
+    profiles: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Which profiles of reproduce.py, all of whose runs are finished and drawn."""
+    results_dir: Path = Path("results")
+    """Where reproduce.py left RESULTS_DIR/PROFILE/."""
+    figures_dir: Path = Path("figures")
+    """Where it left FIGURES_DIR/PROFILE/."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.profiles), "profiles", self.profiles, "at least one")
+        is_reference = self.results_dir.resolve() == (ROOT / "results" / "reference")
+        require(not is_reference, "results_dir", self.results_dir, "another folder than the reference's own")
+
+
+def main(config: Config) -> None:
+    for profile in config.profiles:
+        results, figures = config.results_dir / profile, config.figures_dir / profile
+        runs = _runs(results)
+        files = [*_files_of_results(results, runs), *sorted(figures.glob("*.png"))]
+        for folder, kept in ((results, ROOT / "results"), (figures, ROOT / "figures")):
+            target = kept / "reference" / profile
+            shutil.rmtree(target, ignore_errors=True)
+            for path in (path for path in files if path.is_relative_to(folder)):
+                copy = target / path.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        size = sum(path.stat().st_size for path in files)
+        print(f"{profile}: {len(runs)} runs, {len(files)} files, {size / 1e6:.1f} MB")
+
+
+def _runs(results: Path) -> list[Run]:
+    """Return the runs of a profile.
+
+    Raises:
+        UserError: one is damaged, there is none, or with those that chose or checked something they are not of one
+            commit without changes.
+    """
+    (runs, problems), (hidden, more) = find_runs(results), find_runs(results / TUNING)
+    if problems or more or not runs:
+        raise UserError((*problems, *more, f"no finished run in {str(results)!r}")[0])
+    environments = [run.result.environment for run in (*runs, *hidden)]
+    commits = {None if its.get("git_dirty") else its.get("git_commit") for its in environments}
+    if len(commits) > 1 or None in commits:
+        raise UserError(f"the runs in {str(results)!r} are not of one commit without changes: make them again")
+    return runs
+
+
+def _files_of_results(results: Path, runs: list[Run]) -> Iterator[Path]:
+    """Yield what is kept of the results of a profile: tables, records, and the predictions of small test splits."""
+    yield from (path for path in sorted(results.iterdir()) if path.is_file())
+    for name in (PLAN_FILE, DIFFERENCES, RESULT_FILE, INTERVALS, TIMING_FILE):
+        yield from sorted(results.rglob(name))
+    yield from (run.folder / PREDICTIONS_FILE for run in runs if run.result.data.num_test <= FEW_TEST_IMAGES)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, Config))
