@@ -1,21 +1,22 @@
 """Run a whole grid of the benchmark with one command, and draw its figures, tables and summary.
 
     python reproduce.py                      # demo: scikit-learn's digits, small shipped backbones, three seeds
-    python reproduce.py mini                 # the same backbones on MNIST, Fashion-MNIST and digits, five seeds
+    python reproduce.py mini                 # every method on the same backbones; MNIST, Fashion-MNIST, digits
     python reproduce.py paper                # the study: ViT-B/16 + LoRA, ResNet50, EfficientNet-B0 at 224x224
     python reproduce.py paper --tune         # each arm at its best: its learning rate chosen on validation images
     python reproduce.py mini --list          # which runs are finished, unfinished, running or missing
     python reproduce.py compare --dataset path/to/images --backbones demo_vit demo_resnet demo_efficientnet
     python reproduce.py compare --dataset path/to/images --methods probe       # an answer within minutes
     python reproduce.py compare --dataset path/to/few/images --folds 5         # each image is tested once
-    python reproduce.py mini --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
+    python reproduce.py paper --methods probe head lora full    # method and backbone crossed (docs/factorial.md)
     python reproduce.py defects              # what each defect of the published code is worth (docs/defects.md)
     python reproduce.py curve                # LoRA against probes by the number of training images (docs/curve.md)
     python reproduce.py lite0                # EfficientNet-Lite0's ImageNet weights at 224x224 (docs/lite0.md)
     python reproduce.py paper --executor slurm --slurm partition=gpu time=120 gpus_per_node=1    # docs/cluster.md
 
-Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in three
-minutes on two CPU cores, with the numbers in README.md; the others say how long they take; paper not yet measured here.
+Finished runs are kept and unfinished ones resumed, so the same command goes on after Ctrl-C. Expected: demo in a minute
+and a half on two CPU cores, with the numbers of results/reference/demo/summary.md; the others say how long they take;
+paper not yet measured here.
 """
 
 import contextlib
@@ -261,9 +262,9 @@ class Config:
     backbones: tuple[str, ...] = STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
-    """mini, paper, compare: which methods, each on every backbone; the first four cross method and backbone (default:
-    the study's, which are probe, head, and LoRA on the ViT). lite0: which of all but full. Probes alone take
-    minutes."""
+    """mini, paper, compare: which methods, each on every backbone; the first four cross method and backbone (default
+    of paper and compare: the study's, which are probe, head, and LoRA on the ViT; of mini all but a head on the ViT).
+    lite0: which of all but full. Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
