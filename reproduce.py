@@ -91,9 +91,10 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
 
 
 def _mini_arms(epochs: int, head_epochs: int) -> tuple[Arm, ...]:
-    """Return every method on every small backbone; LoRA has one set of targets on each, as wide as the study's.
+    """Return every method on every small backbone.
 
-    The head of one layer on the ViT is no arm of the study's: it is made where heads are asked for on every backbone.
+    LoRA has one set of targets on each: the study's query and value, on a CNN all convolutions that PEFT can merge. A
+    head on the ViT is no arm of the study's: it is made where heads are asked for on every backbone.
     """
     steps, head = SMALL | SMALL_RATES | {"epochs": epochs}, SMALL_RATES | {"epochs": head_epochs}
     vit, *cnns = (arm.backbone for arm in SMALL_PROBES)
