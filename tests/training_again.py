@@ -10,16 +10,17 @@ from process_fork import ForkServer
 
 from common.runs.result import RESULT_FILE, Run, find_runs, read_result
 
-# What decides how sums round. The CPU's name is all that is recorded of it.
+# What decides how sums round. Older records have no ``cpu_kind``: there the CPU's name has to do.
 MACHINE = (
-    *("cpu", "device", "precision", "threads"),
+    *("cpu", "cpu_kind", "device", "precision", "threads"),
     *("python", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn"),
 )
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what of the machine and the versions differs between two ``environment`` records; [] where nothing does."""
-    return [f"{name} {now[name]!r}, not {then[name]!r}" for name in MACHINE if now[name] != then[name]]
+    shared = [name for name in MACHINE if name in then]
+    return [f"{name} {now[name]!r}, not {then[name]!r}" for name in shared if now[name] != then[name]]
 
 
 def cheapest_runs(results_dirs: Iterable[Path]) -> dict[str, Run]:

@@ -30,7 +30,8 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": _cpu_fact("model name") or platform.processor() or platform.machine(),
+        "cpu_kind": _cpu_kind(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "jobs": int(jobs) if (jobs := os.environ.get(RUNS_AT_ONCE, "")).isdigit() else None,
@@ -66,12 +67,21 @@ def _code_sha256() -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def _cpu_kind() -> str:
+    """Return what tells CPUs of one name apart, whose sums may round differently: "AuthenticAMD 25/17/1 AVX512"."""
+    import torch
+
+    facts = [_cpu_fact(name) or "?" for name in ("vendor_id", "cpu family", "model", "stepping")]
+    return f"{facts[0]} {'/'.join(facts[1:])} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpu_fact(name: str) -> str | None:
+    """Return what Linux says of the first CPU, None elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        return None
+    return next((value.strip() for key, _, value in facts if key.strip() == name), None)
 
 
 def _git(*arguments: str) -> str | None:
