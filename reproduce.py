@@ -39,7 +39,7 @@ import train_vit_lora
 from common import cli
 from common.config import check_folder, check_weights, require
 from common.data.dataset import DatasetSplits, cache_folder, load_dataset, result_name
-from common.data.registry import DATASETS
+from common.data.registry import DATASETS, kind_on_disk
 from common.evaluation.comparison import Series, compare
 from common.evaluation.plan import MARGIN, Plan, validation_accuracy, write_plan
 from common.grid import prefetch, scheduler, slurm, slurm_queue
@@ -91,7 +91,7 @@ def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
 
 
 def _mini_arms(epochs: int, head_epochs: int) -> tuple[Arm, ...]:
-    """Return every method on every small backbone.
+    """Return probe, LoRA and full fine-tuning on every small backbone, and the published head on the CNNs.
 
     LoRA has one set of targets on each: the study's query and value, on a CNN all convolutions that PEFT can merge. A
     head on the ViT is no arm of the study's: it is made where heads are asked for on every backbone.
@@ -161,7 +161,7 @@ def _curve_grid(images_a_class: int) -> Grid:
 
 
 CURVE = tuple(map(_curve_grid, CURVE_IMAGES_A_CLASS))
-# The demo's arms at a constant rate, which was chosen on digits: the sound runs that each defect is put into.
+# The study's three arms on the small backbones, at a constant rate: the sound runs that each defect is put into.
 CONSTANT = {"schedule": "constant", "warmup": 0.0, "lr": (3e-3,)}
 DEFECTS = Grid(
     _small_arms(lora={"epochs": 3} | CONSTANT, head={"epochs": 5} | CONSTANT),
@@ -171,17 +171,16 @@ DEFECTS_DIGITS = Grid(
     _small_arms(lora={"epochs": 5} | CONSTANT, head={"epochs": 20} | CONSTANT), datasets={"digits": {}}
 )
 LITE0 = "tf_efficientnet_lite0.in1k"  # small enough for a CPU at 224x224
-CIFAR10_JPEG = {"dataset_name": "cifar10_jpeg", "train_limit": 2_000}
 DEFECTS_LITE0 = Grid(  # with --lite0-weights
     (Arm(train_cnn_head, LITE0, HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
-    datasets={"cifar10": CIFAR10_JPEG | {"test_limit": 2_000}},
+    datasets={"cifar10": {"train_limit": 2_000, "test_limit": 2_000}},
 )
 # The probe's and the head's features are kept, so that each image passes through the CNN once: hence the head's many
 # epochs, and more seeds than where it passes in every epoch.
 LITE0_STEPS = SMALL | {"lr": (3e-4, 1e-3, 3e-3)}
 LITE0_FROZEN = Grid(
     (Arm(train_cnn_head, LITE0, CNN_PROBE), Arm(train_cnn_head, LITE0, HEAD | LITE0_STEPS | {"epochs": 30})),
-    datasets={"cifar10": CIFAR10_JPEG | {"test_limit": 5_000}},
+    datasets={"cifar10": {"train_limit": 2_000, "test_limit": 5_000}},
     seeds=(0, 1, 2, 3, 4),
     tuned=True,
 )
@@ -263,9 +262,9 @@ class Config:
     backbones: tuple[str, ...] = STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
-    """mini, paper, compare: which methods, each on every backbone; the first four cross method and backbone (default
-    of paper and compare: the study's, which are probe, head, and LoRA on the ViT; of mini all but a head on the ViT).
-    lite0: which of all but full. Probes alone take minutes."""
+    """mini, paper, compare, curve: which methods, each on every backbone that has it; the first four cross method and
+    backbone (default of paper and compare: the study's, which are probe, head, and LoRA on the ViT; of mini all but a
+    head on the ViT). lite0: which of all but full. Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -445,17 +444,22 @@ def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
 def _fixed_grids(config: Config) -> list[Grid]:
     """Return the grids of a profile that depends on no images of the user's."""
     grids = [*PROFILES.get(config.profile, ())]
-    if config.lite0_weights is None:
-        return grids
-    if config.profile == "defects":
+    if config.profile == "defects" and config.lite0_weights:
         grids.append(DEFECTS_LITE0)
-    return [_with_lite0_weights(grid, config.lite0_weights) for grid in grids]
+    return [_with_lite0_files(grid, config) if _is_lite0(grid) else grid for grid in grids]
 
 
-def _with_lite0_weights(grid: Grid, file: Path) -> Grid:
-    """Return ``grid`` with the weights of EfficientNet-Lite0 read from ``file``, those of others as they are."""
-    arms = (arm.with_recipe(weights=str(file)) if arm.backbone == LITE0 else arm for arm in grid.arms)
-    return replace(grid, arms=tuple(arms))
+def _is_lite0(grid: Grid) -> bool:
+    return all(arm.backbone == LITE0 for arm in grid.arms)
+
+
+def _with_lite0_files(grid: Grid, config: Config) -> Grid:
+    """Return ``grid`` with its weights' file, where one is given, and CIFAR-10 named as the copy that a folder is."""
+    is_copy = kind_on_disk("cifar10", config.data_dir, config.source) == "folder"
+    names = {"dataset_name": "cifar10_jpeg"} if is_copy else {}
+    weights = {"weights": str(config.lite0_weights)} if config.lite0_weights else {}
+    arms = tuple(arm.with_recipe(**weights) for arm in grid.arms)
+    return replace(grid, arms=arms, datasets={name: its | names for name, its in grid.datasets.items()})
 
 
 def _with_source(grid: Grid, source: str) -> Grid:
@@ -571,7 +575,7 @@ def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
     if threads is None and at_once > 1:
         threads = max(1, cores() // at_once)
     share = {} if threads is None else {"threads": threads}
-    arms = [arm.with_recipe(**({"threads": 1} if arm.backbone.startswith("demo_") else share)) for arm in grid.arms]
+    arms = [arm.with_recipe(**({"threads": 1} if _is_small(arm) else share)) for arm in grid.arms]
     return replace(grid, arms=tuple(arms))
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402, found once its folder is on the path
 from common.config import require  # noqa: E402
-from common.evaluation.kept_statistics import INTERVALS  # noqa: E402
+from common.evaluation.kept_statistics import INTERVALS, read_run_statistics  # noqa: E402
 from common.evaluation.plan import PLAN_FILE  # noqa: E402
 from common.evaluation.timings import TIMING_FILE  # noqa: E402
 from common.evaluation.uncertainty import DIFFERENCES  # noqa: E402
@@ -44,15 +44,19 @@ class Config:
 
     def __post_init__(self) -> None:
         require(bool(self.profiles), "profiles", self.profiles, "at least one")
-        is_reference = self.results_dir.resolve() == (ROOT / "results" / "reference")
-        require(not is_reference, "results_dir", self.results_dir, "another folder than the reference's own")
+        for name in ("results", "figures"):
+            folder = getattr(self, f"{name}_dir")
+            is_reference = folder.resolve() == ROOT / name / "reference"
+            require(not is_reference, f"{name}_dir", folder, "another folder than the reference's own")
 
 
 def main(config: Config) -> None:
     for profile in config.profiles:
         results, figures = config.results_dir / profile, config.figures_dir / profile
-        runs = _runs(results)
-        files = [*_files_of_results(results, runs), *sorted(figures.glob("*.png"))]
+        runs, pictures = _runs(results), sorted(figures.glob("*.png"))
+        if not pictures:
+            raise UserError(f"no figure in {str(figures)!r}: draw them, with: python reproduce.py {profile}")
+        files = [*_files_of_results(results, runs), *pictures]
         for folder, kept in ((results, ROOT / "results"), (figures, ROOT / "figures")):
             target = kept / "reference" / profile
             shutil.rmtree(target, ignore_errors=True)
@@ -68,14 +72,16 @@ def _runs(results: Path) -> list[Run]:
     """Return the runs of a profile.
 
     Raises:
-        UserError: one is damaged, there is none, or with those that chose or checked something they are not of one
-            commit without changes.
+        UserError: one is damaged or was never drawn, there is none, or with those that chose or checked something they
+            are not of one commit without changes.
     """
     (runs, problems), (hidden, more) = find_runs(results), find_runs(results / TUNING)
     if problems or more or not runs:
         raise UserError((*problems, *more, f"no finished run in {str(results)!r}")[0])
     environments = [run.result.environment for run in (*runs, *hidden)]
     commits = {None if its.get("git_dirty") else its.get("git_commit") for its in environments}
+    if undrawn := [run.folder for run in runs if not read_run_statistics(run)]:
+        raise UserError(f"nothing is kept of the predictions in {str(undrawn[0])!r}: draw the figures first")
     if len(commits) > 1 or None in commits:
         raise UserError(f"the runs in {str(results)!r} are not of one commit without changes: make them again")
     return runs

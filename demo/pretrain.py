@@ -1,6 +1,6 @@
-"""Pretrain the demo backbones on CIFAR-10's 50,000 training images, each with the same recipe and number of images.
+"""Pretrain the demo backbones on CIFAR-10's 50,000 training images, alike but that the ViT alone drops patches.
 
-    python demo/pretrain.py                                  # all three: four hours of one CPU core
+    python demo/pretrain.py                                  # all three: about six hours of one CPU core
     python demo/pretrain.py --backbones demo_vit             # one; others in other shells
 
 Writes demo/weights/NAME.safetensors (float16, without the classifier) and NAME.json (recipe, test accuracy, versions).
@@ -23,7 +23,7 @@ NAMES = ("demo_vit", "demo_resnet", "demo_efficientnet")
 
 @dataclass(frozen=True)
 class Config:
-    """The recipe, the same for all backbones: Muon and AdamW, one epoch of warm-up, then half a cosine down to zero."""
+    """The recipe of all backbones: Muon and AdamW, one epoch of warm-up, then half a cosine down to zero."""
 
     backbones: tuple[str, ...] = NAMES
     """Which to pretrain."""
@@ -36,7 +36,7 @@ class Config:
     lr: float = 2e-3
     """The highest learning rate."""
     weight_decay: float = 0.05
-    """Weight decay, of weights alone."""
+    """Weight decay, of all but norms and the biases of the body."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
     weights_dir: Path = ROOT / "demo" / "weights"

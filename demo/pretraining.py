@@ -30,8 +30,6 @@ from common.training.predict import loss_and_accuracy, predict, split_batches
 
 CLASSES = 10
 PADDING = 4  # pixels of the random crop
-PATCHES_DROPPED = 0.25  # of a ViT's patches in the first two thirds of the epochs (Liu et al. 2023, "PatchDropout")
-MIX = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,12 @@ class Recipe:
     lr: float
     weight_decay: float
     seed: int
+    optimizer: str = "muon"
+    mixup: float = 0.8
+    """Of each batch's two mixtures, drawn with equal odds, the parameter of its Beta distribution."""
+    cutmix: float = 1.0
+    patches_dropped: float = 0.25
+    """Of a ViT's patches in the first two thirds of the epochs (Liu et al. 2023, "PatchDropout")."""
 
 
 def is_finished(path: Path, recipe: Recipe, fingerprint: str) -> bool:
@@ -67,12 +71,13 @@ def train(
     torch.manual_seed(torch_seed(recipe.seed, "pretraining"))
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=torch.channels_last)
     if isinstance(model, timm.models.VisionTransformer):
-        model.patch_drop = timm.layers.PatchDropout(PATCHES_DROPPED, num_prefix_tokens=model.num_prefix_tokens)
+        model.patch_drop = timm.layers.PatchDropout(recipe.patches_dropped, num_prefix_tokens=model.num_prefix_tokens)
     if device.type == "cpu":
         backbones.unfuse_attention(model)
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, recipe)
-    owner = asdict(recipe) | {"backbone": name, "data": fingerprint, "device": device.type}
+    sizes = [list(parameter.shape) for parameter in parameters.values()]
+    owner = asdict(recipe) | {"backbone": name, "sizes": sizes, "data": fingerprint, "device": device.type}
     checkpoint = Checkpoint(path.with_suffix(".checkpoint"), owner)
     history: list[dict[str, Any]] = []
     if found := checkpoint.load():
@@ -125,6 +130,7 @@ def _train_epoch(
     precision = _precision(model, device)
     order = numpy_generator(recipe.seed, "order", epoch=epoch).permutation(len(images))
     batches = split_batches(order, recipe.batch_size)
+    mix = _mixture(recipe)
     model.train()
     started, loss_sum, correct = time.perf_counter(), 0.0, 0
     for step, batch in enumerate(progress(batches, desc=f"epoch {epoch + 1}/{recipe.epochs}", unit="step")):
@@ -135,7 +141,7 @@ def _train_epoch(
         inputs = normalise(pixels.to(device), transform).contiguous(memory_format=torch.channels_last)
         targets = torch.from_numpy(images.labels[batch]).to(device)
         torch.manual_seed(torch_seed(recipe.seed, "mixing", epoch=epoch, step=step))
-        inputs, mixed = MIX(inputs, targets)  # (B, 3, 32, 32), (B, 10)
+        inputs, mixed = mix(inputs, targets)  # (B, 3, 32, 32), (B, 10)
         with autocast(device, precision):
             logits = model(inputs)  # (B, 10)
         loss = functional.cross_entropy(logits.float(), mixed)
@@ -147,9 +153,15 @@ def _train_epoch(
     return {
         "epoch": epoch + 1,
         "train_loss": loss_sum / len(images),
-        "train_accuracy": correct / len(images),
+        "train_accuracy": correct / len(images),  # of mixed images, against the label of one of the two
         "seconds": time.perf_counter() - started,
     }
+
+
+def _mixture(recipe: Recipe) -> v2.Transform:
+    """Return mixup or cutmix, drawn anew for each batch, of (B, 3, S, S) and labels (B,): mixed images and (B, 10)."""
+    kinds = [v2.MixUp(alpha=recipe.mixup, num_classes=CLASSES), v2.CutMix(alpha=recipe.cutmix, num_classes=CLASSES)]
+    return v2.RandomChoice(kinds)
 
 
 def crop_and_flip(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -176,7 +188,7 @@ def _transform(name: str) -> Transform:
 
 
 def _precision(model: nn.Module, device: torch.device) -> str:
-    """Return the faster precision: on the CPU depthwise convolutions are slower in bfloat16 (404 to 551 images/s)."""
+    """Return the faster precision: on the CPU depthwise convolutions are slower in bfloat16."""
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
     return "fp32" if depthwise and device.type == "cpu" else resolve_precision("auto", device)
 

@@ -1,6 +1,6 @@
 """What ten optimiser steps of each method give in float32 and one thread, on the digits and the demo backbones.
 
-    python tests/ten_steps.py        # after a change that is meant to: writes tests/fixtures/ten_steps.json
+    python tests/ten_steps.py        # after a change that is meant to alter these numbers: writes them
 
 It differs between machines by rounding alone: by less than 1e-5 where this one was made to use AVX2 or SSE4.1 alone.
 """

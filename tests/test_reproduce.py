@@ -226,7 +226,7 @@ def test_lite0_trains_four_methods_on_one_cnn_with_more_seeds_and_epochs_where_f
     planned = {}
     for config in (job.config for job in _jobs("lite0")):
         assert (config.backbone, config.weights) == ("tf_efficientnet_lite0.in1k", "pretrained")
-        assert (config.dataset, config.dataset_name) == ("cifar10", "cifar10_jpeg")
+        assert (config.dataset, config.dataset_name) == ("cifar10", None)
         assert (config.train_limit, config.test_limit) == (2_000, 5_000)
         if config.method != "head_probe":
             assert (config.batch_size, config.schedule, config.warmup, config.extend) == (32, "cosine", 0.1, 0)
@@ -257,11 +257,18 @@ def test_the_weights_of_lite0_are_a_file_or_downloaded(tmp_path):
     assert prefetch.wanted([job.config for job in _jobs("lite0")]) == ["cifar10", "tf_efficientnet_lite0.in1k"]
 
 
+def test_cifar10_is_called_a_copy_where_it_is_a_folder_of_images(tmp_path):
+    (tmp_path / "cifar10" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "cifar10" / "train" / "cat" / "0.jpg").touch()
+    names = [{job.config.dataset_name for job in _jobs("lite0", data_dir=folder)} for folder in (tmp_path, Path("no"))]
+    assert names == [{"cifar10_jpeg"}, {None}]
+
+
 def test_the_plan_of_lite0_has_the_seeds_of_both_its_grids(tmp_path):
     config = Config(profile="lite0", results_dir=tmp_path)
     frozen, adapted = reproduce._whole_grids(config)
     reproduce._write_plans(config, [adapted, frozen])
-    plan = read_plan(tmp_path / "lite0" / "cifar10_jpeg")
+    plan = read_plan(tmp_path / "lite0" / "cifar10")
     assert sorted(plan.seeds) == [0, 1, 2, 3, 4]
     methods = [[name.split("in1k-")[1].partition("-")[0] for name in pair] for pair in plan.contrasts]
     assert methods == [
@@ -441,6 +448,7 @@ def test_small_backbones_take_a_thread_each_and_others_share_the_cores(monkeypat
     assert threads(Config(profile="demo", jobs=2)) == (2, {1})
     assert threads(Config(profile="mini")) == (8, {1})
     assert threads(Config(profile="lite0")) == (8, {1})
+    assert threads(Config(profile="lite0", jobs=1)) == (1, {1})
     assert threads(Config(profile="paper")) == (1, {None})
     assert threads(Config(profile="paper", jobs=3)) == (3, {2})
 

@@ -160,7 +160,7 @@ def read(
     """
     require_source(name, source)
     spec, folder = DATASETS[name], data_dir / name
-    kind = _kind_on_disk(name, data_dir, source) or _download(name, data_dir, source)
+    kind = kind_on_disk(name, data_dir, source) or _download(name, data_dir, source)
     if kind == "folder":
         raw = image_folder.read(folder, skip_damaged=skip_damaged, workers=workers, cache=cache)
         return _renamed(raw, name, folder)
@@ -171,7 +171,7 @@ def read(
     return RawSplits(spec.classes, parts, read_from="torchvision's files" if spec.files else "scikit-learn")
 
 
-def _kind_on_disk(name: str, data_dir: Path, source: str) -> str | None:
+def kind_on_disk(name: str, data_dir: Path, source: str) -> str | None:
     """Return which files to read: those of ``torchvision``, those of the ``hub``, an image ``folder``, or None."""
     folder = data_dir / name
     if source != "hub" and not _missing_files(name, data_dir):
@@ -259,7 +259,7 @@ def _download(name: str, data_dir: Path, source: str) -> str:
             downloads.from_hub(spec.hub, folder)
         else:
             downloads.by_torchvision(spec.torchvision, data_dir)
-        if _kind_on_disk(name, data_dir, kind):
+        if kind_on_disk(name, data_dir, kind):
             return kind
         raise FileNotFoundError("it left files out")
     except UserError:  # pyarrow is missing: nothing was asked of the Hub

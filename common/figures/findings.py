@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.factorial import INTERACTION
-from common.evaluation.formatting import joined_notes, repeats, signed
+from common.evaluation.formatting import joined_notes, points, repeats, signed
 from common.evaluation.frames import Frames
+from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.effects import EFFECT_LOOKS
 from common.figures.layout import facets, label_outside
@@ -43,6 +44,7 @@ def findings(comparisons: Sequence[Comparison], _: Frames, uncertainty: Uncertai
     found = pd.DataFrame(list(_findings(comparisons, uncertainty)))
     rows = found[["block", "text"]].drop_duplicates().sort_values("block", key=lambda its: its != PAIRS, kind="stable")
     shown = rows[:MOST_ROWS]
+    found = found[found["text"].isin(shown["text"])]
     places = _places(shown)
     comparisons = [comparison for comparison in comparisons if comparison.dataset in set(found["dataset"])]
     figure, axes = facets(
@@ -50,12 +52,11 @@ def findings(comparisons: Sequence[Comparison], _: Frames, uncertainty: Uncertai
         heights=(0.1 + ROW * (max(places.values()) + 1),),
         sharex=False,
         title="Differences of accuracy on test images",
-        caption=_caption(comparisons, shown, len(rows)),
+        caption=_caption(comparisons, uncertainty, shown, len(rows)),
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in _legend(found)},
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
-        own = found[(found["dataset"] == comparison.dataset) & found["text"].isin(shown["text"])]
-        _draw(ax, own, places)
+        _draw(ax, found[found["dataset"] == comparison.dataset], places)
     label_outside(axes[:, 0], "Difference (points)", "")
     for ax in axes[:: axes[0, 0].get_gridspec().ncols, 0]:
         ax.set_yticks(list(places.values()), list(places), fontsize=7)
@@ -93,7 +94,7 @@ def _legend(found: pd.DataFrame) -> list[tuple[str, dict]]:
     looks: list[tuple[str, dict]] = []
     for label, look in (*VERDICTS.values(), *EFFECT_LOOKS.values()):
         same = next((index for index, (_, other) in enumerate(looks) if other == look), None)
-        if label not in used or any(label == other for other, _ in looks):
+        if label not in used or any(label in other for other, _ in looks):
             continue
         if same is None:
             looks.append((label, look))
@@ -102,18 +103,22 @@ def _legend(found: pd.DataFrame) -> list[tuple[str, dict]]:
     return looks
 
 
-def _caption(comparisons: Sequence[Comparison], shown: pd.DataFrame, count: int) -> str:
+def _caption(comparisons: Sequence[Comparison], uncertainty: Uncertainty, shown: pd.DataFrame, count: int) -> str:
     own = repeats(comparisons)
+    margins = uncertainty.pairs["margin"].dropna()
+    margin = f"Margin: {points(margins.iloc[0])}. " if len(margins) else ""
+    alone = "With one seed the bar is over images alone. " if ONE_SEED in set(uncertainty.pairs["verdict"]) else ""
     left_out = f"{len(shown)} of {count} rows. " if len(shown) < count else ""
     interaction = (
         "An interaction is what a method adds to the probe of the first backbone, less what it adds to that of the "
-        "other; its sign is claimed where log-odds show it too. "
+        "other; its sign is claimed only where log-odds show the same. "
         if INTERACTIONS in set(shown["block"])
         else ""
     )
     return (
         f"{left_out}Upper minus lower model, {own.text}; bars: 95 % intervals over {own.basis}, which hold together "
-        f"for the differences of a data set, and for its interactions (Holm). {interaction}{joined_notes(comparisons)}"
+        f"for the differences of a data set, and for its interactions (Holm). {margin}{alone}{interaction}"
+        f"{joined_notes(comparisons)}"
     )
 
 

@@ -1,8 +1,9 @@
 """Three small backbones, pretrained on CIFAR-10 by ``demo/pretrain.py`` and shipped under ``demo/weights``.
 
 Importing this module registers them with timm, so that ``timm.create_model("demo_vit", pretrained=True)`` and
-``backbone=demo_vit`` work offline like any other name. Their sizes, 1.2, 0.34 and 0.14 million parameters, stand in
-the proportions of ViT-B/16, ResNet50 and EfficientNet-B0. Their weight tag is the data they were pretrained on.
+``backbone=demo_vit`` work offline like any other name. Their sizes, 1.2, 0.34 and 0.14 million parameters, are in the
+order of ViT-B/16, ResNet50 and EfficientNet-B0 (86, 25 and 5), the first two in proportion. Their weight tag is the
+data they were pretrained on.
 """
 
 from collections.abc import Sequence

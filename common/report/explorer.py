@@ -122,7 +122,7 @@ def choose_thumbnails(predictions: TestPredictions, most: int) -> np.ndarray:
 
 
 def curves_record(comparison: Comparison, remark: str) -> dict:
-    """Return what the page's script needs of a data set of whose test images, as ``remark`` says why, it shows none."""
+    """Return what the page's script needs of a data set whose test images are not shown; ``remark`` says why."""
     styles = run_styles(comparison)
     models = [
         {

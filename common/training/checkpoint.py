@@ -104,7 +104,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put what ``optimizer_tensors`` returned back into a new AdamW of the same ``parameters``."""
+    """Put what ``optimizer_tensors`` returned back into a new optimiser of the same kind and ``parameters``."""
     for path, value in tensors.items():
         what, name = path.split("/", 1)
         parameter = parameters[name]

@@ -17,7 +17,7 @@ function show(number) {
   showCurves(dataset);
   find("tested").hidden = !dataset.labels;
   if (dataset.labels) showTested(dataset);
-  else find("remark").textContent = `The test images are not shown: ${dataset.remark}.`;
+  else find("remark").textContent = `No confusion matrices, disagreements or suspects: ${dataset.remark}.`;
   shown = number;
 }
 
