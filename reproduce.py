@@ -109,7 +109,12 @@ def _mini_arms(epochs: int, head_epochs: int) -> tuple[Arm, ...]:
 
 # The demo's rates were chosen once, by validation accuracy at seed 0, among 1e-3, 3e-3, 1e-2 and 3e-2.
 DEMO = Grid(
-    SMALL_PROBES + _small_arms(lora={"epochs": 5, "lr": (1e-2,)}, head={"epochs": 60, "lr": (1e-2,)}),
+    (
+        *SMALL_PROBES,
+        Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | {"epochs": 5, "lr": (1e-2,)}),
+        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | SMALL | {"epochs": 60, "lr": (1e-2,)}),
+        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | SMALL | {"epochs": 60, "lr": (3e-2,)}),
+    ),
     datasets={"digits": {}},
 )
 MINI = Grid(

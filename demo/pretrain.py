@@ -1,6 +1,6 @@
 """Pretrain the demo backbones on CIFAR-10's 50,000 training images, alike but that the ViT alone drops patches.
 
-    python demo/pretrain.py                                  # all three: about six hours of one CPU core
+    python demo/pretrain.py                                  # all three: about four hours of one CPU core
     python demo/pretrain.py --backbones demo_vit             # one; others in other shells
 
 Writes demo/weights/NAME.safetensors (float16, without the classifier) and NAME.json (recipe, test accuracy, versions).

@@ -8,6 +8,7 @@ from ten_steps import FILE, RECIPES, train_ten_steps
 from test_reference import PROFILES, RESULTS
 from training_again import cheapest_runs, differences, train_again
 
+import reproduce
 from common.runs.methods import METHODS
 from common.runs.predictions import read_predictions
 from common.runtime.device import resolve_device, resolve_precision
@@ -41,6 +42,11 @@ def test_ten_steps_of_each_method_give_the_stored_loss(name, fork_server, tmp_pa
     if result.model.weights.sha256 != stored["weights_sha256"][result.backbone]:
         pytest.fail(f"the weights of {result.backbone} changed: run python tests/ten_steps.py")
     assert result.history[0].train_loss == pytest.approx(stored["train_loss"][name], rel=0, abs=1e-4)
+
+
+def test_every_method_of_the_reference_profiles_has_a_run():
+    arms = [arm for profile in PROFILES for grid in reproduce.PROFILES[profile] for arm in grid.arms]
+    assert REFERENCE_RUNS.keys() == {arm.method for arm in arms if not arm.crossed}
 
 
 def test_every_method_that_trains_by_steps_is_among_them():
