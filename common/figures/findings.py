@@ -117,7 +117,8 @@ def _caption(comparisons: Sequence[Comparison], uncertainty: Uncertainty, shown:
     )
     return (
         f"{left_out}Upper minus lower model, {own.text}; bars: 95 % intervals over {own.basis}, which hold together "
-        f"for the differences of a data set, and for its interactions (Holm). {margin}{alone}{interaction}"
+        f"for the differences of a data set{', and for its interactions' * bool(interaction)} (Holm). "
+        f"{margin}{alone}{interaction}"
         f"{joined_notes(comparisons)}"
     )
 
