@@ -331,9 +331,9 @@ def test_results_that_are_older_than_a_cost_are_read_and_drawn_without_it(tmp_pa
         record = json.loads((run.folder / "result.json").read_text())
         assert record["efficiency"]["train_flops"] is None
     comparison, frames = _compared(tmp_path)
-    wanted = {name for name, spec in FIGURES.items() if spec.across and spec.wanted([comparison], frames, None)}
-    assert wanted == {"overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops"}
     uncertainty = compute_uncertainty([comparison])
+    wanted = {name for name, spec in FIGURES.items() if spec.across and spec.wanted([comparison], frames, uncertainty)}
+    assert wanted == {"findings", "overview", "accuracy_vs_parameters", "accuracy_vs_time", "accuracy_vs_flops"}
     write_summary(frames, uncertainty, tmp_path)
     header = (tmp_path / "summary.md").read_text().splitlines()[0]
     assert "Saved (bytes)" in header and not any(word in header for word in ("TFLOPs", "Deployed", "Latency", "beside"))

@@ -131,15 +131,16 @@ def test_runs_that_read_the_same_features_are_one_batch_in_their_order(tmp_path)
         assert len({(config.dataset, config.backbone) for config in configs}) == 1
         assert len(batch) == 1 or all(config.method != "lora" for config in configs)
     sizes = sorted(map(len, made))
-    # A LoRA run is a batch: of each data set the choice, its check and four seeds. A CNN's batch holds its probe, the
-    # head's choice, its check and four seeds; the ViT's its probe.
-    assert sizes == [1] * (3 * (6 + 1)) + [7] * (3 * 2)
+    # A run of LoRA or full fine-tuning is a batch: of each data set six arms with the choice, its check and four seeds.
+    # A CNN's batch holds its probe, the head's choice, its check and four seeds; the ViT's its probe.
+    assert sizes == [1] * (3 * (6 * 6 + 1)) + [7] * (3 * 2)
     assert sorted(run.key for batch in made for run in batch) == sorted(run.key for run in _runs("mini", tmp_path))
 
 
 def test_a_grid_is_submitted_in_arrays_no_longer_than_slurm_allows_and_the_followers_wait(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "MOST_TASKS", 5)
-    submissions, runs = Submissions(tmp_path / "slurm"), _runs("mini", tmp_path)
+    submissions, studied = Submissions(tmp_path / "slurm"), ("lora", "head_mlp", "head_probe")
+    runs = [run for run in _runs("mini", tmp_path) if run.job.config.method in studied]
     settings = parse_settings(["time=60", "partition=gpu", "mem_gb=4", "cpus_per_task=2", "array_parallelism=3"])
     assert slurm.submit(runs, settings, submissions) == ["71", "72", "73", "74", "75", "76"]
     scripts = [(fake / f"script{number}").read_text() for number in range(1, 7)]
@@ -186,9 +187,9 @@ def test_only_what_is_missing_is_submitted_and_what_to_type_is_said(fake, tmp_pa
     grids, settings = reproduce.PROFILES["demo"], parse_settings(["time=5"])
     absent = {"demo_vit.cifar10": "its file is gone"}
     failures, is_over = slurm.make_grids(grids, folders, settings, absent, wait=None)
-    assert not is_over and set(failures.values()) == {"its file is gone"} and len(failures) == 3
+    assert not is_over and set(failures.values()) == {"its file is gone"} and len(failures) == 4
     said = capsys.readouterr().out
-    assert "9 runs: 9 missing" in said and "submitted 2 tasks, as the arrays 71" in said
+    assert "12 runs: 12 missing" in said and "submitted 2 tasks, as the arrays 71" in said
     assert "squeue --jobs 71" in said and "--list" in said and "--wait" in said and "scancel 71" in said
     (fake / "queue").write_text("71_0|RUNNING|node1\n71_1|PENDING|\n")
     failures, is_over = slurm.make_grids(grids, folders, settings, absent, wait=None)
