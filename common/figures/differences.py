@@ -1,5 +1,8 @@
 """Paired differences between models, with their intervals."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -75,17 +78,30 @@ def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: 
 def _differences_of(ax: Axes, pairs: pd.DataFrame, *, digits: int) -> None:
     """Draw one metric's differences in points, a row a pair, the zero line, and the margin."""
     for row, pair in enumerate(pairs.itertuples()):
-        if np.isnan(pair.difference):
-            ax.text(0, row, "not defined", ha="center", va="center", fontsize=7, color=GREY)
-            continue
         look = VERDICTS[pair.verdict, pair.winner][1]
-        ax.hlines(row, 100 * pair.low, 100 * pair.high, color=look["color"], linewidth=1.6)
-        ax.plot(100 * pair.difference, row, markersize=5, **look)
-        rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through it
-        text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
-        ax.text(100 * pair.difference, row - 0.17, signed(pair.difference, digits=digits), **text)
+        draw_difference(ax, row, pair.difference, (pair.low, pair.high), look, digits=digits)
     for margin in pairs.margin.dropna().unique():
         ax.axvspan(-margin, margin, color="#EEEEEE", zorder=0)
+    finish_differences(ax)
+
+
+def draw_difference(
+    ax: Axes, row: int, value: float, ends: tuple[float, float], look: Mapping[str, Any], *, digits: int = 1
+) -> None:
+    """Draw a difference (1 is 100 points) with its interval and its number in points; NaN is "not defined"."""
+    if np.isnan(value):
+        ax.text(0, row, "not defined", ha="center", va="center", fontsize=7, color=GREY)
+        return
+    low, high = ends
+    ax.hlines(row, 100 * low, 100 * high, color=look["color"], linewidth=1.6)
+    ax.plot(100 * value, row, markersize=5, **look)
+    rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through it
+    text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
+    ax.text(100 * value, row - 0.17, signed(value, digits=digits), **text)
+
+
+def finish_differences(ax: Axes) -> None:
+    """Draw the zero line through the rows of ``draw_difference``, and their axis."""
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.margins(x=0.15)

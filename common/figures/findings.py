@@ -3,20 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.factorial import INTERACTION
-from common.evaluation.formatting import joined_notes, points, repeats, signed
+from common.evaluation.formatting import joined_notes, points, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
+from common.figures.differences import draw_difference, finish_differences
 from common.figures.effects import EFFECT_LOOKS
 from common.figures.layout import facets, label_outside
 from common.figures.palette import VERDICTS
@@ -49,20 +46,22 @@ def findings(comparisons: Sequence[Comparison], _: Frames, uncertainty: Uncertai
     comparisons = [comparison for comparison in comparisons if comparison.dataset in set(found["dataset"])]
     figure, axes = facets(
         [comparison.title for comparison in comparisons],
-        heights=(0.1 + ROW * (max(places.values()) + 1),),
+        heights=(0.1 + ROW * len(places),),
         sharex=False,
         title="Differences of accuracy on test images",
         caption=_caption(comparisons, uncertainty, shown, len(rows)),
         legend={label: Line2D([], [], markersize=5, linewidth=1.3, **look) for label, look in _legend(found)},
     )
     for ax, comparison in zip(axes[:, 0], comparisons, strict=True):
-        _draw(ax, found[found["dataset"] == comparison.dataset], places)
+        for row in found[found["dataset"] == comparison.dataset].itertuples():
+            draw_difference(ax, places[row.text], row.value, (row.low, row.high), row.look[1])
+        finish_differences(ax)
     label_outside(axes[:, 0], "Difference (points)", "")
     for ax in axes[:: axes[0, 0].get_gridspec().ncols, 0]:
         ax.set_yticks(list(places.values()), list(places), fontsize=7)
         for label in ax.get_yticklabels():
             label.set_fontweight("bold" if label.get_text() in (PAIRS, INTERACTIONS) else "normal")
-    axes[0, 0].set_ylim(max(places.values()) + 0.6, -0.5)
+    axes[0, 0].set_ylim(len(places) - 0.4, -0.5)
     return figure
 
 
@@ -91,16 +90,12 @@ def _places(rows: pd.DataFrame) -> dict[str, int]:
 def _legend(found: pd.DataFrame) -> list[tuple[str, dict]]:
     """Return the looks that are drawn, those of verdicts first; of two meanings of one look both in one entry."""
     used = {label for label, _ in found["look"]}
-    looks: list[tuple[str, dict]] = []
+    meanings: dict[tuple, str] = {}
     for label, look in (*VERDICTS.values(), *EFFECT_LOOKS.values()):
-        same = next((index for index, (_, other) in enumerate(looks) if other == look), None)
-        if label not in used or any(label in other for other, _ in looks):
-            continue
-        if same is None:
-            looks.append((label, look))
-        else:
-            looks[same] = (f"{looks[same][0]}; {label}", look)
-    return looks
+        same = tuple(look.items())
+        if label in used and label not in meanings.get(same, ""):
+            meanings[same] = f"{meanings[same]}; {label}" if same in meanings else label
+    return [(label, dict(look)) for look, label in meanings.items()]
 
 
 def _caption(comparisons: Sequence[Comparison], uncertainty: Uncertainty, shown: pd.DataFrame, count: int) -> str:
@@ -121,21 +116,3 @@ def _caption(comparisons: Sequence[Comparison], uncertainty: Uncertainty, shown:
         f"{margin}{alone}{interaction}"
         f"{joined_notes(comparisons)}"
     )
-
-
-def _draw(ax: Axes, found: pd.DataFrame, places: dict[str, int]) -> None:
-    rim = [withStroke(linewidth=2, foreground="white")]  # the zero line may run through a number
-    for row in found.itertuples():
-        place, look = places[row.text], row.look[1]
-        if np.isnan(row.value):
-            continue
-        ax.hlines(place, 100 * row.low, 100 * row.high, color=look["color"], linewidth=1.6)
-        ax.plot(100 * row.value, place, markersize=5, **look)
-        text = {"ha": "center", "va": "bottom", "fontsize": 6.5, "path_effects": rim}
-        ax.text(100 * row.value, place - 0.17, signed(row.value), **text)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.tick_params(axis="y", length=0)
-    ax.margins(x=0.15)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.spines["left"].set_visible(False)
-    ax.grid(axis="x")
