@@ -78,16 +78,13 @@ def verdict_in_words(pair, first: str = "A", second: str = "B") -> str:
 
 def seeds_in_words(pair) -> str:
     """Return on what a difference rests: "3 seeds", "5 folds", "5 seeds against a deterministic run"."""
-    words = [
-        "a deterministic run"
-        if METHODS[method].is_deterministic and pair.folds_a == 1
-        else f"one {_repeat(pair)}"
-        if count == 1
-        else f"{count} {_repeat(pair)}s"
-        for method, count in ((pair.method_a, pair.seeds_a), (pair.method_b, pair.seeds_b))
-    ]
-    if words[0] == words[1] == "a deterministic run":
+    fixed = [METHODS[method].is_deterministic and pair.folds_a == 1 for method in (pair.method_a, pair.method_b)]
+    if all(fixed):
         return "two deterministic runs"
+    words = [
+        "a deterministic run" if is_fixed else f"one {_repeat(pair)}" if count == 1 else f"{count} {_repeat(pair)}s"
+        for is_fixed, count in zip(fixed, (pair.seeds_a, pair.seeds_b), strict=True)
+    ]
     return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
 
 
