@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,13 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
     """
     import torch
 
+    cpu = _cpu_facts()
     packages = ("torch", "torchvision", "timm", "peft", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_fact("model name") or platform.processor() or platform.machine(),
-        "cpu_kind": _cpu_kind(),
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_kind": f"{_cpu_kind(cpu)} {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "jobs": int(jobs) if (jobs := os.environ.get(RUNS_AT_ONCE, "")).isdigit() else None,
@@ -67,21 +69,20 @@ def _code_sha256() -> str | None:
         return None
 
 
-def _cpu_kind() -> str:
-    """Return what tells CPUs of one name apart, whose sums may round differently: "AuthenticAMD 25/17/1 AVX512"."""
-    import torch
-
-    facts = [_cpu_fact(name) or "?" for name in ("vendor_id", "cpu family", "model", "stepping")]
-    return f"{facts[0]} {'/'.join(facts[1:])} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cpu_fact(name: str) -> str | None:
-    """Return what Linux says of the first CPU, None elsewhere."""
+def _cpu_facts() -> dict[str, str]:
+    """Return what Linux says of the first CPU, nothing elsewhere."""
     try:
-        facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        first, *_ = Path("/proc/cpuinfo").read_text().split("\n\n")
     except OSError:
-        return None
-    return next((value.strip() for key, _, value in facts if key.strip() == name), None)
+        return {}
+    facts = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in facts}
+
+
+def _cpu_kind(facts: Mapping[str, str]) -> str:
+    """Return what tells CPUs of one name apart, whose sums may round differently: "AuthenticAMD 25/17/1"."""
+    vendor, *numbers = (facts.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping"))
+    return f"{vendor} {'/'.join(numbers)}"
 
 
 def _git(*arguments: str) -> str | None:
