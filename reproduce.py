@@ -432,7 +432,8 @@ def _whole_grids(config: Config) -> Sequence[Grid]:
     """Return all of the profile's grids."""
     if config.profile == "compare":
         return _comparison_grids(config)
-    return [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
+    grids = [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
+    return [_with_lite0_files(grid, config) if _is_lite0(grid) else grid for grid in grids]
 
 
 def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
@@ -451,7 +452,7 @@ def _fixed_grids(config: Config) -> list[Grid]:
     grids = [*PROFILES.get(config.profile, ())]
     if config.profile == "defects" and config.lite0_weights:
         grids.append(DEFECTS_LITE0)
-    return [_with_lite0_files(grid, config) if _is_lite0(grid) else grid for grid in grids]
+    return grids
 
 
 def _is_lite0(grid: Grid) -> bool:
