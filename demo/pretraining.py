@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Recipe:
     lr: float
     weight_decay: float
     seed: int
-    optimizer: str = "muon"
+    optimizer: str = field(default="muon", init=False)
     mixup: float = 0.8
     """Of each batch's two mixtures, drawn with equal odds, the parameter of its Beta distribution."""
     cutmix: float = 1.0
