@@ -21,21 +21,17 @@ paper not yet measured here.
 
 import contextlib
 import io
-import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 import plot_results
-import train_cnn_head
-import train_cnn_lora
-import train_full
-import train_vit_lora
+import profiles
 from common import cli
 from common.config import check_folder, check_weights, require
 from common.data.dataset import DatasetSplits, cache_folder, load_dataset, result_name
@@ -53,210 +49,12 @@ from common.runs.result import RESULT_FILE, Run, find_runs
 from common.runtime.environment import cores
 from common.runtime.progress import duration
 
-Contrast = tuple[tuple[str, str], tuple[str, str]]  # two arms, each by backbone and method
-
-SHARED = {"weight_decay": 0.01, "augment": "none"}
-LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.1} | SHARED
-HEAD = {"head": "mlp", "head_dropout": 0.5} | SHARED
-FROZEN = {"rank": 0, "head": "linear"} | SHARED  # the ViT, with a head of one layer
-FULL = {"parts": "all"} | SHARED
-CNN_PROBE, VIT_PROBE = {"head": "probe"}, {"rank": 0, "head": "probe"}  # without any setting of optimiser steps
-
-# The published recipe has a constant rate and five epochs, the tuned one a schedule and three rates to choose from,
-# beyond which up to two further ones follow where the best is at an end.
-PUBLISHED = {"epochs": 5, "batch_size": 64}
-TUNED = {"schedule": "cosine", "warmup": 0.1}
-RATES = {
-    "head": {"lr": (3e-4, 1e-3, 3e-3), "extend": 2},
-    "lora": {"lr": (1e-4, 3e-4, 1e-3), "extend": 2},
-    "full": {"lr": (3e-5, 1e-4, 3e-4), "extend": 2},
-}
-# On the small backbones. LoRA gets no rate above: at 1e-2 that of the ResNet fell to chance in two of five seeds on the
-# digits, and the one seed that chooses was not among them.
-SMALL_RATES = {
-    "head": {"lr": (1e-3, 3e-3, 1e-2), "extend": 2},
-    "lora": {"lr": (3e-4, 1e-3, 3e-3)},
-    "full": {"lr": (3e-4, 1e-3, 3e-3), "extend": 2},
-}
-# LoRA chooses between them as among rates
-VIT_TARGETS = ({"targets": "qv"}, {"targets": "all-linear"})
-CNN_TARGETS = ({"targets": "pointwise"}, {"targets": "all-convs"})
-
-SMALL = {"batch_size": 32} | TUNED
-SMALL_PROBES = (
-    Arm(train_vit_lora, "demo_vit.cifar10", VIT_PROBE),
-    Arm(train_cnn_head, "demo_resnet.cifar10", CNN_PROBE),
-    Arm(train_cnn_head, "demo_efficientnet.cifar10", CNN_PROBE),
-)
-
-
-def _small_arms(lora: dict[str, Any], head: dict[str, Any]) -> tuple[Arm, ...]:
-    return (
-        Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | lora),
-        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | SMALL | head),
-        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | SMALL | head),
-    )
-
-
-def _mini_arms(epochs: int, head_epochs: int) -> tuple[Arm, ...]:
-    """Return probe, LoRA and full fine-tuning on every small backbone, and the published head on the CNNs.
-
-    LoRA has one set of targets on each: the study's query and value, on a CNN all convolutions that PEFT can merge. A
-    head on the ViT is no arm of the study's: it is made where heads are asked for on every backbone.
-    """
-    steps, head = SMALL | {"epochs": epochs}, SMALL_RATES["head"] | {"epochs": head_epochs}
-    lora, full = LORA | steps | SMALL_RATES["lora"], FULL | steps | SMALL_RATES["full"]
-    vit, *cnns = (arm.backbone for arm in SMALL_PROBES)
-    return (
-        *SMALL_PROBES,
-        *_small_arms(lora, head),
-        *(Arm(train_cnn_lora, cnn, lora | {"targets": "all-convs"}) for cnn in cnns),
-        *(Arm(train_full, backbone, full) for backbone in (vit, *cnns)),
-        Arm(train_vit_lora, vit, FROZEN | SMALL | head, crossed=True),
-    )
-
-
-# LoRA has the highest of its rates above; the heads' were chosen once, by validation accuracy at seed 0, among 1e-3,
-# 3e-3, 1e-2 and 3e-2.
-DEMO = Grid(
-    (
-        *SMALL_PROBES,
-        Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | {"epochs": 5, "lr": (3e-3,)}),
-        Arm(train_cnn_head, "demo_resnet.cifar10", HEAD | SMALL | {"epochs": 60, "lr": (1e-2,)}),
-        Arm(train_cnn_head, "demo_efficientnet.cifar10", HEAD | SMALL | {"epochs": 60, "lr": (3e-2,)}),
-    ),
-    datasets={"digits": {}},
-)
-MINI = Grid(
-    _mini_arms(epochs=6, head_epochs=30),
-    datasets={"mnist": {"train_limit": 5_000}, "fashion_mnist": {"train_limit": 5_000}},
-    seeds=(0, 1, 2, 3, 4),
-    tuned=True,
-)
-MINI_DIGITS = Grid(_mini_arms(epochs=8, head_epochs=60), datasets={"digits": {}}, seeds=MINI.seeds, tuned=True)
-PAPER = Grid(
-    arms=(
-        Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", VIT_PROBE),
-        Arm(train_cnn_head, "resnet50.tv2_in1k", CNN_PROBE),
-        Arm(train_cnn_head, "efficientnet_b0.ra_in1k", CNN_PROBE),
-        Arm(train_cnn_head, "resnet50.tv_in1k", CNN_PROBE),  # torchvision's first weights, as older studies have them
-        Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}),
-        Arm(train_vit_lora, "vit_base_patch16_224.augreg_in1k", FROZEN | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_cnn_head, "resnet50.tv2_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_cnn_head, "efficientnet_b0.ra_in1k", HEAD | PUBLISHED | {"lr": (1e-4,)}),
-        Arm(train_cnn_lora, "resnet50.tv2_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}, crossed=True),
-        Arm(train_cnn_lora, "efficientnet_b0.ra_in1k", LORA | PUBLISHED | {"lr": (3e-5,)}, crossed=True),
-        Arm(train_full, "vit_base_patch16_224.augreg_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
-        Arm(train_full, "resnet50.tv2_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
-        Arm(train_full, "efficientnet_b0.ra_in1k", FULL | PUBLISHED | {"lr": (1e-4,)}, crossed=True),
-    ),
-    datasets={"mnist": {}, "fashion_mnist": {}, "cifar10": {}},
-)
-STUDY = ("vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k", "efficientnet_b0.ra_in1k")
-COMPARE = {"batch_size": 32} | TUNED
-COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
 COMPARE_LIMITS = (
     "what this does not show: how the models do on images of another kind, with other pretraining, at learning rates "
     "that were not tried, or what they cost on other machines; "
 )
 ONE_SPLIT = "the seeds share one split of the images"
 ONE_CHOICE = "the folds share training images, and learning rates chosen on validation images of the first"
-CURVE_IMAGES_A_CLASS = (10, 30, 100, 300, 1_000)
-CURVE_STEPS = 500  # of LoRA at least, by more epochs where there are few images (3 to 100)
-
-
-def _curve_grid(images_a_class: int) -> Grid:
-    """Return the probes and LoRA on so many training images, in five draws; each size chooses its own rate."""
-    images = 10 * images_a_class  # all of its data sets have ten classes
-    epochs = min(100, max(3, math.ceil(CURVE_STEPS / math.ceil(images / SMALL["batch_size"]))))
-    lora = Arm(train_vit_lora, "demo_vit.cifar10", LORA | SMALL | SMALL_RATES["lora"] | {"epochs": epochs})
-    large_enough = [name for name in ("fashion_mnist", "mnist", "digits") if images < 0.85 * DATASETS[name].num_train]
-    datasets = {name: {"train_limit": images} for name in large_enough}
-    return Grid((*SMALL_PROBES, lora), datasets, seeds=(0, 1, 2, 3, 4), tuned=True, draws=True)
-
-
-CURVE = tuple(map(_curve_grid, CURVE_IMAGES_A_CLASS))
-# The study's three arms on the small backbones, at a constant rate: the sound runs that each defect is put into.
-CONSTANT = {"schedule": "constant", "warmup": 0.0, "lr": (3e-3,)}
-DEFECTS = Grid(
-    _small_arms(lora={"epochs": 3} | CONSTANT, head={"epochs": 5} | CONSTANT),
-    datasets={"mnist": {"train_limit": 5_000}, "fashion_mnist": {"train_limit": 5_000}},
-)
-DEFECTS_DIGITS = Grid(
-    _small_arms(lora={"epochs": 5} | CONSTANT, head={"epochs": 20} | CONSTANT), datasets={"digits": {}}
-)
-LITE0 = "tf_efficientnet_lite0.in1k"  # small enough for a CPU at 224x224
-DEFECTS_LITE0 = Grid(  # with --lite0-weights
-    (Arm(train_cnn_head, LITE0, HEAD | SMALL | CONSTANT | {"epochs": 5, "lr": (1e-3,)}),),
-    datasets={"cifar10": {"train_limit": 2_000, "test_limit": 2_000}},
-)
-# The probe's and the head's features are kept, so that each image passes through the CNN once: hence the head's many
-# epochs, and more seeds than where it passes in every epoch.
-LITE0_STEPS = SMALL | {"lr": (3e-4, 1e-3, 3e-3)}
-LITE0_FROZEN = Grid(
-    (Arm(train_cnn_head, LITE0, CNN_PROBE), Arm(train_cnn_head, LITE0, HEAD | LITE0_STEPS | {"epochs": 30})),
-    datasets={"cifar10": {"train_limit": 2_000, "test_limit": 5_000}},
-    seeds=(0, 1, 2, 3, 4),
-    tuned=True,
-)
-LITE0_ADAPTED = replace(
-    LITE0_FROZEN,
-    arms=(
-        Arm(train_cnn_lora, LITE0, LORA | LITE0_STEPS | {"epochs": 3}),
-        Arm(train_full, LITE0, FULL | LITE0_STEPS | {"parts": "norms-and-biases", "batchnorm": "frozen", "epochs": 3}),
-    ),
-    seeds=(0, 1, 2),
-)
-PROFILES = {
-    **{"demo": (DEMO,), "mini": (MINI_DIGITS, MINI), "paper": (PAPER,)},
-    **{"defects": (DEFECTS, DEFECTS_DIGITS), "curve": CURVE, "lite0": (LITE0_FROZEN, LITE0_ADAPTED)},
-}
-USUAL_DATASETS = {"curve": ("fashion_mnist",)}  # where not all of the profile
-
-
-def _usual_contrasts(vits: Sequence[str], cnns: Sequence[str]) -> tuple[Contrast, ...]:
-    """LoRA against the probe of its ViT, LoRA against each CNN's probe, each CNN's probe against its published head."""
-    return (
-        *(((vit, "lora"), (vit, "head_probe")) for vit in vits),
-        *(((vit, "lora"), (cnn, "head_probe")) for vit in vits for cnn in cnns),
-        *(((cnn, "head_probe"), (cnn, "head_mlp")) for cnn in cnns),
-    )
-
-
-# What is claimed of each data set, declared before it is seen: pairs of (backbone, method), the first MOST_CONTRASTS.
-# Only these are tested, and corrected for their number; the fewer they are the more each can show.
-CONTRASTS = {
-    "demo": (
-        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
-        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
-        (("demo_vit.cifar10", "lora"), ("demo_vit.cifar10", "head_probe")),
-    ),
-    "mini": (
-        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),  # the study's own two
-        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
-        *((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
-        (("demo_vit.cifar10", "lora"), ("demo_vit.cifar10", "full")),
-    ),
-    "defects": (
-        (("demo_vit.cifar10", "lora"), ("demo_resnet.cifar10", "head_mlp")),
-        (("demo_vit.cifar10", "lora"), ("demo_efficientnet.cifar10", "head_mlp")),
-    ),
-    "curve": tuple((("demo_vit.cifar10", "lora"), (arm.backbone, arm.method)) for arm in SMALL_PROBES),
-    "lite0": (
-        ((LITE0, "cnn_lora"), (LITE0, "head_probe")),
-        ((LITE0, "cnn_lora"), (LITE0, "head_mlp")),
-        ((LITE0, "norms_and_biases"), (LITE0, "head_probe")),
-        ((LITE0, "cnn_lora"), (LITE0, "norms_and_biases")),
-    ),
-    "paper": (
-        (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_mlp")),  # the study's own two
-        (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_mlp")),
-        (("vit_base_patch16_224.augreg_in1k", "lora"), ("vit_base_patch16_224.augreg_in1k", "head_probe")),
-        (("vit_base_patch16_224.augreg_in1k", "lora"), ("resnet50.tv2_in1k", "head_probe")),
-        (("vit_base_patch16_224.augreg_in1k", "lora"), ("efficientnet_b0.ra_in1k", "head_probe")),
-    ),
-}
-MOST_CONTRASTS = 6
 LONG_SECONDS = 2 * 3600  # of LoRA, above which compare names shorter commands
 DAY, FEWER_SEEDS = 24 * 3600, (0, 1, 2)  # of five seeds so many where they would take more than a day
 
@@ -274,7 +72,7 @@ class Config:
     CNN with ImageNet weights at 224x224."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
-    backbones: tuple[str, ...] = STUDY
+    backbones: tuple[str, ...] = profiles.STUDY
     """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
     """mini, paper, compare, curve: which methods, each on every backbone that has it; the first four cross method and
@@ -328,7 +126,9 @@ class Config:
         check_folder("figures_dir", self.figures_dir)
         is_comparison = self.profile == "compare"
         require(is_comparison == bool(self.dataset), "dataset", self.dataset, "given for compare, and only there")
-        require(is_comparison or self.backbones == STUDY, "backbones", self.backbones, "given for compare only")
+        require(
+            is_comparison or self.backbones == profiles.STUDY, "backbones", self.backbones, "given for compare only"
+        )
         require(len(self.backbones) > 0, "backbones", self.backbones, "one or more timm model names")
         require(self.profile != "demo" or not self.methods, "methods", self.methods, "left out for demo")
         require(self.profile == "paper" or not self.tune, "tune", self.tune, "given for paper only")
@@ -442,7 +242,7 @@ def _whole_grids(config: Config) -> Sequence[Grid]:
     """Return all of the profile's grids."""
     if config.profile == "compare":
         return _comparison_grids(config)
-    grids = [_tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
+    grids = [profiles.tuned(grid) if config.tune else grid for grid in _fixed_grids(config)]
     return [_with_lite0_files(grid, config) if _is_lite0(grid) else grid for grid in grids]
 
 
@@ -452,21 +252,21 @@ def _grids(config: Config, whole: Sequence[Grid] | None = None) -> list[Grid]:
     kept = [[arm for arm in grid.arms if _is_wanted(arm, config.methods)] for grid in grids]
     grids = [replace(grid, arms=tuple(arms)) for grid, arms in zip(grids, kept, strict=True) if arms]
     require(bool(grids), "methods", config.methods, "such as the backbones have")
-    datasets = config.datasets or USUAL_DATASETS.get(config.profile, ())
+    datasets = config.datasets or profiles.USUAL_DATASETS.get(config.profile, ())
     grids = [narrow_grid(grid, seeds=config.seeds, datasets=datasets) for grid in grids]
     return [_with_source(grid, config.source) for grid in grids if grid.datasets]
 
 
 def _fixed_grids(config: Config) -> list[Grid]:
     """Return the grids of a profile that depends on no images of the user's."""
-    grids = [*PROFILES.get(config.profile, ())]
+    grids = [*profiles.PROFILES.get(config.profile, ())]
     if config.profile == "defects" and config.lite0_weights:
-        grids.append(DEFECTS_LITE0)
+        grids.append(profiles.DEFECTS_LITE0)
     return grids
 
 
 def _is_lite0(grid: Grid) -> bool:
-    return all(arm.backbone == LITE0 for arm in grid.arms)
+    return all(arm.backbone == profiles.LITE0 for arm in grid.arms)
 
 
 def _with_lite0_files(grid: Grid, config: Config) -> Grid:
@@ -486,13 +286,6 @@ def _with_source(grid: Grid, source: str) -> Grid:
 
 def _is_wanted(arm: Arm, methods: Sequence[str]) -> bool:
     return METHODS[arm.method].kind in methods if methods else not arm.crossed
-
-
-def _tuned(grid: Grid) -> Grid:
-    """Return the published grid by the tuned recipe."""
-    recipes = {"probe": {}} | {kind: TUNED | rates for kind, rates in RATES.items()}
-    arms = (arm.with_recipe(**recipes[METHODS[arm.method].kind]) for arm in grid.arms)
-    return replace(grid, arms=tuple(arms), tuned=True)
 
 
 def _comparison_grids(config: Config) -> list[Grid]:
@@ -522,26 +315,10 @@ def _comparison_grids(config: Config) -> list[Grid]:
     _announce_folds(loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
-    steps_per_epoch = math.ceil(len(loaded.train) / COMPARE["batch_size"])
-    steps = COMPARE | {"epochs": min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))}
     vits, cnns = [tag for tag in tags if is_vit(tag)], [tag for tag in tags if not is_vit(tag)]
-    arms = {
-        "probe": [
-            *(Arm(train_vit_lora, tag, VIT_PROBE) for tag in vits),
-            *(Arm(train_cnn_head, tag, CNN_PROBE) for tag in cnns),
-        ],
-        "head": [
-            *(Arm(train_vit_lora, tag, FROZEN | steps | _rates(tag, "head")) for tag in vits),
-            *(Arm(train_cnn_head, tag, HEAD | steps | _rates(tag, "head")) for tag in cnns),
-        ],
-        "lora": [
-            *(Arm(train_vit_lora, tag, LORA | steps | _rates(tag, "lora"), VIT_TARGETS) for tag in vits),
-            *(Arm(train_cnn_lora, tag, LORA | steps | _rates(tag, "lora"), CNN_TARGETS, crossed=True) for tag in cnns),
-        ],
-        "full": [Arm(train_full, tag, FULL | steps | _rates(tag, "full"), crossed=True) for tag in tags],
-    }
+    arms = profiles.comparison_arms(vits, cnns, len(loaded.train))
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
-    seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else MINI.seeds
+    seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else profiles.MINI.seeds
     common = {
         "datasets": {config.dataset: index},
         "images": images,
@@ -549,7 +326,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
         "seeds": seeds,
         "tuned": True,
     }
-    return [Grid(tuple(its), **common) for its in arms.values() if its]
+    return [Grid(tuple(its), **common) for its in arms if its]
 
 
 def _announce_folds(loaded: DatasetSplits) -> None:
@@ -564,10 +341,6 @@ def _announce_folds(loaded: DatasetSplits) -> None:
         )
 
 
-def _rates(backbone: str, kind: str) -> dict[str, Any]:
-    return (SMALL_RATES if backbone.startswith("demo_") else RATES)[kind]
-
-
 def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
     """Return the GPU of each run at a time; the small backbones, which take one thread, fill the cores instead."""
     are_small = all(_is_small(arm) for grid in grids for arm in grid.arms)
@@ -575,7 +348,7 @@ def _devices(config: Config, grids: list[Grid]) -> list[str | None]:
 
 
 def _is_small(arm: Arm) -> bool:
-    return arm.backbone.startswith(("demo_", LITE0))
+    return arm.backbone.startswith(profiles.SMALL_BACKBONES)
 
 
 def _with_threads(grid: Grid, at_once: int, threads: int | None = None) -> Grid:
@@ -594,7 +367,7 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
     """Write beside the runs of each data set which are compared, the seeds that are planned, and the margin."""
     arms = [(arm.backbone, arm.method) for grid in grids for arm in grid.arms]
     vits, cnns = (list(dict.fromkeys(tag for tag, its in arms if its == method)) for method in ("lora", "head_mlp"))
-    contrasts = CONTRASTS.get(config.profile) or _usual_contrasts(vits, cnns)
+    contrasts = profiles.CONTRASTS.get(config.profile) or profiles.usual_contrasts(vits, cnns)
     for dataset in dict.fromkeys(name for grid in grids for name in grid.datasets):
         own = [narrow_grid(grid, datasets=[dataset]) for grid in grids if dataset in grid.datasets]
         names = defaultdict(dict)  # of the runs of each arm, one a variant and number of training images
@@ -603,7 +376,7 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
             names[job.config.backbone, job.config.method][name] = job.config.train_limit
         pairs = [
             (a, b)
-            for first, second in contrasts[:MOST_CONTRASTS]
+            for first, second in contrasts[: profiles.MOST_CONTRASTS]
             for a, images in names[first].items()
             for b, its_images in names[second].items()
             if images == its_images

@@ -236,6 +236,7 @@ def _make_grid_tiny() -> None:
     """Let reproduce.py's demo be two arms on 60 digits, each run a fork, and each figure a file without a drawing."""
     from types import SimpleNamespace
 
+    import profiles
     import reproduce
     import train_cnn_head
     import train_vit_lora
@@ -254,11 +255,11 @@ def _make_grid_tiny() -> None:
 
     few = {"epochs": 1, "batch_size": 32, "lr": (1e-3,), "weights": "random", "feature_cache": False}
     arms = (
-        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | few),
-        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | few),
+        Arm(train_vit_lora, "test_vit.r160_in1k", profiles.LORA | few),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", profiles.HEAD | few),
     )
     small = {"train_limit": 60, "test_limit": 20, "image_size": 32, "precision": "fp32"}
-    reproduce.PROFILES["demo"] = (Grid(arms, {"digits": small}, seeds=(0,)),)
+    profiles.PROFILES["demo"] = (Grid(arms, {"digits": small}, seeds=(0,)),)
     scheduler.fork_context = lambda: None
     scheduler.import_ahead = lambda *_: None
     scheduler.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _ForkedRun})

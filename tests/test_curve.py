@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import profiles
 import reproduce
 import train_cnn_head
 import train_vit_lora
@@ -38,16 +39,16 @@ def curve(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("curve")
     rates = {"epochs": 2, "batch_size": 32, "lr": (1e-3, 1e-2), "rank": 2}
     arms = (
-        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | RANDOM),
-        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | reproduce.TUNED | rates | RANDOM),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", profiles.CNN_PROBE | RANDOM),
+        Arm(train_vit_lora, "test_vit.r160_in1k", profiles.LORA | profiles.TUNED | rates | RANDOM),
     )
     grids = [Grid(arms, {"digits": {"train_limit": size}}, seeds=DRAWS, tuned=True, draws=True) for size in SIZES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "run_all", _in_this_process)
         patch.setattr(uncertainty, "RESAMPLES", 100)
         patch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
-        patch.setitem(reproduce.PROFILES, "curve", tuple(grids))
-        patch.setitem(reproduce.USUAL_DATASETS, "curve", ("digits",))
+        patch.setitem(profiles.PROFILES, "curve", tuple(grids))
+        patch.setitem(profiles.USUAL_DATASETS, "curve", ("digits",))
         lines = []
         patch.setattr("builtins.print", lambda *text, **_: lines.extend(map(str, text)))
         reproduce.main(Config(profile="curve", results_dir=folder / "results", figures_dir=folder / "figures"))

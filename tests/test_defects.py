@@ -14,6 +14,7 @@ import torch
 import tyro
 from torch import nn
 
+import profiles
 import reproduce
 import train_cnn_head
 import train_vit_lora
@@ -206,8 +207,8 @@ def profile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("profile")
     few = {"weights": "random", "image_size": 32, "epochs": 2, "batch_size": 32, "lr": (1e-2,)}
     arms = (
-        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | few | {"rank": 2}),
-        Arm(train_cnn_head, "test_efficientnet.r160_in1k", reproduce.HEAD | few),
+        Arm(train_vit_lora, "test_vit.r160_in1k", profiles.LORA | few | {"rank": 2}),
+        Arm(train_cnn_head, "test_efficientnet.r160_in1k", profiles.HEAD | few),
     )
     grid = Grid(arms, {"digits": {"train_limit": 60}}, seeds=(0, 1))
     chosen = {"lora": ["validation-on-test"], "head_mlp": ["batchnorm-drift"]}
@@ -224,7 +225,7 @@ def profile(tmp_path_factory):
         patch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
         patch.setattr(reproduce.plot_results, "main", lambda config: None)
         patch.setattr(defects, "_measured", lambda config: chosen[config.method])
-        patch.setitem(reproduce.PROFILES, "defects", (grid,))
+        patch.setitem(profiles.PROFILES, "defects", (grid,))
         patch.setattr("builtins.print", lambda *text, **_: lines.extend(map(str, text)))
         config = reproduce.Config(profile="defects", results_dir=folder / "results", figures_dir=folder / "figures")
         reproduce.main(config)

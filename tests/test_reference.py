@@ -11,7 +11,7 @@ import pytest
 from fake_results import fake_run
 
 import plot_results
-import reproduce
+import profiles
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare, missing_predictions
 from common.evaluation.formatting import mean_sd
@@ -32,7 +32,7 @@ def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_comm
     runs, problems = find_runs(RESULTS / profile)
     expected = [
         (dataset, arm.backbone, arm.method, seed)
-        for grid in reproduce.PROFILES[profile]
+        for grid in profiles.PROFILES[profile]
         for dataset in grid.datasets
         for arm in grid.arms
         if not arm.crossed

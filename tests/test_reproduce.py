@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+import profiles
 import reproduce
 import train_cnn_head
 import train_vit_lora
@@ -39,10 +40,10 @@ FEW = {"epochs": 1, "batch_size": 32, "lr": (1e-3,)}
 def tiny(monkeypatch):
     """Make the demo a grid of two arms on 60 digits, with timm's smallest models and random weights."""
     arms = (
-        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | FEW | {"weights": "random"}),
-        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | FEW | {"weights": "random"}),
+        Arm(train_vit_lora, "test_vit.r160_in1k", profiles.LORA | FEW | {"weights": "random"}),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", profiles.HEAD | FEW | {"weights": "random"}),
     )
-    monkeypatch.setitem(reproduce.PROFILES, "demo", (Grid(arms, {"digits": TINY}, seeds=(0, 1)),))
+    monkeypatch.setitem(profiles.PROFILES, "demo", (Grid(arms, {"digits": TINY}, seeds=(0, 1)),))
 
 
 def _jobs(profile: str, **changed) -> list[Job]:
@@ -70,14 +71,14 @@ def tuned(monkeypatch):
     monkeypatch.setattr(scheduler, "run_all", run_all)
     monkeypatch.setattr(reproduce.plot_results, "main", lambda config: None)
     monkeypatch.setattr(reproduce, "_announce_time", lambda config, grids, at_once: grids)
-    rates = FEW | reproduce.TUNED | {"lr": (1e-3, 3e-3), "extend": 1, "weights": "random"}
+    rates = FEW | profiles.TUNED | {"lr": (1e-3, 3e-3), "extend": 1, "weights": "random"}
     arms = (
-        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.CNN_PROBE | {"weights": "random"}),
-        Arm(train_cnn_head, "test_resnet.r160_in1k", reproduce.HEAD | rates),
-        Arm(train_vit_lora, "test_vit.r160_in1k", reproduce.LORA | rates, ({"targets": "qv"}, {"rank": 2})),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", profiles.CNN_PROBE | {"weights": "random"}),
+        Arm(train_cnn_head, "test_resnet.r160_in1k", profiles.HEAD | rates),
+        Arm(train_vit_lora, "test_vit.r160_in1k", profiles.LORA | rates, ({"targets": "qv"}, {"rank": 2})),
     )
     grid = Grid(arms, {"digits": TINY}, seeds=(0, 1), tuned=True)
-    monkeypatch.setitem(reproduce.PROFILES, "mini", (grid,))
+    monkeypatch.setitem(profiles.PROFILES, "mini", (grid,))
     return grid
 
 
@@ -98,7 +99,7 @@ def test_each_run_of_a_grid_is_named_once_and_passes_every_hyper_parameter(profi
 
 
 def test_a_run_lies_where_the_script_itself_would_put_it(tiny, tmp_path):
-    for one in grid_configs(reproduce.PROFILES["demo"][0], data_dir=Path("data"), results_dir=tmp_path):
+    for one in grid_configs(profiles.PROFILES["demo"][0], data_dir=Path("data"), results_dir=tmp_path):
         if one.seed == 1:
             sys.modules[type(one).__module__].main(one)
             assert (job_for(one).folder / RESULT_FILE).exists()
@@ -155,9 +156,9 @@ def test_a_grid_is_run_once_drawn_and_summed_up(tiny, tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, capsys, monkeypatch):
-    good = reproduce.PROFILES["demo"][0].arms[1]
+    good = profiles.PROFILES["demo"][0].arms[1]
     bad = Arm(train_cnn_head, "test_vit.r160_in1k", good.recipe)
-    monkeypatch.setitem(reproduce.PROFILES, "demo", (Grid((bad, good), {"digits": TINY}, seeds=(0,)),))
+    monkeypatch.setitem(profiles.PROFILES, "demo", (Grid((bad, good), {"digits": TINY}, seeds=(0,)),))
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures"))
     assert stopped.value.code == 1
@@ -180,7 +181,7 @@ def test_what_cannot_be_fetched_is_said_for_each_and_ends_with_1(monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="paper", download_only=True, results_dir=tmp_path))
     assert stopped.value.code == 1
-    assert asked == ["mnist", "fashion_mnist", "cifar10", *reproduce.STUDY, "resnet50.tv_in1k"]
+    assert asked == ["mnist", "fashion_mnist", "cifar10", *profiles.STUDY, "resnet50.tv_in1k"]
     printed = capsys.readouterr()
     assert "looking for mnist (12 MB where it must be downloaded)" in printed.out
     assert "looking for resnet50.tv2_in1k (102 MB where" in printed.out
@@ -346,7 +347,7 @@ def test_commands_and_list_of_a_tuned_grid_name_what_is_known_and_count_the_rest
 
 def test_where_the_choice_fails_the_seeds_that_wait_for_it_say_so(tuned, tmp_path, capsys, monkeypatch):
     head = replace(tuned.arms[1], backbone="test_vit.r160_in1k")  # no convolutional network
-    monkeypatch.setitem(reproduce.PROFILES, "mini", (replace(tuned, arms=(tuned.arms[0], head)),))
+    monkeypatch.setitem(profiles.PROFILES, "mini", (replace(tuned, arms=(tuned.arms[0], head)),))
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(Config(profile="mini", **_folders(tmp_path)))
     assert stopped.value.code == 1
@@ -551,9 +552,9 @@ def test_wrong_values_are_refused_by_name(flags, words):
 
 
 def test_each_profile_declares_at_most_six_pairs_of_arms_that_it_has():
-    for profile, contrasts in reproduce.CONTRASTS.items():
-        arms = {(arm.backbone, arm.method) for grid in reproduce.PROFILES[profile] for arm in grid.arms}
-        assert 0 < len(contrasts) <= reproduce.MOST_CONTRASTS
+    for profile, contrasts in profiles.CONTRASTS.items():
+        arms = {(arm.backbone, arm.method) for grid in profiles.PROFILES[profile] for arm in grid.arms}
+        assert 0 < len(contrasts) <= profiles.MOST_CONTRASTS
         assert {arm for pair in contrasts for arm in pair} <= arms and len(
             {frozenset(pair) for pair in contrasts}
         ) == len(contrasts)

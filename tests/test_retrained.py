@@ -8,7 +8,7 @@ from ten_steps import FILE, RECIPES, train_ten_steps
 from test_reference import PROFILES, RESULTS
 from training_again import cheapest_runs, differences, train_again
 
-import reproduce
+import profiles
 from common.runs.methods import METHODS
 from common.runs.predictions import read_predictions
 from common.runtime.device import resolve_device, resolve_precision
@@ -45,7 +45,7 @@ def test_ten_steps_of_each_method_give_the_stored_loss(name, fork_server, tmp_pa
 
 
 def test_every_method_of_the_reference_profiles_has_a_run():
-    arms = [arm for profile in PROFILES for grid in reproduce.PROFILES[profile] for arm in grid.arms]
+    arms = [arm for profile in PROFILES for grid in profiles.PROFILES[profile] for arm in grid.arms]
     assert REFERENCE_RUNS.keys() == {arm.method for arm in arms if not arm.crossed}
 
 

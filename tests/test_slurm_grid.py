@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import profiles
 import reproduce
 from common import cli
 from common.data import image_folder, scan
@@ -184,7 +185,7 @@ def test_a_run_is_pending_running_finished_or_failed_by_the_queue_and_its_folder
 
 def test_only_what_is_missing_is_submitted_and_what_to_type_is_said(fake, tmp_path, capsys):
     folders = {"data_dir": Path("data"), "results_dir": tmp_path / "results"}
-    grids, settings = reproduce.PROFILES["demo"], parse_settings(["time=5"])
+    grids, settings = profiles.PROFILES["demo"], parse_settings(["time=5"])
     absent = {"demo_vit.cifar10": "its file is gone"}
     failures, is_over = slurm.make_grids(grids, folders, settings, absent, wait=None)
     assert not is_over and set(failures.values()) == {"its file is gone"} and len(failures) == 4
