@@ -47,6 +47,7 @@ from common.runs.methods import METHODS
 from common.runs.naming import model_name
 from common.runs.result import RESULT_FILE, Run, find_runs
 from common.runtime.environment import cores
+from common.runtime.errors import UserError
 from common.runtime.progress import duration
 
 COMPARE_LIMITS = (
@@ -435,7 +436,8 @@ def _announce_time(config: Config, grids: list[Grid], *, at_once: int) -> list[G
     print("measuring this machine for an estimate of the time", flush=True)
     images = {name: (spec.num_train, spec.num_test) for name, spec in DATASETS.items()}
     images = images | grids[0].images
-    seconds, feature_bytes = estimate.job_seconds(jobs, images, at_once=at_once)
+    start_seconds = 0.0 if scheduler.are_forked() else estimate.measure_start()
+    seconds, feature_bytes = estimate.job_seconds(jobs, images, at_once=at_once, start_seconds=start_seconds)
     total = sum(seconds.values())
     begun = any(job.config.seed not in FEWER_SEEDS and job.folder.exists() for job in jobs)
     has_five_seeds = config.profile in ("mini", "compare") and not config.seeds and grids[0].folds == 1
@@ -478,7 +480,7 @@ def _run_grids(config: Config, grids: list[Grid], absent: dict[str, str], device
     for grid in grids:
         failures |= _run_grid(config, grid, absent, devices)
         if config.profile == "compare" and grid is not grids[-1]:
-            _draw(config, quiet=True)
+            _draw_so_far(config)
     return failures
 
 
@@ -492,7 +494,7 @@ def _run_grid(config: Config, grid: Grid, absent: dict[str, str], devices: list[
     except KeyboardInterrupt:
         if config.profile == "compare":
             print("interrupted: drawing what is finished; once more stops at once", file=sys.stderr, flush=True)
-            _draw(config, quiet=True)
+            _draw_so_far(config)
         raise
     return failures
 
@@ -517,6 +519,14 @@ def _outcome(job: Job) -> str:
     return said
 
 
+def _draw_so_far(config: Config) -> None:
+    """Draw what is finished; where that fails say why and go on: there is more to train, and all is drawn again."""
+    try:
+        _draw(config, quiet=True)
+    except UserError as error:
+        print(f"not drawn: {cli.with_flags(str(error))}", file=sys.stderr, flush=True)
+
+
 def _draw(config: Config, *, quiet: bool = False) -> None:
     """Draw the profile's figures and tables of what is finished, and print its scores; ``quiet``: the scores alone."""
     from common.evaluation.frames import frames_of
@@ -537,9 +547,9 @@ def _draw(config: Config, *, quiet: bool = False) -> None:
                 plot_results.Config(results_dir=folder, figures_dir=figures, runs=pattern, folds=config.folds)
             )
         if config.profile == "defects":
-            from bench.defects import write_effects
+            from bench.defects import write_defects
 
-            print(*write_effects(comparisons, folder, figures), sep="\n")
+            print(*write_defects(comparisons, folder, figures), sep="\n")
     print("", tables.terminal(comparisons, frames_of(comparisons)), sep="\n")
     print(f"so far; figures in {figures}\n" if quiet else "", end="", flush=True)
 

@@ -24,7 +24,7 @@ from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import Estimate
 from common.evaluation.spread import Spread
 from common.figures import style
-from common.figures.defects import effects
+from common.figures.defects import defects
 from common.grid.grid import Grid, grid_configs, job_for
 from common.grid.scheduler import Job
 from common.report.tables import write_table
@@ -94,7 +94,7 @@ def find_defective(results_dir: Path) -> list[Run]:
     return [Run(path.parent, read_defective(path)) for path in paths]
 
 
-def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
+def write_defects(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
     """Draw ``defects`` and write ``defects.*``; return the files' paths and a line a row of the table."""
     rows = effect_rows(comparisons, find_defective(results_dir))
     if "difference" not in rows:  # no defective run is there
@@ -109,7 +109,7 @@ def write_effects(comparisons: Sequence[Comparison], results_dir: Path, figures_
     )
     with style.context():
         figures = style.save(
-            effects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
+            defects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
         )
     files = [*figures, *write_table(results_dir / "defects", rows, texts)]
     return [*map(str, files), *map(_sentence, rows.to_dict("records"))]
@@ -131,7 +131,9 @@ def _rows_of(comparison: Comparison, defective_runs: Sequence[Run]) -> Iterator[
     for name, defect in {**DEFECTS, "all": ALL}.items():
         for series in comparison.series:
             first = series.runs[0].result
+            seeds = {run.seed for run in series.runs}
             runs = [run for run in own if run.result.config["defect"] == name and _is_of(run.result, first)]
+            runs = [run for run in runs if run.seed in seeds]
             if runs:
                 yield _about(comparison, series, name, defect) | _effect(series, runs, name)
 

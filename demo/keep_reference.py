@@ -29,6 +29,7 @@ from common.runs.convergence import TUNING  # noqa: E402
 from common.runs.predictions import PREDICTIONS_FILE  # noqa: E402
 from common.runs.result import RESULT_FILE, Run, find_runs  # noqa: E402
 from common.runtime.errors import UserError  # noqa: E402
+from common.runtime.files import temporary_path  # noqa: E402
 
 FEW_TEST_IMAGES = 1_000  # whose predictions take little room
 
@@ -51,6 +52,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Replace the reference results of each profile by its runs and figures; refuses what ``_runs`` does."""
     for profile in config.profiles:
         results, figures = config.results_dir / profile, config.figures_dir / profile
         runs, pictures = _runs(results), sorted(figures.glob("*.png"))
@@ -58,14 +60,20 @@ def main(config: Config) -> None:
             raise UserError(f"no figure in {str(figures)!r}: draw them, with: python reproduce.py {profile}")
         files = [*_files_of_results(results, runs), *pictures]
         for folder, kept in ((results, ROOT / "results"), (figures, ROOT / "figures")):
-            target = kept / "reference" / profile
-            shutil.rmtree(target, ignore_errors=True)
-            for path in (path for path in files if path.is_relative_to(folder)):
-                copy = target / path.relative_to(folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+            _replace(kept / "reference" / profile, folder, [path for path in files if path.is_relative_to(folder)])
         size = sum(path.stat().st_size for path in files)
         print(f"{profile}: {len(runs)} runs, {len(files)} files, {size / 1e6:.1f} MB")
+
+
+def _replace(target: Path, folder: Path, files: list[Path]) -> None:
+    """Replace the folder ``target`` by copies of the ``files`` below ``folder``, once all of them are made."""
+    new = temporary_path(target, "new")
+    for path in files:
+        copy = new / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
 
 
 def _runs(results: Path) -> list[Run]:

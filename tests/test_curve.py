@@ -1,11 +1,13 @@
 """The learning curve: what its draws share, what each chooses for itself, what is drawn and said of it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from fake_results import MODELS, fake_run
 
 import profiles
 import reproduce
@@ -13,15 +15,18 @@ import train_cnn_head
 import train_vit_lora
 from common.data.dataset import load_dataset
 from common.evaluation import uncertainty
+from common.evaluation.comparison import compare
 from common.evaluation.paired import paired_difference
+from common.evaluation.uncertainty import compute_uncertainty
 from common.grid import scheduler
 from common.grid.grid import Arm, Grid
-from common.report.curve import change_sentences
+from common.report.curve import change_sentences, write_curves
 from common.runs.predictions import read_predictions
-from common.runs.result import find_runs
+from common.runs.result import find_runs, write_result
 from reproduce import Config
 
 RANDOM = {"weights": "random", "image_size": 32}
+LORA, RESNET, *_ = MODELS
 SIZES = (60, 120)
 DRAWS = (0, 1)
 
@@ -112,6 +117,13 @@ def test_the_figure_joins_the_sizes_and_the_table_has_a_row_a_pair_and_size(curv
     assert "the seeds of test_resnet (probe)" in said and "differ in their training images" in said
 
 
+def test_one_curve_alone_is_drawn_and_compared_with_nothing(curve, tmp_path):
+    comparisons, _ = compare(find_runs(curve / "results" / "curve", "*lora*")[0], {})
+    lines = write_curves(comparisons, tmp_path, tmp_path)
+    assert {Path(line).name for line in lines} == {path.name for path in tmp_path.iterdir()}
+    assert {path.stem for path in tmp_path.iterdir()} == {"digits_few_shot", "summary"}
+
+
 def test_the_sizes_at_which_a_verdict_changes_are_said():
     words = ["worse", "worse", "undecided", "better", "better"]
     rows = pd.DataFrame({"size": [10, 30, 100, 300, 1_000], "verdict": words})
@@ -135,3 +147,15 @@ def test_what_a_draw_brings_to_both_models_is_no_part_of_their_difference():
     equal = paired_difference(draws, draws)
     assert equal.value == 0 and 0 < equal.standard_error == pytest.approx(np.sqrt(3) / 400)
     assert paired_difference(draws, {1: worse[1]}).freedom == np.inf  # one draw in common: over images alone
+
+
+def test_the_verdicts_of_all_results_are_paired_by_draw_too(tmp_path):
+    rng = np.random.default_rng(0)
+    for draw, share in enumerate((0.5, 0.7, 0.9)):
+        right = rng.random(400) < share
+        for name, its in ((LORA, right), (RESNET, right & (np.arange(400) % 20 > 0))):
+            for number in {draw, draw + 10 * (name == LORA)}:  # LoRA has draws of its own, too
+                run = fake_run(tmp_path, name, seed=number, num_test=400, right=its)
+                write_result(run.folder, replace(run.result, config=run.result.config | {"split_seed": number}))
+    pairs = compute_uncertainty(compare(find_runs(tmp_path)[0], {})[0]).pairs.set_index("metric")
+    assert 0.02 < pairs.difference["accuracy"] < 0.05 and pairs.low["accuracy"] > 0

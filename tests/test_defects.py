@@ -30,6 +30,7 @@ from bench.published_defects import (
     mirror,
 )
 from common.data.images import LabelledImages
+from common.evaluation.comparison import compare
 from common.grid import scheduler
 from common.grid.grid import Arm, Grid
 from common.models import backbones
@@ -252,6 +253,10 @@ def test_the_profile_measures_each_defect_against_the_sound_runs(profile):
     assert rows.loc["batchnorm-drift", "predicted"] == "+" and rows.loc["validation-on-test", "seeds"] == 2
     assert "of 4 pairs of seeds in the other order" in rows.loc["one-seed", "order"]
     assert (profile / "figures" / "defects" / "defects.png").exists()
+    comparison = compare(sound, {})[0][0]
+    one_seed = tuple(replace(series, runs=series.runs[:1]) for series in comparison.series)
+    shared = defects.effect_rows([replace(comparison, series=one_seed)], found).query("defect != 'one-seed'")
+    assert set(shared["seeds"]) == {1} and set(shared["favours"]) == {"one seed, nothing is claimed"}
     assert (
         "deliberate_defects/digits/test_efficientnet.random-head_mlp-lr1e-2-ep2-n60-bs32-px32-DEFECT-batchnorm-drift"
         in said

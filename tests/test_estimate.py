@@ -49,11 +49,11 @@ def test_epochs_rates_and_shared_features_are_counted(monkeypatch):
     costs = {"lora": Cost(1.0, 0.25, 0), "head_mlp": Cost(0.125, 0.5, 8), "head_probe": Cost(0.125, 0.5, 8)}
     asked = []
     monkeypatch.setattr(estimate, "measure", lambda config: asked.append(config.method) or costs[config.method])
-    monkeypatch.setattr(estimate, "measure_start", lambda: 3.0)
     images = {"digits": (1000, 200)}
 
     def total(configs, **more):
-        seconds, feature_bytes = estimate.job_seconds([job_for(config) for config in configs], images, **more)
+        jobs = list(map(job_for, configs))
+        seconds, feature_bytes = estimate.job_seconds(jobs, images, start_seconds=3.0, **more)
         return sum(seconds.values()), feature_bytes
 
     recipe = LORA | {"epochs": 2, "lr": (1e-3, 3e-3)}

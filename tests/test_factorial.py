@@ -34,7 +34,7 @@ from common.evaluation.frames import frames_of
 from common.evaluation.significance import ONE_SEED, UNDECIDED, holm
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, style
-from common.figures.effects import HEADINGS
+from common.figures.method_and_backbone import HEADINGS
 from common.report.effects import NOT_ARCHITECTURES, effect_sentences, effect_texts
 from common.report.tables import write_effects
 from common.runs.methods import METHODS

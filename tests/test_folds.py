@@ -18,7 +18,8 @@ import train_cnn_head
 from common import cli
 from common.data.dataset import DatasetSplits, load_dataset
 from common.data.splits import stratified_folds
-from common.evaluation.comparison import Comparison, compare
+from common.evaluation import robustness
+from common.evaluation.comparison import Comparison, Series, compare
 from common.evaluation.folds import FoldSpread
 from common.evaluation.frames import frames_of
 from common.evaluation.uncertainty import Uncertainty, compute_uncertainty
@@ -233,6 +234,13 @@ def test_one_fold_alone_decides_nothing(tmp_path):
     assert set(uncertainty.pairs.verdict) == {"one_seed"}
     (sentence,) = verdict_sentences(comparison, named_pairs(frames_of([comparison]), uncertainty))
     assert sentence.startswith("undecided: one fold, between ")
+
+
+def test_corrupted_images_of_one_fold_in_common_have_an_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "share_correct", lambda run, kinds: np.arange(8) % (2 + (run.name == LORA)) > 0)
+    one, other = (Series(name, name, "", "head_mlp", (_fold_run(tmp_path, name, fold=0),)) for name in (LORA, RESNET))
+    low, high = robustness._spread(one, other, ["fog"]).estimate.interval()
+    assert low < 0.125 < high
 
 
 def test_other_cuts_and_further_seeds_of_a_fold_are_left_out_by_name(results, tmp_path):

@@ -411,6 +411,23 @@ def test_a_chosen_run_is_copied_whole_or_not_at_all(tmp_path):
         assert [path.name for path in (tmp_path / "run").rglob("*")] == ["seed0", "result.json"]
 
 
+def test_a_chosen_run_replaces_an_interrupted_one(tmp_path):
+    for name, file in (("tuning", "result.json"), ("run", "checkpoint")):
+        (tmp_path / name / "seed0").mkdir(parents=True)
+        (tmp_path / name / "seed0" / file).write_text("{}")
+    Stage("", [], copies=[(tmp_path / "tuning" / "seed0", tmp_path / "run" / "seed0")]).take_over()
+    assert [path.name for path in (tmp_path / "run" / "seed0").iterdir()] == ["result.json"]
+
+
+def test_a_comparison_that_cannot_be_drawn_on_the_way_goes_on(tmp_path, capsys, monkeypatch):
+    def no_space(*_, **__):
+        raise UserError("no space left")
+
+    monkeypatch.setattr(reproduce, "_draw", no_space)
+    reproduce._draw_so_far(Config(profile="compare", dataset="digits", **_folders(tmp_path)))
+    assert capsys.readouterr().err == "not drawn: no space left\n"
+
+
 @pytest.mark.parametrize(
     ("day", "seeds", "made"), [(1e9, (), range(5)), (1.0, (), range(3)), (1.0, (0, 1, 2, 3), range(4))]
 )
@@ -421,6 +438,7 @@ def test_the_announcement_names_each_arms_time_and_leaves_two_seeds_out_of_a_lon
 
     monkeypatch.setattr(reproduce, "DAY", day)
     monkeypatch.setattr(estimate, "measure", lambda config: Cost(0.01, 0.01, 8))
+    monkeypatch.setattr(scheduler, "are_forked", lambda: False)
     monkeypatch.setattr(estimate, "measure_start", lambda: 2.0)
     backbones = {"backbones": ("demo_vit", "demo_resnet"), "dataset": "digits"}
     config = Config(profile="compare", seeds=seeds, **backbones, **_folders(tmp_path))

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.folds import FoldSpread, fold_spread, on_same_folds
+from common.evaluation.folds import FoldSpread, fold_spread, matched
 from common.evaluation.kept_statistics import correct_images
 from common.evaluation.labels import FAMILIES, backbone_names, family_of_backbone
 from common.evaluation.plan import validation_accuracy
 from common.evaluation.significance import ALPHA, LEVEL, ONE_SEED, UNDECIDED, holm, simultaneous_levels
-from common.evaluation.spread import Spread
+from common.evaluation.spread import Spread, least_image_error
 from common.runs.methods import KINDS, METHODS
 
 Cell = tuple[str, str]  # (backbone's timm name, kind of method)
@@ -103,7 +103,7 @@ def effect_rows(comparison: Comparison) -> list[dict]:
     scales show it.
     """
     cells = crossed(comparison)
-    cells = dict(zip(cells, on_same_folds(*cells.values()), strict=False)) if cells else {}
+    cells = dict(zip(cells, matched(*cells.values()), strict=False)) if cells else {}
     correct = {cell: [correct_images(run) for run in series.runs] for cell, series in cells.items()}
     its_effects = list(effects(cells)) if cells else []
     rows = []
@@ -131,7 +131,7 @@ def effect_spread(
     A cell is the mean over its seeds of the accuracy p, or of its log-odds, log(p / (1 - p)) with half an image added
     to the right and to the wrong ones (Anscombe 1956), so that p = 1 has one. The error over images is that of the
     mean of what each image adds to the effect, to first order (the delta method); like the error of a difference it is
-    at least that of sqrt(3) images (``spread.image_error``).
+    at least that of sqrt(3) images (``least_image_error``).
 
     Args:
         correct: of each cell and run (N,) bool; but for folds all have the same images.
@@ -148,7 +148,7 @@ def effect_spread(
         sign * np.mean([slope * right for slope, right in zip(slopes[cell], correct[cell], strict=True)], axis=0)
         for cell, sign in effect.terms.items()
     )  # (N,)
-    least = math.sqrt(3) / num_images * np.mean([np.mean(its) for its in slopes.values()])
+    least = least_image_error(num_images) * np.mean([np.mean(its) for its in slopes.values()])
     return Spread(
         float(sum(sign * np.mean(values[cell]) for cell, sign in effect.terms.items())),
         max(float(of_images.std()) / math.sqrt(num_images), float(least)),

@@ -51,14 +51,22 @@ def fold_spread(values: Sequence[float], runs: Sequence[Run]) -> FoldSpread:
     return FoldSpread(np.asarray(values), tested / sum(each.num_train + each.num_val for each in data), tested)
 
 
-def on_same_folds(*models: Series) -> tuple[Series, ...]:
-    """Return the ``models`` with only those of their runs whose folds all of them have; () where there are none.
+def matched(*models: Series) -> tuple[Series, ...]:
+    """Return the ``models`` with only those of their runs whose fold, or draw of training images, all of them have.
 
-    What was not tested in folds is returned as it is.
+    Their runs are then in the same order; () where they share none. Models of a single split are returned as they are.
     """
-    if models[0].folds == 1:
+    if not all(model.folds > 1 or model.has_draws for model in models):
         return models
-    shared = set.intersection(*({run.fold for run in model.runs} for model in models))
+    of_model = [{_images_of(run): run for run in model.runs} for model in models]
+    shared = sorted(set.intersection(*map(set, of_model)))
+    if not shared:
+        return ()
     return tuple(
-        replace(model, runs=tuple(run for run in model.runs if run.fold in shared)) for model in models if shared
+        replace(model, runs=tuple(map(runs.get, shared))) for model, runs in zip(models, of_model, strict=True)
     )
+
+
+def _images_of(run: Run) -> tuple[int, ...]:
+    """Return what tells which images a run was trained on, and with which seed: of folds the number alone."""
+    return (run.fold,) if run.folds > 1 else (run.result.config.get("split_seed", 0), run.seed)

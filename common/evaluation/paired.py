@@ -3,7 +3,6 @@
 What a seed brings to both models alike, such as an easy training set, is no part of the difference's spread.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from common.evaluation.comparison import Series
 from common.evaluation.kept_statistics import correct_images
 from common.evaluation.significance import Estimate
-from common.evaluation.spread import Spread
+from common.evaluation.spread import Spread, error_of_mean
 
 
 def correct_by_seed(series: Series) -> dict[int, np.ndarray]:
@@ -28,10 +27,9 @@ def paired_difference(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.nd
 
     Both are those of ``correct_by_seed``, on the same images. The variance is that of the images, of each the mean
     difference over seeds, and that of the seeds, of each the mean difference over images: of a single seed the former
-    alone. What the images leave open is at least sqrt(3) / N, as in ``spread.image_error``.
+    alone.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     differences = np.stack([ours[seed].astype(np.float64) - theirs[seed] for seed in seeds])  # (K, N)
-    of_images, of_seeds, count = differences.mean(axis=0), differences.mean(axis=1), differences.shape[1]
-    image_error = max(of_images.std() / math.sqrt(count), math.sqrt(3) / count)
-    return Spread(of_seeds.mean(), image_error, count, [of_seeds]).estimate
+    of_images, of_seeds = differences.mean(axis=0), differences.mean(axis=1)
+    return Spread(of_seeds.mean(), error_of_mean(of_images), len(of_images), [of_seeds]).estimate

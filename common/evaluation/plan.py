@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.folds import on_same_folds
+from common.evaluation.folds import matched
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
@@ -56,9 +56,9 @@ def write_plan(folder: Path, plan: Plan) -> None:
 def comparable_pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
     """Return the pairs of models trained on equally many images: else a difference would be the images' as well.
 
-    Of models tested in folds, the runs on the folds that both have.
+    Of models tested in folds, or on several draws of training images, the runs on those that both have.
     """
-    pairs = filter(None, (on_same_folds(*pair) for pair in combinations(comparison.series, 2)))
+    pairs = filter(None, (matched(*pair) for pair in combinations(comparison.series, 2)))
     return [(a, b) for a, b in pairs if a.num_train == b.num_train]
 
 

@@ -12,7 +12,7 @@ from common.evaluation.corruption_scores import read_kinds, share_correct
 from common.evaluation.folds import FoldSpread, fold_spread
 from common.evaluation.frames import table
 from common.evaluation.plan import comparable_pairs, declared_pairs, read_plan
-from common.evaluation.spread import Spread
+from common.evaluation.spread import Spread, error_of_mean
 from common.evaluation.uncertainty import PAIR_COLUMNS, count_unplanned
 from common.evaluation.verdicts import verdict_rows
 
@@ -64,15 +64,13 @@ def corrupted_pairs(
 def _spread(a: Series, b: Series, kinds: Sequence[str]) -> Spread | FoldSpread:
     """Return a's minus b's mean, each image being scored by the share of its corruptions that are classified right."""
     shares = [[share_correct(run, kinds) for run in series.runs] for series in (a, b)]  # by run, (N,) each
-    if a.folds > 1:
+    if a.folds > 1 and len(a.runs) > 1:
         values = [ours.mean() - theirs.mean() for ours, theirs in zip(*shares, strict=True)]
         return fold_spread(values, a.runs)
     difference = np.mean(shares[0], axis=0) - np.mean(shares[1], axis=0)  # (N,), of the same images
-    images = len(difference)
-    error = max(float(difference.std()) / np.sqrt(images), np.sqrt(3) / images)  # as in ``spread.image_error``
     seeds = [
         np.mean(of_series, axis=1)
         for series, of_series in zip((a, b), shares, strict=True)
         if not series.is_deterministic
     ]
-    return Spread(float(difference.mean()), error, images, seeds)
+    return Spread(float(difference.mean()), error_of_mean(difference), len(difference), seeds)

@@ -53,9 +53,21 @@ def image_error(draws: np.ndarray, num_images: int, *, is_count: bool) -> float:
     """Return the standard error over N test images of a value, from its values (B,) on resamples of them.
 
     Resamples on which it is not defined (NaN) are left out; NaN if it is on none. Of a rate that ``is_count``, such as
-    an accuracy or a difference of two, it is at least sqrt(3) / N: N images without an error, or without one on which
-    two models differ, leave a rate of up to 3 / N (Hanley and Lippman-Hand 1983, "If nothing goes wrong, is everything
-    all right?"), of which resamples of them show nothing.
+    an accuracy or a difference of two, it is at least ``least_image_error``.
     """
     draws = draws[~np.isnan(draws)]
-    return max(float(draws.std()), is_count * math.sqrt(3) / num_images) if len(draws) else math.nan
+    return max(float(draws.std()), is_count * least_image_error(num_images)) if len(draws) else math.nan
+
+
+def error_of_mean(of_images: np.ndarray) -> float:
+    """Return the standard error over test images of a rate, the mean of what each image adds to it, (N,)."""
+    return max(float(of_images.std()) / math.sqrt(len(of_images)), least_image_error(len(of_images)))
+
+
+def least_image_error(num_images: int) -> float:
+    """Return the least standard error of a rate over N test images, sqrt(3) / N.
+
+    N images without an error, or without one on which two models differ, leave a rate of up to 3 / N (Hanley and
+    Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"), of which resamples of them show nothing.
+    """
+    return math.sqrt(3) / num_images

@@ -147,6 +147,8 @@ class _Kept:
             return fold_spread(values[0] - (values[1] if len(group) == 2 else 0.0), group[0].runs)
         value = values[0].mean() - (values[1].mean() if len(group) == 2 else 0.0)
         seeds = [its for its, series in zip(values, group, strict=True) if not series.is_deterministic]
+        if len(group) == 2 and all(series.has_draws for series in group):  # ``matched``: an easy draw is so to both
+            seeds = [values[0] - values[1]]
         error = self.groups[_key(*group)]["image_errors"][metric]
         return Spread(value, _number(error), group[0].runs[0].result.data.num_test, seeds)
 

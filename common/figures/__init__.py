@@ -15,10 +15,10 @@ from common.figures import (
     bars,
     corruptions,
     differences,
-    effects,
     few_shot,
     findings,
     learning_curves,
+    method_and_backbone,
     per_class,
     reliability,
     roc,
@@ -88,7 +88,9 @@ FIGURES = {
     "reliability": FigureSpec(reliability.reliability, "Reliability of the confidences"),
     "differences": FigureSpec(differences.differences, "Differences between the models", wanted=_has_pairs),
     "corruptions": FigureSpec(corruptions.corruptions, "Corrupted test images", wanted=_has_corruptions),
-    "method_and_backbone": FigureSpec(effects.method_and_backbone, "Method and backbone crossed", wanted=_has_effects),
+    "method_and_backbone": FigureSpec(
+        method_and_backbone.method_and_backbone, "Method and backbone crossed", wanted=_has_effects
+    ),
     "few_shot": FigureSpec(few_shot.few_shot, "Accuracy and training images", wanted=_has_few_shot_curves),
     "findings": FigureSpec(findings.findings, "What was asked, on all data sets", across=True, wanted=_has_findings),
     "overview": FigureSpec(bars.overview, "All data sets", across=True),

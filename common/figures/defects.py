@@ -4,14 +4,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from common.figures.differences import finish_differences
 from common.figures.layout import facets, label_outside
 from common.figures.palette import STYLES
 from common.figures.style import printable, wrapped
 
 
-def effects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
+def defects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
     """Draw ``difference`` with its ends ``low`` and ``high`` in points, a panel a data set, a row a change.
 
     Args:
@@ -50,8 +50,4 @@ def _panel(ax: Axes, rows: pd.DataFrame, changes: list[str], families: list[str]
         ax.hlines(y, 100 * row.low, 100 * row.high, color=own.color, linewidth=1.6)
         fill = "white" if row.low <= 0 <= row.high else own.color
         ax.plot(100 * row.difference, y, color=own.color, marker=own.marker, markersize=4.5, markerfacecolor=fill)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.spines["left"].set_visible(False)
-    ax.grid(axis="x")
+    finish_differences(ax)

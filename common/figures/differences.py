@@ -101,7 +101,7 @@ def draw_difference(
 
 
 def finish_differences(ax: Axes) -> None:
-    """Draw the zero line through the rows of ``draw_difference``, and their axis."""
+    """Draw the zero line through rows of differences, and their axis."""
     ax.axvline(0, color="black", linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.margins(x=0.15)

@@ -14,8 +14,8 @@ from common.evaluation.frames import Frames
 from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
 from common.figures.differences import draw_difference, finish_differences
-from common.figures.effects import EFFECT_LOOKS
 from common.figures.layout import facets, label_outside
+from common.figures.method_and_backbone import EFFECT_LOOKS
 from common.figures.palette import VERDICTS
 from common.figures.style import printable
 

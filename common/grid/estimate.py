@@ -15,16 +15,15 @@ START = "import peft, sklearn.linear_model, common.training.save"
 
 
 def job_seconds(
-    jobs: Sequence[Job], images: Mapping[str, tuple[int, int]], *, at_once: int = 1
+    jobs: Sequence[Job], images: Mapping[str, tuple[int, int]], *, at_once: int = 1, start_seconds: float = 0.0
 ) -> tuple[dict[Job, float], int]:
     """Return the seconds that each job adds to the whole, and the bytes of features that all leave on disk.
 
-    ``images`` has the number of training (with validation) and test images of each data set. Decoding images is left
-    out. Runs that share the features of a frozen backbone are counted as making them once, the first of them. Of up to
-    two further learning rates one is counted.
+    ``images`` has the number of training (with validation) and test images of each data set, ``start_seconds`` is what
+    a run takes before it computes anything. Decoding images is left out. Runs that share the features of a frozen
+    backbone are counted as making them once, the first of them. Of up to two further learning rates one is counted.
     """
     costs: dict[tuple, Cost] = {}
-    start_seconds = measure_start()
     featured, seconds, feature_bytes = set(), {}, 0
     for job in jobs:
         config = job.config

@@ -137,6 +137,11 @@ def prepare_forks() -> bool:
     return True
 
 
+def are_forked() -> bool:
+    """Whether training scripts are forks of a server that has imported all they need."""
+    return _context_of_forks() is not None
+
+
 def _context_of_forks() -> BaseContext | None:
     """Return how training scripts are forked."""
     return fork_context() if prepare_forks() else None

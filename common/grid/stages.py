@@ -32,7 +32,7 @@ class Stage:
     def take_over(self) -> None:
         """Make the copies that are not there yet."""
         for source, target in self.copies:
-            if not target.exists():
+            if not (target / RESULT_FILE).exists():
                 with locked(lock_file(target), what=repr(str(target)), wait=True):
                     _copy(source, target)
 
@@ -84,6 +84,8 @@ def _copy(source: Path, target: Path) -> None:
     remove_leftovers(target.parent, "copy", of=f"{target.name}.*")
     new = temporary_path(target, "copy")
     shutil.copytree(source, new)
+    if not (target / RESULT_FILE).exists():
+        shutil.rmtree(target, ignore_errors=True)  # an interrupted run, if anything
     try:
         new.rename(target)
     except OSError:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import interval, p_text, signed
-from common.evaluation.frames import frames_of, table
+from common.evaluation.frames import frames_of
 from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import BETTER, UNDECIDED, Estimate, holm, simultaneous_levels, verdict
 from common.evaluation.uncertainty import compute_uncertainty
@@ -18,6 +18,10 @@ from common.report.tables import write_summary, write_table
 
 # The verdict on the first of two models.
 WORSE, ONE_DRAW = "worse", "undecided by one draw"
+COLUMNS = (
+    *("dataset", "model", "other", "size", "unit", "run", "run_of_other", "draws", "num_test"),
+    *("difference", "low", "high", "holm_p", "verdict"),
+)
 
 
 def write_curves(comparisons: Sequence[Comparison], results_dir: Path, figures_dir: Path) -> list[str]:
@@ -26,8 +30,11 @@ def write_curves(comparisons: Sequence[Comparison], results_dir: Path, figures_d
     lines = []
     for comparison in comparisons:
         lines += draw_one("few_shot", comparison, frames, uncertainty, figures_dir)
-    differences = pd.concat([curve_differences(comparison) for comparison in comparisons])
     lines += write_summary(frames, uncertainty, results_dir)
+    found = [rows for comparison in comparisons if len(rows := curve_differences(comparison))]
+    if not found:  # of one curve, or one size, alone
+        return list(map(str, lines))
+    differences = pd.concat(found)
     lines += write_table(results_dir / "curve", differences, _texts(differences))
     return [*map(str, lines), *change_sentences(differences)]
 
@@ -36,9 +43,13 @@ def curve_differences(comparison: Comparison) -> pd.DataFrame:
     """Return a row a pair of curves and size: the first curve (LoRA's, where there is one) against each other one.
 
     ``difference`` in accuracy, paired by draw, with the ends of its interval, which excludes 0 where ``holm_p``, over
-    all rows, is below 0.05; ``verdict`` is on the first curve's model. Sizes that only one of the two has are left out.
+    all rows, is below 0.05; ``verdict`` is on the first curve's model. Sizes that only one of the two has are left out;
+    one curve alone has no row.
     """
-    (first, ours), *others = few_shot_curves(comparison).items()
+    curves = few_shot_curves(comparison)
+    if len(curves) < 2:
+        return pd.DataFrame(columns=COLUMNS)
+    (first, ours), *others = curves.items()
     correct = {series.name: correct_by_seed(series) for curve in (ours, *dict(others).values()) for series in curve}
     pairs = [(label, a, b) for label, theirs in others for a in ours for b in theirs if a.num_train == b.num_train]
     estimates = [paired_difference(correct[a.name], correct[b.name]) for _, a, b in pairs]
@@ -54,7 +65,7 @@ def curve_differences(comparison: Comparison) -> pd.DataFrame:
         about |= {"run": a.name, "run_of_other": b.name, "draws": draws, "num_test": a.runs[0].result.data.num_test}
         numbers = {"difference": estimate.value, "low": ends.low, "high": ends.high, "holm_p": p}
         rows.append(about | numbers | {"verdict": _verdict(estimate, p, draws)})
-    return table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _verdict(estimate: Estimate, holm_p: float, draws: int) -> str:

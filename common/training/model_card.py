@@ -10,7 +10,7 @@ from torch import nn
 from common.data.registry import DATASETS
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import HEADLINE, METRICS
-from common.evaluation.spread import Spread
+from common.evaluation.spread import Spread, least_image_error
 from common.models.backbones import Backbone
 from common.models.weights import RANDOM_WEIGHTS_SEED
 from common.runs.record import RunResult
@@ -74,7 +74,7 @@ def _accuracy_interval(result: RunResult) -> tuple[float, float]:
     """Return the ends of the 95 % interval over images, as tables have it; a mean's error needs no resamples."""
     _, images, scores = _scored(result)
     accuracy = scores["accuracy"]
-    error = max(math.sqrt(accuracy * (1 - accuracy)), math.sqrt(3 / images)) / math.sqrt(images)  # as ``image_error``
+    error = max(math.sqrt(accuracy * (1 - accuracy) / images), least_image_error(images))
     return Spread(accuracy, error, images).estimate.interval(bounds=METRICS["accuracy"].bounds)
 
 

@@ -5,7 +5,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.factorial import DEPENDS, NEGATIVE, POSITIVE, SCALES, crossed
@@ -15,6 +14,7 @@ from common.evaluation.labels import backbone_names, family_of_backbone
 from common.evaluation.metrics import METRICS
 from common.evaluation.significance import BETTER, ONE_SEED, UNDECIDED
 from common.evaluation.uncertainty import Uncertainty
+from common.figures.differences import finish_differences
 from common.figures.layout import label_ends, new_figure, widen
 from common.figures.palette import SHADES, STYLES, VERDICTS, shade
 from common.figures.style import WIDTHS, printable
@@ -113,12 +113,8 @@ def _draw_effects(ax: Axes, effects: pd.DataFrame, scale: str) -> None:
             low, high = (factor * getattr(effect, f"{scale}_{end}") for end in ("low", "high"))
             ax.hlines(row, low, high, color=look["color"], linewidth=1.4)
             ax.plot(factor * getattr(effect, scale), row, markersize=4, **look)
-    ax.axvline(0, color="black", linewidth=0.8)
+    finish_differences(ax)
     ax.set_yticks(list(texts), list(texts.values()), fontsize=6.5)
     for label in ax.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in HEADINGS.values() else "normal")
     ax.set(ylim=(row + 0.5, -0.5), xlabel=LABELS[scale])
-    ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.spines["left"].set(visible=False)
-    ax.grid(axis="x", color="#e3e3e3")
