@@ -10,6 +10,7 @@
 
 RUN is a run's folder (all its seeds) or the folder of one seed. Everything is rebuilt from that folder and the
 backbone's weights; without other flags the test split is scored again and compared with the stored predictions.
+Expected: "equals the stored predictions: identical", on another kind of CPU with the largest difference of a logit.
 """
 
 import json
@@ -68,15 +69,15 @@ class Config:
     predict: tuple[str, ...] | None = None
     """Label images: a folder (all below it), files, or a pattern such as 'new/*.jpg'; needs --out FILE.csv or .json."""
     top: int | None = None
-    """Of --predict: write the likeliest classes alone, at most so many (default: the probability of every class)."""
+    """With --predict: write the likeliest classes alone, at most this many (default: the probability of every class)."""
     export: Path | None = None
     """Write the model: FILE.safetensors (a plain timm checkpoint), FILE.pt2 (a torch.export program) or FILE.onnx."""
     with_preprocessing: bool = False
-    """Of --export FILE.onnx or FILE.pt2: uint8 RGB images of any size go in, and probabilities come out."""
+    """With --export FILE.onnx or FILE.pt2: uint8 RGB images of any size go in, and probabilities come out."""
     embed: Path | None = None
     """Write to FILE.npz the pooled features that the classifier reads, of the run's own images or of --images."""
     images: tuple[str, ...] | None = None
-    """Of --embed: other images than the run's own; a folder, files, or a pattern."""
+    """With --embed: other images than the run's own; a folder, files, or a pattern."""
     corrupt: tuple[str, ...] | None = None
     """Score the test split under corruptions (Hendrycks and Dietterich 2019) at five severities: all, or kinds."""
     time: bool = False

@@ -51,12 +51,12 @@ class Config:
     """Two models to compare, each a RUN or a label or a pattern of one; may be repeated. Only the pairs that are
     declared, so or by reproduce.py, are called better (default: up to six pairs, or those with the best model)."""
     margin: float | None = None
-    """Differences in accuracy and F1 below so many points count as none (default: reproduce.py's, which is 1)."""
+    """Differences in accuracy and F1 below this many points count as none (default: reproduce.py's, which is 1)."""
     published: bool = False
     """Also draw what the published study reports for the same models, as hollow marks in the bar charts."""
 
     folds: int | None = None
-    """Only runs of so many folds, 1: of a single split (default: those of each data set that are most)."""
+    """Only runs with this many folds; 1: a single split (default: the most common number in each data set)."""
     width: Literal["one", "two"] = "two"
     """Columns of a journal page that figures are made for: one (3.5 inches) or two (7.2)."""
 

@@ -65,20 +65,19 @@ Method = Literal["probe", "head", "lora", "full", "norms-and-biases"]
 
 @dataclass(frozen=True)
 class Config:
-    """Which grid, and what of it. The hyper-parameters stand at the top of this file."""
+    """Which grid, and what of it. The hyper-parameters stand in profiles.py."""
 
     profile: Annotated[Profile, tyro.conf.Positional] = "demo"
-    """demo: digits; mini: MNIST, Fashion-MNIST, digits with small backbones; paper: the study; compare: your images;
+    """demo: digits; mini: MNIST, Fashion-MNIST, digits with the demo backbones; paper: the study; compare: your images;
     defects: what those of the published code are worth; curve: accuracy by the number of training images; lite0: one
     CNN with ImageNet weights at 224x224."""
     dataset: str | None = None
     """compare: an image folder, or the name of a data set."""
     backbones: tuple[str, ...] = profiles.STUDY
-    """compare: which backbones; of a ViT a probe, a linear head and LoRA are trained, of a CNN a probe and a head."""
+    """compare: which backbones; for a ViT a probe, a linear head and LoRA are trained, for a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
     """mini, paper, compare, curve: which methods, each on every backbone that has it; the first four cross method and
-    backbone (default of paper and compare: the study's, which are probe, head, and LoRA on the ViT; of mini all but a
-    head on the ViT). lite0: which of all but full. Probes alone take minutes."""
+    backbone (default for paper and compare: probe, head, and LoRA on the ViT; for mini all but a head on the ViT). lite0: which of all but full. Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -88,16 +87,16 @@ class Config:
     download_only: bool = False
     """Only fetch the data sets and weights: compute nodes often have no network."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. Of curve they
+    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. For curve they
     are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
-    """Data sets to run (default: all of the profile; of curve fashion_mnist)."""
+    """Data sets to run (default: all of the profile; for curve fashion_mnist)."""
     folds: int | None = None
-    """compare: test a folder without a test split in so many folds, one seed each (default: 5 below 1,000 images; 1: a
+    """compare: test a folder without a test split in this many folds, one seed each (default: 5 below 1,000 images; 1: a
     single split, five seeds)."""
     lite0_weights: Path | None = None
     """lite0: tf_efficientnet_lite0.safetensors, if it is not to be downloaded; defects: with it the CNN's defects also
-    on DATA_DIR/cifar10/, JPEG files."""
+    on CIFAR-10."""
     data_dir: Path = Path("data")
     """Where the data sets lie, or are downloaded to."""
     source: Literal["auto", "local", "hub", "torchvision"] = "auto"
@@ -107,9 +106,9 @@ class Config:
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
     margin: float = MARGIN
-    """Differences in accuracy and F1 below so many points count as none; plot_results.py takes it over."""
+    """Differences in accuracy and F1 below this many points count as none; plot_results.py takes it over."""
     jobs: int | None = None
-    """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, of the
+    """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, for
     small backbones one a core)."""
     cache_dir: Path | None = None
     """Features of frozen backbones are kept in CACHE_DIR/features, what image folders hold in CACHE_DIR/folders

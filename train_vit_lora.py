@@ -43,7 +43,7 @@ class Config(TrainConfig):
     """Trained beside LoRA and the classifier: weight and bias of every LayerNorm; with the embeddings also the patch
     projection, the position embedding and the class token."""
     head: Literal["linear", "mlp", "probe"] = setting("linear", published="linear")
-    """The frozen ViT's (rank 0): one layer, two, or one fitted as an L2-regularised logistic regression."""
+    """For the frozen ViT (rank 0): linear: one layer; mlp: two; probe: one, fitted as a logistic regression."""
     epochs: int = setting(5, short="ep", published=5)
     """Passes over the training images."""
     batch_size: int = setting(64, short="bs", published=64)

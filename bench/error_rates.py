@@ -1,4 +1,4 @@
-"""How often a verdict is wrong, and what it can find: the statistics of today against those before, by simulation.
+"""How often a verdict is wrong, and what it can find: the statistics used here against a percentile bootstrap, by simulation.
 
     python bench/error_rates.py                # prints the tables of docs/statistics.md
 
@@ -82,7 +82,7 @@ def draw(scenario: Scenario, draws: int, rng: np.random.Generator) -> list[Drawn
 
 
 def p_values(methods: Sequence[Drawn], image_spread: float) -> np.ndarray:
-    """Return today's p (D,) of a difference between two methods, or of one method's mean."""
+    """Return the p (D,) of a difference between two methods, or of one method's mean."""
     value, error, degrees = _estimates(methods, image_spread)
     return 2 * stdtr(degrees, -np.abs(value) / error)
 
@@ -108,7 +108,7 @@ def _estimates(methods: Sequence[Drawn], image_spread: float) -> tuple[np.ndarra
 
 
 def reach_before(methods: Sequence[Drawn], image_spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Return how far the intervals before this one reached below and above the value, (2, D).
+    """Return how far the intervals of a percentile bootstrap reach below and above the value, (2, D).
 
     Percentiles of draws of images and of K - 1 of K seeds, stretched by Student's t over the normal quantile.
     """
@@ -135,7 +135,7 @@ def _excludes_zero_before(methods: Sequence[Drawn], image_spread: float, rng: np
 
 
 def _pair_rows(rng: np.random.Generator) -> Iterator[list[str]]:
-    yield ["seeds", "sd over seeds", "sd over images", "before", "now"]
+    yield ["seeds", "sd over seeds", "sd over images", "percentile bootstrap", "here"]
     for scenario in PAIRS:
         before = _excludes_zero_before(draw(scenario, DRAWS_BEFORE, rng), scenario.image_spread, rng)
         now = p_values(draw(scenario, DRAWS, rng), scenario.image_spread) < ALPHA
@@ -143,7 +143,7 @@ def _pair_rows(rng: np.random.Generator) -> Iterator[list[str]]:
 
 
 def _data_set_rows(rng: np.random.Generator) -> Iterator[list[str]]:
-    yield ["seeds", "sd over seeds", "sd over images", "contrasts", "before", "now, after Holm"]
+    yield ["seeds", "sd over seeds", "sd over images", "contrasts", "percentile bootstrap", "here, after Holm"]
     for scenario in DATA_SETS:
         pairs = list(combinations(draw(scenario, DRAWS_BEFORE, rng), 2))
         before = np.any([_excludes_zero_before(pair, scenario.image_spread, rng) for pair in pairs], axis=0)
@@ -152,7 +152,7 @@ def _data_set_rows(rng: np.random.Generator) -> Iterator[list[str]]:
 
 
 def _coverage_rows(rng: np.random.Generator) -> Iterator[list[str]]:
-    yield ["seeds", "sd over seeds", "sd over images", "before", "now"]
+    yield ["seeds", "sd over seeds", "sd over images", "percentile bootstrap", "here"]
     for count in (2, 3, 5):
         for image_spread in (0.0025, 0.009):
             scenario = Scenario((count,), (0.009,), image_spread)
@@ -164,7 +164,7 @@ def _coverage_rows(rng: np.random.Generator) -> Iterator[list[str]]:
 
 
 def _power_rows(rng: np.random.Generator) -> Iterator[list[str]]:
-    yield ["seeds", "before", "now, one contrast", "one of 3", "one of 6"]
+    yield ["seeds", "percentile bootstrap", "here, one contrast", "one of 3", "one of 6"]
     for count in (2, 3, 5, 10):
         scenario = Scenario((count, count), (0.009, 0.002), 0.0025)
         methods = draw(scenario, DRAWS_BEFORE, rng)

@@ -48,11 +48,11 @@ class DataConfig:
     split_seed: int = setting(0, short="split", published=0)
     """Seed of the validation split, limits and folds; apart from the seed, so that all seeds see the same images."""
     folds: int = setting(1, published=1)
-    """Of a folder without a test split: test on one of so many stratified parts, and train on the others."""
+    """For a folder without a test split: test on one of this many stratified parts, and train on the others."""
     fold: int = setting(0, published=0)
     """Which of the folds is the test part, from 0."""
     all_images: bool = setting(False, short="all-images", published=False)
-    """Of a folder without a test split: keep no test part, for a last model on all images. It has no test score."""
+    """For a folder without a test split: keep no test part, for a last model on all images. It has no test score."""
     skip_damaged: bool = setting(False, short="skip", published=False)
     """Leave unreadable images out and record them, instead of stopping with their list."""
 
@@ -99,7 +99,7 @@ class MachineConfig:
     """auto: torch.compile for the frozen backbone when enough images follow to repay it."""
     threads: int | None = None
     """CPU threads that PyTorch computes with (default: all cores; a resumed run keeps its own). Another number rounds
-    otherwise."""
+    differently."""
     workers: int | None = None
     """Processes that decode images (default: chosen from the data and the machine)."""
     feature_cache: bool = True
