@@ -69,7 +69,7 @@ class Config:
     predict: tuple[str, ...] | None = None
     """Label images: a folder (all below it), files, or a pattern such as 'new/*.jpg'; needs --out FILE.csv or .json."""
     top: int | None = None
-    """With --predict: write the likeliest classes alone, at most this many (default: the probability of every class)."""
+    """With --predict: write the likeliest classes alone, at most this many (default: the probability of each class)."""
     export: Path | None = None
     """Write the model: FILE.safetensors (a plain timm checkpoint), FILE.pt2 (a torch.export program) or FILE.onnx."""
     with_preprocessing: bool = False

@@ -77,7 +77,8 @@ class Config:
     """compare: which backbones; for a ViT a probe, a linear head and LoRA are trained, for a CNN a probe and a head."""
     methods: tuple[Method, ...] = ()
     """mini, paper, compare, curve: which methods, each on every backbone that has it; the first four cross method and
-    backbone (default for paper and compare: probe, head, and LoRA on the ViT; for mini all but a head on the ViT). lite0: which of all but full. Probes alone take minutes."""
+    backbone (default for paper and compare: probe, head, and LoRA on the ViT; for mini all but a head on the ViT).
+    lite0: which of all but full. Probes alone take minutes."""
     tune: bool = False
     """paper: the tuned recipe, each arm's learning rate chosen on validation images."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -87,13 +88,13 @@ class Config:
     download_only: bool = False
     """Only fetch the data sets and weights: compute nodes often have no network."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. For curve they
-    are the draws of the training images, too."""
+    """Seeds to run (default: the profile's); a tuned profile needs seed 0 beside them, and chooses by it. For curve
+    they are the draws of the training images, too."""
     datasets: tuple[str, ...] = ()
     """Data sets to run (default: all of the profile; for curve fashion_mnist)."""
     folds: int | None = None
-    """compare: test a folder without a test split in this many folds, one seed each (default: 5 below 1,000 images; 1: a
-    single split, five seeds)."""
+    """compare: test a folder without a test split in this many folds, one seed each (default: 5 below 1,000 images; 1:
+    a single split, five seeds)."""
     lite0_weights: Path | None = None
     """lite0: tf_efficientnet_lite0.safetensors, if it is not to be downloaded; defects: with it the CNN's defects also
     on CIFAR-10."""

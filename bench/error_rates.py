@@ -1,4 +1,4 @@
-"""How often a verdict is wrong, and what it can find: the statistics used here against a percentile bootstrap, by simulation.
+"""How often a verdict is wrong, and what it can find, by simulation, beside a percentile bootstrap.
 
     python bench/error_rates.py                # prints the tables of docs/statistics.md
 
