@@ -7,6 +7,7 @@ and of every run ``result.json`` and ``intervals.json``; of runs on at most 1,00
 (docs/statistics.md, "Results without predictions"). All runs must come from one commit without changes.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -80,13 +81,13 @@ def _runs(results: Path) -> list[Run]:
     """Return the runs of a profile.
 
     Raises:
-        UserError: one is damaged or was never drawn, there is none, or with those that chose or checked something they
-            are not of one commit without changes.
+        UserError: one is damaged or was never drawn, there is none, or with those that no figure shows by themselves
+            (that chose, checked or have a deliberate defect) they are not of one commit without changes.
     """
-    (runs, problems), (hidden, more) = find_runs(results), find_runs(results / TUNING)
+    (runs, problems), (_, more) = find_runs(results), find_runs(results / TUNING)
     if problems or more or not runs:
         raise UserError((*problems, *more, f"no finished run in {str(results)!r}")[0])
-    environments = [run.result.environment for run in (*runs, *hidden)]
+    environments = [json.loads(path.read_bytes())["environment"] for path in results.rglob(RESULT_FILE)]
     commits = {None if its.get("git_dirty") else its.get("git_commit") for its in environments}
     if undrawn := [run.folder for run in runs if not read_run_statistics(run)]:
         raise UserError(f"nothing is kept of the predictions in {str(undrawn[0])!r}: draw the figures first")

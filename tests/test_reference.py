@@ -11,7 +11,7 @@ import pytest
 from fake_results import fake_run
 
 import plot_results
-import profiles
+import reproduce
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare, missing_predictions
 from common.evaluation.formatting import mean_sd
@@ -24,6 +24,8 @@ from demo import keep_reference
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
 PROFILES = ("demo",)
+COPIES = {"cifar10": "cifar10_jpeg"}  # how a data set is called that was a folder of images
+DOCUMENTS = {}  # the profile whose rows are under "Results" in docs
 IN_README = "demo"  # the profile whose table and answer README.md has
 
 
@@ -31,11 +33,10 @@ IN_README = "demo"  # the profile whose table and answer README.md has
 def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_commit(profile):
     runs, problems = find_runs(RESULTS / profile)
     expected = [
-        (dataset, arm.backbone, arm.method, seed)
-        for grid in profiles.PROFILES[profile]
+        (COPIES.get(dataset, dataset), arm.backbone, arm.method, seed)
+        for grid in reproduce._grids(reproduce.Config(profile))
         for dataset in grid.datasets
         for arm in grid.arms
-        if not arm.crossed
         for seed in (grid.seeds if depends_on_seed(grid, arm.method) else [grid.first_seed])
     ]
     assert not problems
@@ -47,19 +48,22 @@ def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_comm
             read_predictions(run.folder, run.result)
         assert run.result.environment["git_dirty"] is False
         assert not any("/" in word and word.startswith("/") for word in run.result.command.split())
-        assert DATASETS[run.dataset].fingerprint in (None, run.result.data.fingerprint)
+        if run.dataset in DATASETS:
+            assert DATASETS[run.dataset].fingerprint in (None, run.result.data.fingerprint)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_their_figures_and_tables_are_drawn_again_with_the_same_numbers(profile, tmp_path):
-    shutil.copytree(RESULTS / profile, tmp_path / "results")
-    plot_results.main(plot_results.Config(results_dir=tmp_path / "results", figures_dir=tmp_path / "figures"))
-    drawn = {path.name for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"}
+    shutil.copytree(RESULTS / profile, tmp_path / "results" / profile)
+    reproduce._draw(
+        reproduce.Config(profile, results_dir=tmp_path / "results", figures_dir=tmp_path / "figures"), quiet=True
+    )
+    drawn = {path.name for path in (tmp_path / "figures" / profile).iterdir() if path.suffix == ".png"}
     comparisons, _ = compare(find_runs(RESULTS / profile)[0], {})
     without_logits = {f"{its.dataset}_roc_curves.png" for its in comparisons if missing_predictions(its)}
     assert drawn == {path.name for path in (FIGURES / profile).iterdir()} - without_logits
     for table in RESULTS.joinpath(profile).glob("*.*"):
-        assert (tmp_path / "results" / table.name).read_text() == table.read_text(), table.name
+        assert (tmp_path / "results" / profile / table.name).read_text() == table.read_text(), table.name
 
 
 def accuracy_rows(profile: str) -> list[str]:
@@ -89,6 +93,14 @@ def test_each_difference_in_the_readmes_answer_is_in_the_tables():
     numbers = np.concatenate([table[[*columns & {*table}]].to_numpy().ravel() for table in tables])
     known = {f"{sign * 100 * number:+.1f}" for number in numbers for sign in (1, -1)}
     assert said and set(said) <= known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_row_of_a_documents_results_is_one_of_the_tables(document):
+    results = (REPOSITORY / "docs" / f"{document}.md").read_text(encoding="utf-8").partition("\n## Results\n")[2]
+    rows = [line for line in results.splitlines() if line.startswith("| ")]
+    known = [line for table in (RESULTS / DOCUMENTS[document]).glob("*.md") for line in table.read_text().splitlines()]
+    assert rows and set(rows) <= set(known)
 
 
 def test_what_is_kept_are_records_tables_pictures_and_few_predictions(tmp_path, monkeypatch):
