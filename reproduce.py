@@ -164,6 +164,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Train what is not finished of the profile, draw it, and say what came out; exit with 1 where runs failed."""
     # The grids, as one child process a run
     settings = slurm.check(config.slurm) if config.executor == "slurm" else None
     whole = _whole_grids(config)
