@@ -18,8 +18,8 @@ SPIN_COUNT = "1000"  # libgomp's own is 300,000
 def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None = None) -> int:
     """Parse the command line into ``config_type``, call ``main`` with it and return the exit code.
 
-    0: what was asked for is on disk. 1: runs of a grid failed. 2: the user's mistake or a missing thing, said in one line
-    on standard error (by tyro, where a flag does not parse). 130: Ctrl-C, 143: SIGTERM; what was reached is in the
+    0: what was asked for is on disk. 1: runs of a grid failed. 2: the user's mistake or a missing thing, said in one
+    line on standard error (by tyro, where a flag does not parse). 130: Ctrl-C, 143: SIGTERM; what was reached is in the
     checkpoint.
     """
     signals.raise_on_sigterm()
