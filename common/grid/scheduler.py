@@ -20,7 +20,7 @@ from common.runs.predictions import read_predictions
 from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
-from common.runtime.environment import RUNS_AT_ONCE
+from common.runtime.environment import RUNS_AT_ONCE, code_facts
 from common.runtime.errors import UserError
 from common.runtime.parallel import fork_context, import_ahead
 from common.runtime.progress import progress
@@ -134,6 +134,7 @@ def prepare_forks() -> bool:
     if visible_gpus():
         return False
     import_ahead(*IMPORTED)
+    code_facts()  # of what the server imports now: the files may be others when a run is forked from it
     return True
 
 
