@@ -19,6 +19,7 @@ from common import cli
 from common.data.transforms import normalise, resize
 from common.runs.predictions import read_predictions
 from common.runs.result import Run, read_result
+from common.training import restore
 from common.training.restore import restore_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,6 +66,13 @@ def _test_images(run: Path) -> tuple[torch.Tensor, np.ndarray]:
 def test_a_run_is_reproduced_bitwise_from_its_folder(runs, kind, capsys):
     assert _evaluate(runs[kind]) == 0
     assert "identical, 0 of 359 predictions changed" in capsys.readouterr().out
+
+
+def test_the_switches_of_the_device_are_those_of_the_training(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(restore, "prepare_device", lambda device, **switches: asked.append((device.type, switches)))
+    assert _evaluate(runs["linear"]) == 0
+    assert asked == [("cpu", {"deterministic": False})]
 
 
 def test_a_fresh_process_reproduces_all_seeds_of_a_run(runs):
