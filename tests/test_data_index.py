@@ -267,14 +267,14 @@ def _die(files):
 def test_a_killed_process_is_said_in_one_line(pets, monkeypatch):
     monkeypatch.setattr(scan, "MANY_FILES", 0)
     monkeypatch.setattr(scan, "_scan_group", _die)
-    monkeypatch.setattr(image_folder, "cores", lambda: 2)
+    monkeypatch.setattr(scan, "cores", lambda: 2)
     with pytest.raises(UserError, match="a process that reads images was killed"):
         image_folder.read(pets, workers=2)
 
 
 def test_no_more_processes_than_cores_read(pets, monkeypatch):
     monkeypatch.setattr(scan, "MANY_FILES", 0)
-    monkeypatch.setattr(image_folder, "cores", lambda: 3)
+    monkeypatch.setattr(scan, "cores", lambda: 3)
     asked, share = [], scan.parallel_map
     monkeypatch.setattr(scan, "parallel_map", lambda *args: asked.append(args[2]) or share(*args))
     for workers in (64, 2, None):

@@ -130,6 +130,19 @@ def test_unlabelled_images_get_a_class_and_probabilities_that_sum_to_one(runs, t
         assert float(row["probability"]) == max(shares.values())
 
 
+@pytest.mark.parametrize("flags", [("--out=x.csv", "--predict"), ("--embed=x.npz", "--images")])
+def test_damaged_images_are_all_named_before_anything_is_computed(runs, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _write_digits(tmp_path / "images", "ab")
+    (tmp_path / "images" / "a" / "0.png").write_bytes(b"")
+    (tmp_path / "images" / "b" / "2.png").write_bytes(b"no image")
+    monkeypatch.setattr(restore, "predict", None)
+    assert _evaluate(runs["linear"], *flags, "images") == 2
+    error = capsys.readouterr().err
+    assert "2 of 6 images are damaged: 'images/a/0.png' (it has 0 bytes); 'images/b/2.png' (its content is" in error
+    assert error.count("\n") == 1 and not Path("x.csv").exists() and not Path("x.npz").exists()
+
+
 def test_other_labelled_images_are_matched_by_class_name(runs, tmp_path):
     _write_digits(tmp_path / "other", "379")
     assert _evaluate(runs["linear"], "--dataset", tmp_path / "other", "--out", tmp_path / "scores.json") == 0
