@@ -109,7 +109,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
             accuracy = f"test accuracy {test.scores['accuracy']:.4f}" if test else "trained on all images"
             raise AlreadyFinished(f"already finished: {path} ({accuracy}); `overwrite` trains it again")
         print(f"run: {path}\n{resolved.backbone} on {device}, {precision}, images {size}x{size}", flush=True)
-        with memory_errors(config.batch_size):
+        with memory_errors(config.batch_size, fixed=not method_spec(config.method).has_steps):
             rates = config.lr
             if config.tuned_on is not None:
                 rates = (_chosen_rate(run_folder(choosing_run(resolved), **place), identity, published),)
