@@ -155,18 +155,18 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
     return (CACHE if cache_dir is None else Path(cache_dir)) / "folders"
 
 
-def index_dataset(dataset: str, data_dir: Path, path: Path, *, cache: Path | None = None) -> bool:
+def index_dataset(dataset: str, data_dir: Path, path: Path, *, source: str = "auto", cache: Path | None = None) -> bool:
     """Read an image folder and write its index (``folder_index``) to ``path``; False where the data are no such folder.
 
-    What many files hold is kept in the folder ``cache``.
+    ``source`` says what a named data set is read from, and what many files hold is kept in the folder ``cache``.
 
     Raises:
-        UserError: the data are missing or damaged, or the index cannot be written.
+        UserError: the folder is missing or its images are damaged, or the index cannot be written.
     """
-    source = _read(dataset, data_dir, cache=cache)
-    if any(part.files is None for part in source.parts.values()):
+    if dataset in DATASETS and registry.kind_on_disk(dataset, data_dir, source) != "folder":
         return False
-    folder_index.write_index(path, _folder(dataset, data_dir), source)
+    raw = _read(dataset, data_dir, source=source, cache=cache)
+    folder_index.write_index(path, _folder(dataset, data_dir), raw)
     return True
 
 
