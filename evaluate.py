@@ -260,7 +260,7 @@ def label(model: "RestoredModel", config: Config) -> None:
     from common.evaluation.labelling import LABEL_FILES
     from common.runtime.files import write_atomically
 
-    images = load_unlabelled(*config.predict)
+    images = load_unlabelled(*config.predict, workers=config.workers)
     probabilities = metrics.softmax(model.logits(images, "predicting"))  # (N, C)
     text = LABEL_FILES[config.out.suffix](_names(images, config.predict), probabilities, model.classes, config.top)
     write_atomically(config.out, text.encode("utf-8", "surrogateescape"))
@@ -289,7 +289,7 @@ def embed(model: "RestoredModel", config: Config) -> None:
     from common.runtime.files import write_atomically
 
     if config.images is not None:
-        images = load_unlabelled(*config.images)
+        images = load_unlabelled(*config.images, workers=config.workers)
         columns = {"files": np.array(_names(images, config.images))}
         features = model.features(images, "embedding")
     else:

@@ -34,6 +34,8 @@ from common.runtime.parallel import import_ahead
 
 @dataclass(frozen=True)
 class Config:
+    """Which runs to draw, how, and where everything goes."""
+
     results_dir: Path = Path("results")
     """Where the runs are: RESULTS_DIR/DATASET/RUN/seedN/result.json."""
     figures_dir: Path = Path("figures")

@@ -10,8 +10,8 @@ from typing import Any
 from bench.measuring import ROOT, alternate, paired, run_script, single
 
 SCRIPTS = (
-    *("train_vit_lora.py", "train_cnn_head.py", "evaluate.py", "plot_results.py", "reproduce.py"),
-    "bench/compare.py",
+    *("train_vit_lora.py", "train_full.py", "train_cnn_head.py", "train_cnn_lora.py"),
+    *("evaluate.py", "plot_results.py", "reproduce.py", "bench/compare.py"),
 )
 STUDY = ("mnist", "fashion_mnist", "cifar10")
 

@@ -53,6 +53,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Pretrain each of the backbones that is not finished, and write its weights and their record."""
     from common.data import registry, splits
     from demo import pretraining
 

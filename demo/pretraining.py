@@ -20,7 +20,7 @@ from common.data.images import LabelledImages
 from common.data.transforms import Transform, normalise
 from common.models import backbones
 from common.runtime.device import autocast, resolve_device, resolve_precision
-from common.runtime.environment import describe_environment
+from common.runtime.environment import code_facts, describe_environment
 from common.runtime.files import sha256, sha256_of_file, write_atomically
 from common.runtime.progress import progress
 from common.runtime.seeding import numpy_generator, torch_seed
@@ -67,6 +67,7 @@ def train(
     Raises:
         UserError: a checkpoint beside ``path`` belongs to another recipe, or cannot be written.
     """
+    code_facts()  # for the record: the files may be others when it ends
     device = resolve_device("auto")
     torch.manual_seed(torch_seed(recipe.seed, "pretraining"))
     model = timm.create_model(name, num_classes=CLASSES).to(device, memory_format=torch.channels_last)

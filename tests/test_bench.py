@@ -140,6 +140,11 @@ def test_a_wrong_value_is_one_line_and_leaves_nothing(flags, said, tmp_path, cap
     assert not out.exists()
 
 
+def test_the_help_of_every_script_is_timed():
+    scripts = {path.name for path in measuring.ROOT.glob("*.py") if "__main__" in path.read_text()}
+    assert {*shell.SCRIPTS} == {*scripts, "bench/compare.py"}
+
+
 def test_help_loads_nothing_heavy_and_its_time_is_taken():
     (found,) = shell.start(repeats=1, scripts=["bench/compare.py"])["records"]
     assert 0 < found["sides"]["bench/compare.py --help"]["median"] < 30

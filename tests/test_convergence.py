@@ -52,6 +52,13 @@ def test_the_model_recommended_is_the_best_on_validation_and_the_test_images_hav
     assert f"python evaluate.py {tmp_path / 'cifar10' / LORA / 'seed'}" in lines[-1]
 
 
+@pytest.mark.parametrize(("kind", "words"), [("full", "94 MB of weights with"), ("head_mlp", "MB of weights beside")])
+def test_what_holds_the_backbone_has_no_weights_beside_it(kind, words, tmp_path):
+    fake_run(tmp_path, f"resnet50.tv2_in1k-{kind}", num_test=10, epochs=1)
+    lines = recommendation(compare(find_runs(tmp_path)[0], {})[0][0])
+    assert any(f"{words} the backbone's" in line for line in lines)
+
+
 def test_what_the_test_images_do_not_decide_is_said_with_the_cheapest(tmp_path):
     for name in (LORA, RESNET):
         fake_run(tmp_path, name, num_test=10, epochs=1)

@@ -20,6 +20,7 @@ from common.evaluation.comparison import compare
 from common.evaluation.corruption_scores import read_kinds, share_correct
 from common.runs.result import find_runs
 from common.training import robustness as scoring
+from common.training.features import FrozenForward
 
 
 def _evaluate(*argv: object) -> int:
@@ -99,8 +100,11 @@ def test_heads_on_one_backbone_read_each_corrupted_image_once(results, tmp_path,
     corrupted = []
     predict = scoring.predict
     monkeypatch.setattr(scoring, "predict", lambda *a, desc, **k: corrupted.append(desc) or predict(*a, desc=desc, **k))
+    sizes, forward = [], FrozenForward.__call__
+    monkeypatch.setattr(FrozenForward, "__call__", lambda self, x: sizes.append(len(x)) or forward(self, x))
     folders = [run.folder for run in runs if "lora" not in str(run.folder)]
     assert _evaluate(*folders, "--corrupt", "fog", "contrast", "--workers", "0") == 0
+    assert sizes == [20] * len(SEVERITIES)  # all images at a time, not one by one
     assert corrupted == [f"contrast {severity}" for severity in SEVERITIES]  # fog is there already
     assert capsys.readouterr().out.count("C-like, 3 of 15 kinds") == 3
 

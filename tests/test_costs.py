@@ -25,7 +25,8 @@ from common.evaluation.machines import machine_text, machines_note
 from common.evaluation.timings import TIMING_FILE, read_timing
 from common.evaluation.uncertainty import compute_uncertainty
 from common.figures import FIGURES, style
-from common.grid.scheduler import Job, run_all
+from common.grid import scheduler
+from common.grid.scheduler import Job
 from common.models import complexity
 from common.models.heads import new_head
 from common.report.tables import model_texts, terminal, with_statistics, write_summary
@@ -237,8 +238,9 @@ def test_the_rate_of_a_head_is_of_features_unless_its_images_are_augmented(tmp_p
 
 def test_a_grid_tells_its_runs_how_many_share_the_machine(tmp_path, monkeypatch):
     code = f"import os; print(os.environ[{RUNS_AT_ONCE!r}])"
-    jobs = [Job(name, ("python", "-c", code), tmp_path / name, tmp_path / f"{name}.log") for name in "abc"]
-    assert run_all(jobs, [None, None], lambda job: "done") == {}
+    monkeypatch.setattr(scheduler, "prepare_forks", lambda: False)  # the command is no script
+    jobs = [Job(name, ("python", "-c", code), tmp_path / name, tmp_path / f"{name}.log", None) for name in "abc"]
+    assert scheduler.run_all(jobs, [None, None], lambda job: "done") == {}
     assert [job.log.read_text() for job in jobs] == ["2\n"] * 3
     recorded = []
     for value in ("2", ""):

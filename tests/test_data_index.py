@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import train_cnn_head
-from common.data import folder_index, image_folder, scan
+from common.data import folder_index, image_folder, registry, scan
 from common.data.dataset import index_dataset, load_dataset
 from common.runtime.errors import UserError
 from common.runtime.files import temporary_path
@@ -77,9 +77,14 @@ def test_an_index_that_is_damaged_or_of_another_folder_is_refused(pets, tmp_path
         train_cnn_head.Config(data_index=tmp_path / "absent.npz")
 
 
-def test_data_that_are_no_image_folder_have_no_index(tmp_path):
+def test_data_that_are_no_image_folder_have_no_index_and_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "read", None)
     assert not index_dataset("digits", NOWHERE, tmp_path / "digits.npz")
-    assert not list(tmp_path.iterdir())
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "mnist" / "train" / "0").mkdir(parents=True)
+    (tmp_path / "0.png").rename(tmp_path / "mnist" / "train" / "0" / "0.png")
+    assert not index_dataset("mnist", tmp_path, tmp_path / "mnist.npz", source="torchvision")
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
 
 
 # What is kept of a folder between runs
@@ -267,14 +272,14 @@ def _die(files):
 def test_a_killed_process_is_said_in_one_line(pets, monkeypatch):
     monkeypatch.setattr(scan, "MANY_FILES", 0)
     monkeypatch.setattr(scan, "_scan_group", _die)
-    monkeypatch.setattr(image_folder, "cores", lambda: 2)
+    monkeypatch.setattr(scan, "cores", lambda: 2)
     with pytest.raises(UserError, match="a process that reads images was killed"):
         image_folder.read(pets, workers=2)
 
 
 def test_no_more_processes_than_cores_read(pets, monkeypatch):
     monkeypatch.setattr(scan, "MANY_FILES", 0)
-    monkeypatch.setattr(image_folder, "cores", lambda: 3)
+    monkeypatch.setattr(scan, "cores", lambda: 3)
     asked, share = [], scan.parallel_map
     monkeypatch.setattr(scan, "parallel_map", lambda *args: asked.append(args[2]) or share(*args))
     for workers in (64, 2, None):

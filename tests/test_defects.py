@@ -78,7 +78,7 @@ def test_dead_lora_changes_no_prediction_and_the_rest_starts_as_the_base():
     with torch.no_grad():
         before = backbones.pooled_features(backbone.module, images)
         model = SIXTEEN.build(backbone, 10, seed=0, precision="fp32", device=CPU)
-        assert torch.equal(backbones.pooled_features(model.vit, images), before)
+        assert torch.equal(backbones.pooled_features(model.module, images), before)
         logits = model(images)
         for name, parameter in model.named_parameters():
             if ".attn.proj.lora_B" in name:

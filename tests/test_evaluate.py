@@ -19,6 +19,7 @@ from common import cli
 from common.data.transforms import normalise, resize
 from common.runs.predictions import read_predictions
 from common.runs.result import Run, read_result
+from common.training import restore
 from common.training.restore import restore_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,6 +66,13 @@ def _test_images(run: Path) -> tuple[torch.Tensor, np.ndarray]:
 def test_a_run_is_reproduced_bitwise_from_its_folder(runs, kind, capsys):
     assert _evaluate(runs[kind]) == 0
     assert "identical, 0 of 359 predictions changed" in capsys.readouterr().out
+
+
+def test_the_switches_of_the_device_are_those_of_the_training(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(restore, "prepare_device", lambda device, **switches: asked.append((device.type, switches)))
+    assert _evaluate(runs["linear"]) == 0
+    assert asked == [("cpu", {"deterministic": False})]
 
 
 def test_a_fresh_process_reproduces_all_seeds_of_a_run(runs):
@@ -120,6 +128,19 @@ def test_unlabelled_images_get_a_class_and_probabilities_that_sum_to_one(runs, t
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
         assert max(shares, key=shares.__getitem__) == row["class"]
         assert float(row["probability"]) == max(shares.values())
+
+
+@pytest.mark.parametrize("flags", [("--out=x.csv", "--predict"), ("--embed=x.npz", "--images")])
+def test_damaged_images_are_all_named_before_anything_is_computed(runs, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _write_digits(tmp_path / "images", "ab")
+    (tmp_path / "images" / "a" / "0.png").write_bytes(b"")
+    (tmp_path / "images" / "b" / "2.png").write_bytes(b"no image")
+    monkeypatch.setattr(restore, "predict", None)
+    assert _evaluate(runs["linear"], *flags, "images") == 2
+    error = capsys.readouterr().err
+    assert "2 of 6 images are damaged: 'images/a/0.png' (it has 0 bytes); 'images/b/2.png' (its content is" in error
+    assert error.count("\n") == 1 and not Path("x.csv").exists() and not Path("x.npz").exists()
 
 
 def test_other_labelled_images_are_matched_by_class_name(runs, tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import train_cnn_head
 import train_vit_lora
+from common.grid import forked as forked_runs
 from common.grid import scheduler
 from common.grid.grid import job_for
 from common.runs.predictions import PREDICTIONS_FILE
@@ -44,6 +45,7 @@ def _configs(folder: Path, **changed) -> list:
 
 def test_they_give_the_bits_of_the_scripts_in_a_shell(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # later than the server's start: a run has the environment of its own
+    monkeypatch.setattr(forked_runs, "code_facts", lambda: {"git_commit": "that of the grid"})
     forked = [job_for(config) for config in _configs(tmp_path / "forked")]
     assert scheduler.run_all(forked, [None, None], lambda job: "done") == {}
     for job, config in zip(forked, _configs(tmp_path / "shell"), strict=True):
@@ -54,6 +56,8 @@ def test_they_give_the_bits_of_the_scripts_in_a_shell(tmp_path, monkeypatch):
         records = [json.loads((one.folder / RESULT_FILE).read_text()) for one in (job, alone)]
         for name, value in {"threads": 1, "slurm_job_id": "77"}.items():
             assert [record["environment"][name] for record in records] == [value, value]
+        commits = [record["environment"]["git_commit"] for record in records]
+        assert commits[0] == "that of the grid" != commits[1]
         assert "OPENBLAS_NUM_THREADS" not in os.environ
         assert records[0]["command"].replace("forked", "shell") == records[1]["command"]
         assert "test accuracy" in job.log.read_text()

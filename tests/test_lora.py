@@ -46,7 +46,7 @@ def trained(request) -> Trained:
     """A model of each choice of targets and what else is trained."""
     base, model = _base(), _model(**request.param)
     with torch.no_grad():
-        features = (backbones.pooled_features(vit, _images()) for vit in (base.module, model.vit))
+        features = (backbones.pooled_features(vit, _images()) for vit in (base.module, model.module))
         difference = torch.sub(*features).abs().max().item()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return Trained(request.param, model, start, difference, _two_steps(model))
@@ -117,7 +117,7 @@ def test_before_the_first_step_the_adapted_vit_is_the_base(trained):
 def test_what_is_declared_is_trained_and_all_else_is_bitwise_frozen(trained):
     state = trained.model.state_dict()
     changed = {name for name, tensor in state.items() if not torch.equal(tensor, trained.start[name])}
-    assert changed == trained.gradients.keys() == _declared(trained.model.vit, **trained.choice)
+    assert changed == trained.gradients.keys() == _declared(trained.model.module, **trained.choice)
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in trained.gradients.values())
 
 
@@ -157,7 +157,7 @@ def test_dropout_is_on_in_the_adapters_and_off_in_the_backbone():
     base = backbones.Backbone(**{**vars(base), "module": module.requires_grad_(False)})
     model = lora.attach(base, classes=5, rank=4, alpha=8.0, dropout=0.5, seed=0, precision="fp32").train()
     active = [name for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.training]
-    assert len(active) == 2 * len(model.vit.blocks)
+    assert len(active) == 2 * len(model.module.blocks)
     assert all("lora_dropout" in name for name in active)
     assert not any(m.training for m in model.modules() if type(m).__name__ == "DropPath")
 
@@ -174,7 +174,7 @@ def test_merged_it_is_a_plain_timm_model_that_equals_the_unmerged_one(trained):
 def test_plain_attention_gives_the_logits_and_the_gradients_of_the_fused_kernel(precision, tolerance):
     fused, plain = _model(), _model()
     fused.precision = plain.precision = precision
-    for ours, other in zip(plain.vit.blocks, fused.vit.blocks, strict=True):
+    for ours, other in zip(plain.module.blocks, fused.module.blocks, strict=True):
         ours.attn.fused_attn, other.attn.fused_attn = False, True
     with torch.no_grad():
         torch.testing.assert_close(plain(_images()), fused(_images()), rtol=0, atol=tolerance)
@@ -187,14 +187,14 @@ def test_on_the_cpu_attention_is_fused_in_float32_and_plain_in_bfloat16():
     for precision, expected in (("fp32", True), ("bf16", False)):
         base = backbones.load("test_vit.r160_in1k", weights="random", image_size=SIZE)
         model = lora.attach(base, classes=5, rank=4, alpha=8.0, dropout=0.1, seed=0, precision=precision)
-        assert {block.attn.fused_attn for block in model.vit.blocks} == {expected}
+        assert {block.attn.fused_attn for block in model.module.blocks} == {expected}
 
 
 def test_in_bfloat16_the_backbone_alone_is_rounded():
     exact, rounded = _model(), _model()
     rounded.precision = "bf16"
     seen = []
-    rounded.vit.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    rounded.module.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     with torch.no_grad():
         expected, logits = exact(_images()), rounded(_images())
     assert logits.dtype == torch.float32 and seen == [torch.float32]
@@ -331,7 +331,7 @@ def _hugging_face_twin(model: lora.LoraViT) -> tuple[nn.Module, dict[str, str]]:
     from peft import LoraConfig, get_peft_model
     from transformers import ViTConfig, ViTForImageClassification
 
-    vit = model.vit
+    vit = model.module
     width, patch = vit.embed_dim, vit.patch_embed.patch_size[0]
     twin = ViTForImageClassification(
         ViTConfig(
@@ -421,4 +421,4 @@ def test_transformers_and_peft_give_the_same_logits_and_gradients():
             scale = parameter.grad.abs().max()
             torch.testing.assert_close(own[trained[name]].grad / scale, parameter.grad / scale, rtol=1e-4, atol=1e-4)
             compared += 1
-    assert compared == 4 * len(model.vit.blocks) + 2
+    assert compared == 4 * len(model.module.blocks) + 2

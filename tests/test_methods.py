@@ -9,6 +9,7 @@ import torch
 from test_earlier_runs import EARLIER, RUNS
 
 from common.models import backbones
+from common.models.complexity import forward_flops
 from common.runs.methods import METHODS
 from common.runs.result import encode_record
 from common.runtime.errors import UserError
@@ -60,6 +61,14 @@ def test_what_is_saved_makes_the_same_model_again(name, tmp_path):
     assert torch.equal(_logits(name, other_backbone, other), expected)
     with torch.no_grad():
         torch.testing.assert_close(method.plain(backbone, model)(IMAGES), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tag", ["test_vit.r160_in1k", "test_resnet.r160_in1k"])
+def test_a_frozen_backbone_goes_where_its_head_goes(tag):
+    """Else the operations of the two together cannot be counted; PyTorch's device without data stands for a GPU."""
+    method, backbone = new_method("head_mlp", SETTINGS), backbones.load(tag, weights="random", image_size=32)
+    model = method.build(backbone, 5, seed=0, precision="fp32", device=torch.device("meta"))
+    assert forward_flops(method.plain(backbone, model), 32) > 0
 
 
 def test_the_settings_that_only_a_method_has_are_recorded(fork_server, tmp_path):

@@ -28,7 +28,7 @@ from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
 from common.evaluation.published_study import published_caption
 from common.evaluation.uncertainty import compute_uncertainty
-from common.figures import FIGURES, bars, differences, layout, style
+from common.figures import FIGURES, bars, differences, draw_one, layout, style
 from common.figures.few_shot import few_shot_curves
 from common.figures.palette import SHADES, STYLES, VERDICTS, run_styles, shade
 from common.figures.trade_offs import pareto_front
@@ -304,6 +304,14 @@ def test_any_class_names_and_numbers_are_drawn(tmp_path, classes):
     draw(tmp_path, tmp_path / "figures")
     write_summary(*tables(compare(tmp_path)[0]), tmp_path)
     assert len(list((tmp_path / "figures").iterdir())) == 2
+
+
+def test_a_process_that_only_draws_keeps_half_a_letter(tmp_path):
+    fake_run(tmp_path / "results", RESNET, dataset="own", classes=("no", "half \udc80"), num_test=6, epochs=1)
+    (compared,), _ = compare(tmp_path / "results")
+    given = tables([compared])
+    with pd.option_context("mode.string_storage", "auto"):  # as a new process has it
+        assert draw_one("per_class_f1", compared, *given, tmp_path)
 
 
 def test_a_long_data_set_name_leaves_room_in_the_title(tmp_path):

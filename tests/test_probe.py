@@ -17,8 +17,10 @@ from common.models.heads import Head
 from common.models.logistic_regression import Standardisation, solve
 from common.runs.predictions import read_predictions
 from common.runs.result import read_result
+from common.runtime.errors import UserError
 from common.training.loaders import FeatureLoader
 from common.training.methods import new_method, probe
+from common.training.run import open_run
 
 TINY = [*("--dataset=digits", "--backbone=test_resnet", "--weights=random", "--image-size=32", "--no-feature-cache")]
 
@@ -118,6 +120,15 @@ def test_settings_of_steps_are_refused(flags, tmp_path, capsys):
     name = flags[0].partition("=")[0]
     assert f"{name} has no effect on head_probe" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_it_names_no_setting_of_steps(tmp_path):
+    config = train_cnn_head.Config(
+        **{"dataset": "digits", "backbone": "test_resnet", "weights": "random", "image_size": 32, "head": "probe"},
+        results_dir=tmp_path,
+    )
+    with pytest.raises(UserError, match=r"out of memory .*: try a smaller `image_size`"), open_run(config):
+        raise MemoryError
 
 
 def test_a_head_is_chosen_for_a_frozen_vit_alone(tmp_path, capsys):

@@ -14,9 +14,10 @@ import train_vit_lora
 from common import cli
 from common.runs.folder import open_run_folder
 from common.runs.naming import NOT_IDENTITY, run_identity, run_name
-from common.runtime import files
+from common.runtime import environment, files
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
+from common.training.run import open_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VIT, RESNET = "vit_base_patch16_224.augreg_in1k", "resnet50.tv2_in1k"
@@ -73,6 +74,14 @@ OTHER = {
 }  # fmt: skip
 # Named by the folders around the run's, or not at all.
 NAMED_OTHERWISE = {"dataset", "backbone", "seed", "extend", "tuned_on"}
+
+
+def test_the_code_that_is_recorded_is_that_of_the_start(tmp_path, monkeypatch):
+    environment.code_facts.cache_clear()
+    settings = {"dataset": "digits", "weights": "random", "image_size": 32, "results_dir": tmp_path}
+    with open_run(train_cnn_head.Config(backbone="test_resnet", **settings)) as run:
+        monkeypatch.setattr(environment, "_git", lambda *_: "of a later commit")
+        assert environment.describe_environment(run.device, "fp32")["git_commit"] != "of a later commit"
 
 
 @pytest.mark.parametrize("script", [train_vit_lora, train_cnn_head])

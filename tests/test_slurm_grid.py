@@ -61,7 +61,8 @@ def _runs(profile: str, tmp_path: Path) -> list[PlannedRun]:
 
 
 def _command(tmp_path: Path, name: str, code: str) -> PlannedRun:
-    return PlannedRun(name, Job(name, ("python", "-c", code), tmp_path / name, tmp_path / "logs" / f"{name}.log"))
+    log = tmp_path / "logs" / f"{name}.log"
+    return PlannedRun(name, Job(name, ("python", "-c", code), tmp_path / name, log, None))
 
 
 def test_settings_are_submitits_and_values_are_numbers_or_texts():
@@ -281,7 +282,7 @@ def test_a_task_makes_its_batches_side_by_side_each_in_order_on_a_gpu_of_its_own
 TASK = """
 import sys
 from pathlib import Path
-from common.grid.scheduler import Job
+from common.grid import scheduler
 from common.grid.slurm_task import make_runs
 from common.grid.stages import PlannedRun
 child = '''
@@ -294,7 +295,8 @@ pathlib.Path(sys.argv[1], "started").touch()
 time.sleep(60)
 '''
 folder = Path(sys.argv[1])
-job = Job("job", ("python", "-c", child, str(folder)), folder / "run", folder / "log")
+scheduler.prepare_forks = lambda: False  # the command is no script
+job = scheduler.Job("job", ("python", "-c", child, str(folder)), folder / "run", folder / "log", None)
 make_runs([[PlannedRun("job", job)]])
 """
 

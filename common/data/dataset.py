@@ -13,6 +13,7 @@ import numpy as np
 from common.data import folder_index, image_folder, registry, splits
 from common.data.images import EXTENSIONS, LabelledImages
 from common.data.registry import DATASETS
+from common.data.scan import require_whole, scan_files
 from common.data.splits import RawSplits, limit, split
 from common.runtime.environment import CACHE
 from common.runtime.errors import UserError, suggestion
@@ -154,18 +155,18 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
     return (CACHE if cache_dir is None else Path(cache_dir)) / "folders"
 
 
-def index_dataset(dataset: str, data_dir: Path, path: Path, *, cache: Path | None = None) -> bool:
+def index_dataset(dataset: str, data_dir: Path, path: Path, *, source: str = "auto", cache: Path | None = None) -> bool:
     """Read an image folder and write its index (``folder_index``) to ``path``; False where the data are no such folder.
 
-    What many files hold is kept in the folder ``cache``.
+    ``source`` says what a named data set is read from, and what many files hold is kept in the folder ``cache``.
 
     Raises:
-        UserError: the data are missing or damaged, or the index cannot be written.
+        UserError: the folder is missing or its images are damaged, or the index cannot be written.
     """
-    source = _read(dataset, data_dir, cache=cache)
-    if any(part.files is None for part in source.parts.values()):
+    if dataset in DATASETS and registry.kind_on_disk(dataset, data_dir, source) != "folder":
         return False
-    folder_index.write_index(path, _folder(dataset, data_dir), source)
+    raw = _read(dataset, data_dir, source=source, cache=cache)
+    folder_index.write_index(path, _folder(dataset, data_dir), raw)
     return True
 
 
@@ -186,18 +187,21 @@ def load_labelled(
     return raw.parts["all"] if "all" in raw.parts else raw.parts["test"], raw.classes
 
 
-def load_unlabelled(*paths: Path | str) -> LabelledImages:
-    """Return the images that ``paths`` name, each once and with label -1; nothing is decoded yet.
+def load_unlabelled(*paths: Path | str, workers: int | None = None) -> LabelledImages:
+    """Return the images that ``paths`` name, each once and with label -1; ``workers`` processes look at all of them.
 
     A path is an image file, a folder (all images below it, at any depth, sorted by path), or a pattern of ``glob``.
 
     Raises:
-        UserError: a path names no image, or a folder that may not be read.
+        UserError: a path names no image, or a folder that may not be read; or images are damaged, all of them counted.
     """
     files = tuple(dict.fromkeys(file for path in paths for file in _images_at(str(path))))
     if not files:
         raise UserError("no image is named: give a folder, files, or a pattern")
-    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), files=files)
+    scan = scan_files(files, Path(), workers=workers, cache=None)
+    problems = {str(files[number]): problem for number, problem in scan.problems.items()}
+    require_whole(problems, len(files), what="images", remedy="Replace or remove them")
+    return LabelledImages(np.full(len(files), -1), np.arange(len(files)), pixels=scan.pixels, files=files)
 
 
 def _images_at(path: str) -> list[Path]:

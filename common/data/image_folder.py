@@ -9,9 +9,8 @@ import numpy as np
 
 from common.data import label_file
 from common.data.images import EXTENSIONS, LabelledImages
-from common.data.scan import scan_files
+from common.data.scan import require_whole, scan_files
 from common.data.splits import SPLIT_NAMES, RawSplits
-from common.runtime.environment import cores
 from common.runtime.errors import UserError
 
 NO_CLASSES = ("__MACOSX", "@eaDir", "@Recycle", "#recycle")  # what archives and network drives bring along
@@ -45,8 +44,7 @@ def read(
         for part, found in listed.items()
     }
     files = [file for part in pairs.values() for _, file in part]
-    processes = cores() if workers is None else min(workers, cores())
-    scan = scan_files(files, folder, processes=processes, cache=cache)
+    scan = scan_files(files, folder, workers=workers, cache=cache)
     skipped = _damaged(files, scan.problems, folder, skip_damaged)
     parts, first, held = {}, 0, 0
     for part, of_part in pairs.items():
@@ -172,15 +170,9 @@ def _common_classes(listed: dict[str, dict[str, list[Path]]], folder: Path) -> t
 def _damaged(files: Sequence[Path], problems: dict[int, str], folder: Path, skip: bool) -> tuple[str, ...]:
     """Return the damaged files, relative to ``folder``; raises UserError with all of them counted unless ``skip``."""
     problems = {_relative(files[number], folder): problem for number, problem in problems.items()}
-    if problems and not skip:
-        if len(problems) > 10:
-            print(*(f"damaged: {name!r} ({problem})" for name, problem in problems.items()), sep="\n", flush=True)
-        named = "; ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:10])
-        more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
-        raise UserError(
-            f"{len(problems):,} of {len(files):,} images in {str(folder)!r} are damaged: {named}{more}. "
-            "Replace or remove them (training can leave them out: `skip_damaged`)"
-        )
+    if not skip:
+        remedy = "Replace or remove them (training can leave them out: `skip_damaged`)"
+        require_whole(problems, len(files), what=f"images in {str(folder)!r}", remedy=remedy)
     return tuple(problems)
 
 

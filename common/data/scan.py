@@ -1,7 +1,7 @@
 """What image files hold: each read once, hashed and decoded, on all cores; what was found is kept for the next run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from PIL import __version__ as pillow_version
 
 from common.data import folder_index
 from common.data.images import decode_bytes
+from common.runtime.environment import cores
 from common.runtime.errors import UserError
 from common.runtime.files import digest, prune, remove_leftovers, sha256
 from common.runtime.locks import locked
@@ -39,12 +40,14 @@ class Scan:
     pixels: np.ndarray | None
 
 
-def scan_files(files: Sequence[Path], folder: Path, *, processes: int, cache: Path | None) -> Scan:
+def scan_files(files: Sequence[Path], folder: Path, *, workers: int | None, cache: Path | None) -> Scan:
     """Return what ``files``, all below ``folder``, hold, as far as it is not known from before.
 
-    Much work is shared out to ``processes``, and kept in the folder ``cache``: found again while every file has the
-    path, size, time of modification and inode that it had, and a sample of them the same bytes.
+    Much work is shared out to up to ``workers`` processes (None: all cores), and kept in the folder ``cache`` (None:
+    nothing is): found again while every file has the path, size, time of modification and inode that it had, and a
+    sample of them the same bytes.
     """
+    processes = cores() if workers is None else min(workers, cores())
     stats = [_stat(file) for file in files]
     is_much = len(files) > MANY_FILES or sum(size for size, _, _ in stats) > MANY_BYTES
     if not is_much or cache is None or not _is_writable(cache):
@@ -65,6 +68,21 @@ def scan_files(files: Sequence[Path], folder: Path, *, processes: int, cache: Pa
             _write(path, key, scan)
         prune(cache, CACHE_BYTES)
     return scan
+
+
+def require_whole(problems: Mapping[str, str], count: int, *, what: str, remedy: str) -> None:
+    """Refuse damaged files, given by their names, among ``count`` of ``what``; those beyond ten are all printed first.
+
+    Raises:
+        UserError: there is one; the message says what is wrong with each, and the ``remedy``.
+    """
+    if not problems:
+        return
+    if len(problems) > 10:
+        print(*(f"damaged: {name!r} ({problem})" for name, problem in problems.items()), sep="\n", flush=True)
+    named = "; ".join(f"{name!r} ({problem})" for name, problem in list(problems.items())[:10])
+    more = f"; and {len(problems) - 10:,} more, listed above" if len(problems) > 10 else ""
+    raise UserError(f"{len(problems):,} of {count:,} {what} are damaged: {named}{more}. {remedy}")
 
 
 def _stat(file: Path) -> tuple[int, int, int]:

@@ -16,10 +16,6 @@ from common.runs.record import RunResult
 from common.runs.result import Run
 from common.runs.schema import as_json
 
-# A folder's name may hold half a letter, which pyarrow's strings, pandas' own where it is installed, cannot store. For
-# all tables, since pandas asks again with each that follows from another, in the drawing processes too.
-pd.set_option("mode.string_storage", "python")
-
 RUN = ["dataset", "run", "seed", "label"]
 SCORES = [f"{split}_{metric}" for split in ("test", "val") for metric in METRICS]
 SIZES = ["total_params", "trainable_params", "trainable_percent", "forward_flops"]
@@ -78,8 +74,18 @@ def frames_of(comparisons: Sequence[Comparison], gains: Mapping[tuple[str, str],
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a table of ``rows``."""
+    """Return a table of ``rows``, whose texts are kept whole."""
+    keep_texts_whole()
     return pd.DataFrame(rows, columns=columns)
+
+
+def keep_texts_whole() -> None:
+    """Let pandas keep texts as Python does, in all tables of this process.
+
+    A folder's name may hold half a letter, which pyarrow's strings, pandas' own where it is installed, cannot store.
+    pandas asks again with each table that follows from another: processes that only draw need this as well.
+    """
+    pd.set_option("mode.string_storage", "python")
 
 
 def _run_row(run: Run, gains: Mapping[tuple[str, str], float]) -> dict:

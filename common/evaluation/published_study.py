@@ -1,12 +1,16 @@
 """The published study's numbers, as its notebooks store them, for the same data sets and architectures."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.evaluation.comparison import Comparison, Series
 
-RESULTS = json.loads(Path(__file__).with_name("published_study.json").read_text("utf-8"))["results"]
+
+@functools.cache
+def _records() -> list[dict]:
+    return json.loads(Path(__file__).with_name("published_study.json").read_text("utf-8"))["results"]
 
 
 def published_results(comparison: Comparison, series: Series) -> list[dict]:
@@ -19,7 +23,7 @@ def published_results(comparison: Comparison, series: Series) -> list[dict]:
     if not comparison.with_published or result.config.get("train_limit"):
         return []
     wanted = (comparison.dataset, result.backbone.partition(".")[0], result.method)
-    return [row for row in RESULTS if (row["dataset"], row["backbone"], row["method"]) == wanted]
+    return [row for row in _records() if (row["dataset"], row["backbone"], row["method"]) == wanted]
 
 
 def published_caption(comparisons: Sequence[Comparison]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from common.evaluation.comparison import Comparison, missing_predictions
-from common.evaluation.frames import Frames
+from common.evaluation.frames import Frames, keep_texts_whole
 from common.evaluation.robustness import corrupted
 from common.evaluation.uncertainty import Uncertainty
 from common.figures import (
@@ -144,6 +144,7 @@ def _stem(dataset: str, name: str) -> str:
 
 def _draw(drawing: tuple) -> list[Path]:
     """Draw and save one figure; return the files written."""
+    keep_texts_whole()
     _, stem, columns, draw, subject = drawing
     with style.context(columns):
         return style.save(draw(*subject), stem)

@@ -1,5 +1,6 @@
 """Training runs as forks of a process that has imported everything and computed nothing: a grid starts up once."""
 
+import json
 import os
 import runpy
 import sys
@@ -8,6 +9,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from common.runtime import signals
+from common.runtime.environment import CODE_OF_GRID, code_facts
 
 # What the training scripts import when they need it, and the figures, which follow the runs.
 IMPORTED = (
@@ -21,7 +23,8 @@ class ForkedRun:
     """A training script in a process of its own; with as much of ``subprocess.Popen`` as the scheduler needs."""
 
     def __init__(self, context: BaseContext, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        arguments = (list(command), os.path.abspath(log), os.getcwd(), dict(environment))
+        own = {**environment, CODE_OF_GRID: json.dumps(code_facts())}
+        arguments = (list(command), os.path.abspath(log), os.getcwd(), own)
         self._process = context.Process(target=_run_script, args=arguments)
         self._process.start()
 

@@ -12,6 +12,7 @@ from common.runtime.errors import UserError
 WEIGHTS_BYTES = {
     "vit_base_patch16_224.augreg_in1k": 346_000_000,
     "resnet50.tv2_in1k": 102_000_000,
+    "resnet50.tv_in1k": 102_000_000,
     "efficientnet_b0.ra_in1k": 21_400_000,
     "tf_efficientnet_lite0.in1k": 18_800_000,
 }

@@ -20,7 +20,7 @@ from common.runs.predictions import read_predictions
 from common.runs.record import RunResult
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime import locks
-from common.runtime.environment import RUNS_AT_ONCE
+from common.runtime.environment import RUNS_AT_ONCE, code_facts
 from common.runtime.errors import UserError
 from common.runtime.parallel import fork_context, import_ahead
 from common.runtime.progress import progress
@@ -33,15 +33,15 @@ STATES = ("finished", "running", "unfinished", "missing")
 class Job:
     """One run to be made: its name for people, the command that makes it, its folder, and a file for what it prints.
 
-    ``config`` is the training script's configuration behind the command, None for a command of another kind;
-    ``follows`` is the folder of the finished run whose learning rate it takes; ``read`` reads its finished result.
+    ``config`` is the training script's configuration behind the command; ``follows`` is the folder of the finished run
+    whose learning rate it takes; ``read`` reads its finished result.
     """
 
     name: str
     command: tuple[str, ...]
     folder: Path
     log: Path
-    config: Any = None
+    config: Any
     follows: Path | None = None
     read: Callable[[Path], RunResult] = read_result
 
@@ -106,7 +106,7 @@ def run_all(
     """
     waiting, free, failures = deque(jobs), list(devices), {}
     active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]] = {}
-    context = _context_of_forks() if any(job.config for job in jobs) else None
+    context = _context_of_forks() if jobs else None
     with progress(desc="runs", total=len(jobs), unit="run") as bar, _stopping(active):
         while waiting or active:
             while waiting and free:
@@ -134,6 +134,7 @@ def prepare_forks() -> bool:
     if visible_gpus():
         return False
     import_ahead(*IMPORTED)
+    code_facts()  # of what the server imports now: the files may be others when a run is forked from it
     return True
 
 
@@ -165,14 +166,14 @@ def _stopping(active: dict[Job, tuple[subprocess.Popen | ForkedRun, str | None]]
 
 
 def _start(job: Job, device: str | None, context: BaseContext | None, *, at_once: int) -> subprocess.Popen | ForkedRun:
-    """Start a job that writes its output to its log; a training script forks in ``context`` where there is one."""
+    """Start a job that writes its output to its log; it forks in ``context`` where there is one."""
     environment = os.environ | {RUNS_AT_ONCE: str(at_once)}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "wb") as log:
-            if context and job.config is not None:
+            if context:
                 return ForkedRun(context, job.command, job.log, environment)
             # In a session of its own: a Ctrl-C in the terminal reaches it once, through ``_stopping``.
             return subprocess.Popen(

@@ -237,17 +237,24 @@ def _obstacle(run: PlannedRun, state: State, absent: Mapping[str, str]) -> str |
 
 def _with_indices(grid: Grid, data_dir: Path, folder: Path, absent: Collection[str], cache: Path | None) -> Grid:
     """Return ``grid`` with an index of each of its image folders, written now: its tasks do not read them again."""
-    datasets = {
-        name: own if "data_index" in own or name in absent else {**own, **index_setting(name, data_dir, folder, cache)}
-        for name, own in grid.datasets.items()
-    }
-    return replace(grid, datasets=datasets)
+
+    def with_index(name: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "data_index" in own or name in absent:
+            return own
+        return {**own, **index_setting(name, data_dir, folder, cache, source=own.get("source", "auto"))}
+
+    return replace(grid, datasets={name: with_index(name, own) for name, own in grid.datasets.items()})
 
 
-def index_setting(dataset: str, data_dir: Path, folder: Path, cache: Path | None) -> dict[str, Path]:
-    """Write the index of an image folder into ``folder``, and return the setting that names it; {} of other data."""
+def index_setting(
+    dataset: str, data_dir: Path, folder: Path, cache: Path | None, *, source: str = "auto"
+) -> dict[str, Path]:
+    """Write the index of an image folder into ``folder``, and return the setting that names it; {} of other data.
+
+    ``source`` is what a named data set is read from (``data.registry.read``).
+    """
     path = folder / f"{result_name(dataset)}.index.npz"
-    return {"data_index": path} if index_dataset(dataset, data_dir, path, cache=cache) else {}
+    return {"data_index": path} if index_dataset(dataset, data_dir, path, source=source, cache=cache) else {}
 
 
 def _announce(ids: Sequence[str], submissions: Submissions) -> None:

@@ -59,11 +59,6 @@ class LoraModel(TimmClassifier):
 class LoraViT(LoraModel):
     """The same of a Vision Transformer, whose attention is split while it is adapted."""
 
-    @property
-    def vit(self) -> nn.Module:
-        """The timm model inside."""
-        return self.module
-
 
 def attach(
     backbone: Backbone,

@@ -32,7 +32,9 @@ def recommendation(comparison: Comparison) -> list[str]:
     longest = max(run.result.efficiency.total_train_seconds for run in best.runs)
     cost += [f"{duration(longest)} with the choice of its rate"] if longest > 1.5 * _seconds(best) else []
     cost += [f"{flops / 1e9:.2g} billion operations an image"] if flops else []
-    cost += [f"{run.result.efficiency.saved_bytes / 1e6:.2g} MB of weights beside the backbone's"]
+    whole = run.result.efficiency.backbone_bytes == 0
+    megabytes = run.result.efficiency.saved_bytes / 1e6
+    cost += [f"{megabytes:.2g} MB of weights {'with' if whole else 'beside'} the backbone's"]
     return [
         f"use {best.label}: the best on validation images, accuracy {validation_accuracy(best):.4f} ({runs}); "
         f"on test images {test_accuracy:.4f}",

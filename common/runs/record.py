@@ -184,6 +184,7 @@ class RestoreSettings:
     resize: Literal["squash", "crop"]
     precision: Literal["fp32", "bf16", "fp16"]
     compile: Literal["auto", "off"]
+    deterministic: bool
     batch_size: Annotated[int, Within(1, 1_000_000)]
     workers: Annotated[int, Within(0, 1024)] | None
     val_fraction: Fraction

@@ -1,7 +1,9 @@
 """The machine and the versions that a run is made with: its record, its cores, and where this repository lies."""
 
 import datetime
+import functools
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache"  # unless ``cache_dir`` is set
 RUNS_AT_ONCE = "BENCHMARK_RUNS_AT_ONCE"  # a grid tells its runs how many share the machine
+CODE_OF_GRID = "BENCHMARK_CODE_OF_GRID"  # and those that it forks which code they have, as JSON of ``code_facts``
 
 
 def describe_environment(device: "torch.device", precision: str) -> dict[str, Any]:
@@ -41,12 +44,27 @@ def describe_environment(device: "torch.device", precision: str) -> dict[str, An
         "precision": precision,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
         **{package: importlib.metadata.version(package) for package in packages},
-        "git_commit": git_commit(),
-        "code_sha256": _code_sha256(),
-        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        **code_facts(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hostname": socket.gethostname(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+@functools.cache
+def code_facts() -> dict[str, Any]:
+    """Return git_commit, code_sha256 and git_dirty as they were when this process first asked.
+
+    A run asks when it starts, since the files may be others when it ends. One that a grid forked has the code that the
+    grid imported, of which it is told.
+    """
+    if told := os.environ.get(CODE_OF_GRID):
+        return json.loads(told)
+    status = _git("status", "--porcelain")
+    return {
+        "git_commit": git_commit(),
+        "code_sha256": _code_sha256(),
+        "git_dirty": None if status is None else bool(status),
     }
 
 

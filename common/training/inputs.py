@@ -12,15 +12,15 @@ from common.training.loaders import AugmentedFeatureLoader, FeatureLoader, Image
 class Inputs:
     """Makes the loader of each split; what the features of a split cost stands in ``made`` afterwards.
 
-    ``folder`` keeps features (None: nothing does); ``seed`` is that of the augmentation, ``batch_size`` the
-    optimiser's. ``featured`` are the images of which the backbone makes features, once or anew in every epoch.
+    ``batch_size`` is the optimiser's; ``folder`` keeps features (None: nothing does); ``seed`` is that of the
+    augmentation. ``featured`` are the images of which the backbone makes features, once or anew in every epoch.
     """
 
     extractor: Extractor
     reads_features: bool
+    batch_size: int
     folder: Path | None = None
     seed: int = 0
-    batch_size: int = 1
     made: dict[str, Features] = field(default_factory=dict)
     featured: list[LabelledImages] = field(default_factory=list)
 

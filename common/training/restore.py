@@ -12,7 +12,7 @@ from common.models.backbones import Backbone, pooled_features
 from common.runs.methods import method_spec
 from common.runs.record import problem_with_restoring
 from common.runs.result import RESULT_FILE, Run
-from common.runtime.device import autocast
+from common.runtime.device import autocast, prepare_device
 from common.runtime.errors import UserError
 from common.runtime.files import sha256_of_file
 from common.training.features import Extractor
@@ -73,10 +73,11 @@ def restore_run(run: Run, *, weights: str | None, device: torch.device, workers:
     _check_files(run)
     backbone = _load_backbone(run, method, weights)
     config, precision = result.config, result.config["precision"]
+    prepare_device(device, deterministic=config["deterministic"])
     model = method.build(backbone, len(result.data.classes), seed=run.seed, precision=precision, device=device)
     method.load(model, run.folder)
     extractor = Extractor(backbone, config["resize"], device, precision, config["compile"], workers)
-    inputs = Inputs(extractor, method_spec(result.method).reads_features)
+    inputs = Inputs(extractor, method_spec(result.method).reads_features, config["batch_size"])
     return RestoredModel(run, method, backbone, model.eval(), inputs)
 
 

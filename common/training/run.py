@@ -21,7 +21,7 @@ from common.runs.methods import method_spec
 from common.runs.naming import choosing_run, published_settings, require_used_settings, run_folder, run_identity
 from common.runs.result import RESULT_FILE, read_result
 from common.runtime.device import memory_errors, prepare_device, resolve_device, resolve_precision
-from common.runtime.environment import CACHE
+from common.runtime.environment import CACHE, code_facts
 from common.runtime.errors import AlreadyFinished, UserError
 from common.training.checkpoint import Checkpoint
 from common.training.loop import OptimizerConfig
@@ -88,6 +88,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
         UserError: a name or a device that does not exist, a folder that belongs to another run, or several processes
             that were started for one run.
     """
+    code_facts()  # for the result: the files may be others when the run ends
     _require_one_process()
     require_used_settings(config)
     resolved = _resolve(config)
@@ -108,7 +109,7 @@ def open_run(config: TrainConfig) -> Iterator[RunContext]:
             accuracy = f"test accuracy {test.scores['accuracy']:.4f}" if test else "trained on all images"
             raise AlreadyFinished(f"already finished: {path} ({accuracy}); `overwrite` trains it again")
         print(f"run: {path}\n{resolved.backbone} on {device}, {precision}, images {size}x{size}", flush=True)
-        with memory_errors(config.batch_size):
+        with memory_errors(config.batch_size, fixed=not method_spec(config.method).has_steps):
             rates = config.lr
             if config.tuned_on is not None:
                 rates = (_chosen_rate(run_folder(choosing_run(resolved), **place), identity, published),)

@@ -69,7 +69,7 @@ def build_task(run: RunContext, backbone: Backbone, dataset: DatasetSplits) -> T
         backbone, config.resize, device, run.precision, config.compile, config.workers, dataset.fingerprint
     )
     spec = method_spec(config.method)
-    inputs = Inputs(extractor, spec.reads_features, run.feature_folder, config.seed, config.batch_size)
+    inputs = Inputs(extractor, spec.reads_features, config.batch_size, run.feature_folder, config.seed)
     method = new_method(config.method, run.settings)
     backbone_bytes = weight_bytes(backbone.module)
     model = method.build(backbone, len(dataset.classes), seed=config.seed, precision=run.precision, device=device)

@@ -49,6 +49,7 @@ class FrozenHead(Method):
 
     def build(self, backbone: Backbone, classes: int, *, seed: int, precision: str, device: torch.device) -> Head:
         head = new_head(backbone.module, backbone.width, classes, kind=self.kind, dropout=self.dropout, seed=seed)
+        backbone.module.to(device)
         return head.to(device).eval()
 
     def files(self, model: nn.Module) -> dict[str, bytes]:
