@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.evaluation.comparison import Comparison
 from common.evaluation.formatting import interval, p_text, signed
-from common.evaluation.frames import frames_of
+from common.evaluation.frames import frames_of, table
 from common.evaluation.paired import correct_by_seed, paired_difference
 from common.evaluation.significance import BETTER, UNDECIDED, Estimate, holm, simultaneous_levels, verdict
 from common.evaluation.uncertainty import compute_uncertainty
@@ -48,7 +48,7 @@ def curve_differences(comparison: Comparison) -> pd.DataFrame:
     """
     curves = few_shot_curves(comparison)
     if len(curves) < 2:
-        return pd.DataFrame(columns=COLUMNS)
+        return table([], COLUMNS)
     (first, ours), *others = curves.items()
     correct = {series.name: correct_by_seed(series) for curve in (ours, *dict(others).values()) for series in curve}
     pairs = [(label, a, b) for label, theirs in others for a in ours for b in theirs if a.num_train == b.num_train]
@@ -65,7 +65,7 @@ def curve_differences(comparison: Comparison) -> pd.DataFrame:
         about |= {"run": a.name, "run_of_other": b.name, "draws": draws, "num_test": a.runs[0].result.data.num_test}
         numbers = {"difference": estimate.value, "low": ends.low, "high": ends.high, "holm_p": p}
         rows.append(about | numbers | {"verdict": _verdict(estimate, p, draws)})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return table(rows, COLUMNS)
 
 
 def _verdict(estimate: Estimate, holm_p: float, draws: int) -> str:
