@@ -23,10 +23,10 @@ from demo import keep_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
-PROFILES = ("demo",)
+PROFILES = ("demo", "mini")
 COPIES = {"cifar10": "cifar10_jpeg"}  # how a data set is called that was a folder of images
-DOCUMENTS = {}  # the profile whose rows are under "Results" in docs
-IN_README = "demo"  # the profile whose table and answer README.md has
+DOCUMENTS = {"factorial": "mini"}  # the profile whose rows are under "Results" in docs
+IN_README = "mini"  # the profile whose table and answer README.md has
 
 
 @pytest.mark.parametrize("profile", PROFILES)
