@@ -132,8 +132,8 @@ def _rows_of(comparison: Comparison, defective_runs: Sequence[Run]) -> Iterator[
         for series in comparison.series:
             first = series.runs[0].result
             seeds = {run.seed for run in series.runs}
-            runs = [run for run in own if run.result.config["defect"] == name and _is_of(run.result, first)]
-            runs = [run for run in runs if run.seed in seeds]
+            alike = (run for run in own if run.seed in seeds and _is_of(run.result, first))
+            runs = [run for run in alike if run.result.config["defect"] == name]
             if runs:
                 yield _about(comparison, series, name, defect) | _effect(series, runs, name)
 

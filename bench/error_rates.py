@@ -22,7 +22,7 @@ from common.evaluation.power import POWER
 from common.evaluation.significance import ALPHA, holm
 from common.evaluation.spread import freedom
 
-DRAWS, DRAWS_BEFORE, RESAMPLES = 40_000, 4_000, 1_000
+DRAWS, BOOTSTRAP_DRAWS, RESAMPLES = 40_000, 4_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _estimates(methods: Sequence[Drawn], image_spread: float) -> tuple[np.ndarra
     return value, np.sqrt(image_spread**2 + sum(variances)), degrees
 
 
-def reach_before(methods: Sequence[Drawn], image_spread: float, rng: np.random.Generator) -> np.ndarray:
+def bootstrap_reach(methods: Sequence[Drawn], image_spread: float, rng: np.random.Generator) -> np.ndarray:
     """Return how far the intervals of a percentile bootstrap reach below and above the value, (2, D).
 
     Percentiles of draws of images and of K - 1 of K seeds, stretched by Student's t over the normal quantile.
@@ -128,27 +128,27 @@ def reach_before(methods: Sequence[Drawn], image_spread: float, rng: np.random.G
     return reach
 
 
-def _excludes_zero_before(methods: Sequence[Drawn], image_spread: float, rng: np.random.Generator) -> np.ndarray:
+def _bootstrap_excludes_zero(methods: Sequence[Drawn], image_spread: float, rng: np.random.Generator) -> np.ndarray:
     value = methods[0].mean - (methods[1].mean if len(methods) == 2 else 0)
-    below, above = reach_before(methods, image_spread, rng)
+    below, above = bootstrap_reach(methods, image_spread, rng)
     return (value - below > 0) | (value + above < 0)
 
 
 def _pair_rows(rng: np.random.Generator) -> Iterator[list[str]]:
     yield ["seeds", "sd over seeds", "sd over images", "percentile bootstrap", "here"]
     for scenario in PAIRS:
-        before = _excludes_zero_before(draw(scenario, DRAWS_BEFORE, rng), scenario.image_spread, rng)
-        now = p_values(draw(scenario, DRAWS, rng), scenario.image_spread) < ALPHA
-        yield [*_names(scenario), _percent(before), _percent(now)]
+        bootstrap = _bootstrap_excludes_zero(draw(scenario, BOOTSTRAP_DRAWS, rng), scenario.image_spread, rng)
+        here = p_values(draw(scenario, DRAWS, rng), scenario.image_spread) < ALPHA
+        yield [*_names(scenario), _percent(bootstrap), _percent(here)]
 
 
 def _data_set_rows(rng: np.random.Generator) -> Iterator[list[str]]:
     yield ["seeds", "sd over seeds", "sd over images", "contrasts", "percentile bootstrap", "here, after Holm"]
     for scenario in DATA_SETS:
-        pairs = list(combinations(draw(scenario, DRAWS_BEFORE, rng), 2))
-        before = np.any([_excludes_zero_before(pair, scenario.image_spread, rng) for pair in pairs], axis=0)
-        now = holm_rejects(scenario, draw(scenario, DRAWS, rng))
-        yield [*_names(scenario), str(len(pairs)), _percent(before), _percent(now)]
+        pairs = list(combinations(draw(scenario, BOOTSTRAP_DRAWS, rng), 2))
+        bootstrap = np.any([_bootstrap_excludes_zero(pair, scenario.image_spread, rng) for pair in pairs], axis=0)
+        here = holm_rejects(scenario, draw(scenario, DRAWS, rng))
+        yield [*_names(scenario), str(len(pairs)), _percent(bootstrap), _percent(here)]
 
 
 def _coverage_rows(rng: np.random.Generator) -> Iterator[list[str]]:
@@ -157,21 +157,21 @@ def _coverage_rows(rng: np.random.Generator) -> Iterator[list[str]]:
         for image_spread in (0.0025, 0.009):
             scenario = Scenario((count,), (0.009,), image_spread)
             alone = replace(scenario, image_spread=image_spread * 2**0.5)  # of a method, not of a difference
-            means = [draw(alone, draws, rng) for draws in (DRAWS_BEFORE, DRAWS)]
-            before = ~_excludes_zero_before(means[0], image_spread, rng)
-            now = p_values(means[1], image_spread) >= ALPHA
-            yield [*_names(scenario), _percent(before), _percent(now)]
+            means = [draw(alone, draws, rng) for draws in (BOOTSTRAP_DRAWS, DRAWS)]
+            bootstrap = ~_bootstrap_excludes_zero(means[0], image_spread, rng)
+            here = p_values(means[1], image_spread) >= ALPHA
+            yield [*_names(scenario), _percent(bootstrap), _percent(here)]
 
 
 def _power_rows(rng: np.random.Generator) -> Iterator[list[str]]:
     yield ["seeds", "percentile bootstrap", "here, one contrast", "one of 3", "one of 6"]
     for count in (2, 3, 5, 10):
         scenario = Scenario((count, count), (0.009, 0.002), 0.0025)
-        methods = draw(scenario, DRAWS_BEFORE, rng)
-        below = reach_before(methods, scenario.image_spread, rng)[0]
-        before = np.quantile(below - (methods[0].mean - methods[1].mean), POWER)
-        now = [detectable(scenario, rng, contrasts=contrasts) for contrasts in (1, 3, 6)]
-        yield [str(count), *(f"{100 * points:.1f}" for points in (before, *now))]
+        methods = draw(scenario, BOOTSTRAP_DRAWS, rng)
+        below = bootstrap_reach(methods, scenario.image_spread, rng)[0]
+        bootstrap = np.quantile(below - (methods[0].mean - methods[1].mean), POWER)
+        here = [detectable(scenario, rng, contrasts=contrasts) for contrasts in (1, 3, 6)]
+        yield [str(count), *(f"{100 * points:.1f}" for points in (bootstrap, *here))]
 
 
 def _names(scenario: Scenario) -> list[str]:
