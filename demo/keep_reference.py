@@ -69,12 +69,15 @@ def main(config: Config) -> None:
 def _replace(target: Path, folder: Path, files: list[Path]) -> None:
     """Replace the folder ``target`` by copies of the ``files`` below ``folder``, once all of them are made."""
     new = temporary_path(target, "new")
-    for path in files:
-        copy = new / path.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    shutil.rmtree(target, ignore_errors=True)
-    new.rename(target)
+    try:
+        for path in files:
+            copy = new / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _runs(results: Path) -> list[Run]:

@@ -120,7 +120,7 @@ def _cells(seeds: int, num_test: int = 600):
     ):
         is_probe = kind == "probe"
         cells[backbone, kind] = SimpleNamespace(
-            folds=1, is_deterministic=is_probe, method={"probe": "head_probe"}.get(kind, kind)
+            folds=1, has_draws=False, is_deterministic=is_probe, method={"probe": "head_probe"}.get(kind, kind)
         )
         runs = range(1 if is_probe else seeds)
         correct[backbone, kind] = [easiness + 0.8 * rng.normal(size=num_test) > -level + 0.05 * run for run in runs]
@@ -186,6 +186,21 @@ def test_folds_are_compared_fold_by_fold_on_those_that_all_cells_have(tmp_path):
     assert row["accuracy"] == pytest.approx(gains.mean())
     assert row["accuracy_p_adjusted"] == pytest.approx(2 * stats.t(2).sf(gains.mean() / error))
     assert row["accuracy_high"] == pytest.approx(gains.mean() + stats.t(2).ppf(0.975) * error)
+
+
+def test_what_a_draw_of_training_images_brings_to_all_cells_alike_is_no_spread_of_their_effects(tmp_path):
+    right = {PROBE: (30, 32, 31), LORA: (36, 37, 38), CNN_PROBE: (33, 35, 31), CNN_LORA: (34, 37, 33)}
+    for name, counts in right.items():
+        for draw, count in enumerate(counts):
+            run = fake_run(tmp_path, name, seed=draw, num_test=40, right=np.arange(40) < count)
+            write_result(run.folder, replace(run.result, config=run.result.config | {"split_seed": draw}))
+    comparison = _compare(tmp_path)
+    cells = crossed(comparison)
+    correct = {cell: [_right(run) for run in series.runs] for cell, series in cells.items()}
+    spread = effect_spread(list(effects(cells))[-1], cells, correct, "accuracy")
+    gains = np.array([(36 - 30) - (34 - 33), (37 - 32) - (37 - 35), (38 - 31) - (33 - 31)]) / 40
+    assert spread.value == pytest.approx(gains.mean())
+    np.testing.assert_allclose(spread.seeds, [gains])
 
 
 # What is crossed

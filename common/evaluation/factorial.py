@@ -136,25 +136,30 @@ def effect_spread(
     Args:
         correct: of each cell and run (N,) bool; but for folds all have the same images.
     """
-    values, slopes = {}, {}
+    values, slopes = {}, {}  # (K,) each
     for cell in effect.terms:
-        values[cell], slopes[cell] = zip(*(_on_scale(right, scale) for right in correct[cell]), strict=True)
+        values[cell], slopes[cell] = np.array([_on_scale(right, scale) for right in correct[cell]]).T
     first = next(iter(effect.terms))
     if cells[first].folds > 1 and len(values[first]) > 1:
-        of_folds = sum(sign * np.array(values[cell]) for cell, sign in effect.terms.items())
-        return fold_spread(of_folds, cells[first].runs)
+        return fold_spread(_sum(effect, values), cells[first].runs)
     num_images = len(correct[first][0])
-    of_images = sum(
-        sign * np.mean([slope * right for slope, right in zip(slopes[cell], correct[cell], strict=True)], axis=0)
-        for cell, sign in effect.terms.items()
-    )  # (N,)
+    of_images = {cell: np.mean(its[:, None] * np.stack(correct[cell]), axis=0) for cell, its in slopes.items()}  # (N,)
+    error = _sum(effect, of_images).std() / math.sqrt(num_images)
     least = least_image_error(num_images) * np.mean([np.mean(its) for its in slopes.values()])
+    seeds = [its for cell, its in values.items() if not cells[cell].is_deterministic]
+    if all(cell.has_draws for cell in cells.values()):  # ``matched``: an easy draw is so to each of them
+        seeds = [_sum(effect, values)]
     return Spread(
-        float(sum(sign * np.mean(values[cell]) for cell, sign in effect.terms.items())),
-        max(float(of_images.std()) / math.sqrt(num_images), float(least)),
+        float(_sum(effect, {cell: its.mean() for cell, its in values.items()})),
+        max(float(error), float(least)),
         num_images,
-        [np.array(values[cell]) for cell in effect.terms if not cells[cell].is_deterministic],
+        seeds,
     )
+
+
+def _sum(effect: Effect, cells: Mapping[Cell, np.ndarray]) -> np.ndarray:
+    """Return the sum of what each cell has, with the cell's sign in ``effect``."""
+    return sum(sign * cells[cell] for cell, sign in effect.terms.items())
 
 
 def _on_scale(right: np.ndarray, scale: str) -> tuple[float, float]:
