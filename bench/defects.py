@@ -107,10 +107,10 @@ def write_defects(comparisons: Sequence[Comparison], results_dir: Path, figures_
         f"images and {seeds}, each for itself; hollow where it holds 0. "
         f"{halves * ('validation-on-test' in set(rows['defect']))}These runs are wrong on purpose."
     )
+    drawn, changes = rows.dropna(subset="difference"), [defect.title for defect in (*DEFECTS.values(), ALL)]
     with style.context():
-        figures = style.save(
-            defects(rows.dropna(subset="difference"), title=TITLE, caption=caption), figures_dir / "defects"
-        )
+        figure = defects(drawn, changes=changes, title=TITLE, caption=caption)
+        figures = style.save(figure, figures_dir / "defects")
     files = [*figures, *write_table(results_dir / "defects", rows, texts)]
     return [*map(str, files), *map(_sentence, rows.to_dict("records"))]
 
@@ -143,9 +143,10 @@ def _is_of(result: RunResult, sound: RunResult) -> bool:
 
 
 def _about(comparison: Comparison, series: Series, name: str, defect: Defect) -> dict:
-    arm = arm_of(series.method, series.runs[0].result.backbone)
+    backbone = series.runs[0].result.backbone
+    sign = defect.sign(arm_of(series.method, backbone), backbone)
     about = _of_data(comparison) | {"defect": name, "title": defect.title}
-    return about | {"model": series.label, "family": series.family, "predicted": defect.predicted[arm]}
+    return about | {"model": series.label, "family": series.family, "predicted": sign}
 
 
 def _of_data(comparison: Comparison) -> dict:

@@ -1,6 +1,7 @@
 """Keep the results of finished profiles as the reference results of this repository.
 
     python reproduce.py demo && python reproduce.py mini && python demo/keep_reference.py demo mini
+    python reproduce.py defects && python demo/keep_reference.py defects --figures defects
 
 Replaces results/reference/PROFILE and figures/reference/PROFILE by what is committed of them: figures (PNG), tables,
 and of every run ``result.json`` and ``intervals.json``; of runs on at most 1,000 test images also ``predictions.npz``
@@ -43,6 +44,8 @@ class Config:
     """Where reproduce.py left RESULTS_DIR/PROFILE/."""
     figures_dir: Path = Path("figures")
     """Where it left FIGURES_DIR/PROFILE/."""
+    figures: str = "*"
+    """Keep the figures whose name, without suffix, matches this pattern (*, ?, [abc])."""
 
     def __post_init__(self) -> None:
         require(bool(self.profiles), "profiles", self.profiles, "at least one")
@@ -56,9 +59,10 @@ def main(config: Config) -> None:
     """Replace the reference results of each profile by its runs and figures; refuses what ``_runs`` does."""
     for profile in config.profiles:
         results, figures = config.results_dir / profile, config.figures_dir / profile
-        runs, pictures = _runs(results), sorted(figures.glob("*.png"))
+        runs, pictures = _runs(results), sorted(figures.glob(f"{config.figures}.png"))
         if not pictures:
-            raise UserError(f"no figure in {str(figures)!r}: draw them, with: python reproduce.py {profile}")
+            wanted = f"no figure {config.figures + '.png'!r} in {str(figures)!r}"
+            raise UserError(f"{wanted}: draw them, with: python reproduce.py {profile}")
         files = [*_files_of_results(results, runs), *pictures]
         for folder, kept in ((results, ROOT / "results"), (figures, ROOT / "figures")):
             _replace(kept / "reference" / profile, folder, [path for path in files if path.is_relative_to(folder)])

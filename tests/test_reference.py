@@ -11,7 +11,9 @@ import pytest
 from fake_results import fake_run
 
 import plot_results
+import profiles
 import reproduce
+from bench.defects import find_defective
 from common.data.registry import DATASETS
 from common.evaluation.comparison import compare, missing_predictions
 from common.evaluation.formatting import mean_sd
@@ -23,18 +25,20 @@ from demo import keep_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
-PROFILES = ("demo", "mini")
+REDRAWN = ("demo", "mini")  # of the defects' table some rows need predictions that are not kept
 COPIES = {"cifar10": "cifar10_jpeg"}  # how a data set is called that was a folder of images
-DOCUMENTS = {"factorial": "mini"}  # the profile whose rows are under "Results" in docs
+DOCUMENTS = {"factorial": "mini", "defects": "defects"}  # whose rows they show
+TABLES_OF_DIFFERENCES = ("effects", "verdicts", "curve", "defects")
 IN_README = "mini"  # the profile whose table and answer README.md has
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [*REDRAWN, "defects"])
 def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_commit(profile):
     runs, problems = find_runs(RESULTS / profile)
+    lite0 = [profiles.DEFECTS_LITE0] * (profile == "defects")
     expected = [
         (COPIES.get(dataset, dataset), arm.backbone, arm.method, seed)
-        for grid in reproduce._grids(reproduce.Config(profile))
+        for grid in [*reproduce._grids(reproduce.Config(profile)), *lite0]
         for dataset in grid.datasets
         for arm in grid.arms
         for seed in (grid.seeds if depends_on_seed(grid, arm.method) else [grid.first_seed])
@@ -52,7 +56,7 @@ def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_comm
             assert DATASETS[run.dataset].fingerprint in (None, run.result.data.fingerprint)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", REDRAWN)
 def test_their_figures_and_tables_are_drawn_again_with_the_same_numbers(profile, tmp_path):
     shutil.copytree(RESULTS / profile, tmp_path / "results" / profile)
     reproduce._draw(
@@ -64,6 +68,22 @@ def test_their_figures_and_tables_are_drawn_again_with_the_same_numbers(profile,
     assert drawn == {path.name for path in (FIGURES / profile).iterdir()} - without_logits
     for table in RESULTS.joinpath(profile).glob("*.*"):
         assert (tmp_path / "results" / profile / table.name).read_text() == table.read_text(), table.name
+
+
+def test_each_difference_of_the_defects_is_that_of_the_accuracies_of_their_runs():
+    folder = RESULTS / "defects"
+    rows = pd.read_csv(folder / "defects.csv").query("defect not in ('one-seed', 'validation-on-test')")
+    series = [its for comparison in compare(find_runs(folder)[0], {})[0] for its in comparison.series]
+    sound = {(run.dataset, its.label, run.seed): run for its in series for run in its.runs}
+    labels = {(run.dataset, run.result.backbone, run.result.method): label for (_, label, _), run in sound.items()}
+    found = {}
+    for run in find_defective(folder):
+        label = labels[run.dataset, run.result.backbone, run.result.method]
+        other = sound[run.dataset, label, run.seed]
+        difference = run.test.scores["accuracy"] - other.test.scores["accuracy"]
+        found.setdefault((run.dataset, run.result.config["defect"], label), []).append(difference)
+    means = {key: np.mean(differences) for key, differences in found.items() if key[1] != "validation-on-test"}
+    assert means == pytest.approx(rows.set_index(["dataset", "defect", "model"])["difference"].to_dict())
 
 
 def accuracy_rows(profile: str) -> list[str]:
@@ -84,11 +104,12 @@ def test_the_readmes_table_has_the_accuracy_of_each_model_on_each_data_set():
     assert not [row for row in accuracy_rows(IN_README) if row not in readme]
 
 
-def test_each_difference_in_the_readmes_answer_is_in_the_tables():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    answer = readme[: readme.index("\n## ")]
-    said = re.findall(r"[+-]\d+\.\d", answer)
-    tables = [pd.read_csv(path) for path in (RESULTS / IN_README).glob("[ev]*s.csv")]  # effects, verdicts
+@pytest.mark.parametrize(("part", "profiles_said"), [(0, [IN_README]), (2, [*REDRAWN, "defects"])])
+def test_each_difference_in_the_readme_is_in_the_tables(part, profiles_said):
+    """In the answer before the first heading those of the miniature alone, below it those of any profile."""
+    said = re.findall(r"[+-]\d+\.\d", (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("\n## ")[part])
+    paths = [RESULTS / name / f"{stem}.csv" for name in profiles_said for stem in TABLES_OF_DIFFERENCES]
+    tables = [pd.read_csv(path) for path in paths if path.exists()]
     columns = {"difference", "low", "high", "accuracy", "accuracy_low", "accuracy_high"}
     numbers = np.concatenate([table[[*columns & {*table}]].to_numpy().ravel() for table in tables])
     known = {f"{sign * 100 * number:+.1f}" for number in numbers for sign in (1, -1)}

@@ -1,5 +1,7 @@
 """What a change adds to several models' accuracy on several data sets, with intervals."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,15 +13,18 @@ from common.figures.palette import STYLES
 from common.figures.style import printable, wrapped
 
 
-def defects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
+def defects(rows: pd.DataFrame, *, changes: Sequence[str], title: str, caption: str) -> Figure:
     """Draw ``difference`` with its ends ``low`` and ``high`` in points, a panel a data set, a row a change.
 
     Args:
         rows: a row a change (``title``), data set (``panel``) and ``model``, whose ``family`` gives colour and mark, a
             hollow one where the interval holds 0.
+        changes: the order of the changes; those that ``rows`` lack are left out.
     """
-    changes, panels = list(rows["title"].unique()), list(rows["panel"].unique())
-    families = rows.groupby("family", sort=False)["model"].agg(lambda models: " / ".join(models.unique()))
+    changes = [change for change in changes if change in set(rows["title"])]
+    panels = list(rows["panel"].unique())
+    models = rows.groupby("family")["model"].agg(lambda models: " / ".join(models.unique()))
+    families = {family: models[family] for family in STYLES if family in models}
     look = {"linestyle": "", "markersize": 5}
     legend = {
         printable(model, 90): Line2D([], [], color=STYLES[family].color, marker=STYLES[family].marker, **look)
@@ -29,13 +34,12 @@ def defects(rows: pd.DataFrame, *, title: str, caption: str) -> Figure:
         panels,
         heights=(0.15 + 0.38 * len(changes),),
         wrap=False,
-        sharex=False,
         title=title,
         caption=caption,
         legend=legend,
     )
     for panel, ax in zip(panels, axes[:, 0], strict=True):
-        _panel(ax, rows[rows["panel"] == panel], changes, list(families.index))
+        _panel(ax, rows[rows["panel"] == panel], changes, list(families))
     label_outside(axes[:, 0], "Difference (points)", "")
     axes[0, 0].set_yticks(range(len(changes)), [wrapped(change, 22) for change in changes])
     axes[0, 0].set_ylim(len(changes) - 0.5, -0.5)
