@@ -280,6 +280,15 @@ def test_other_numbers_of_training_images_are_labelled(tmp_path):
     assert any("different numbers" in line for line in lines)
 
 
+def test_a_number_of_training_images_is_said_once(tmp_path):
+    for limit in (500, 1_000):
+        folder = f"{RESNET}-n{limit}-wd0.1" if limit == 500 else f"{RESNET}-n{limit}"
+        fake_run(tmp_path, RESNET, num_test=20, num_train=limit, folder_name=folder)
+    (compared,), _ = compare(tmp_path)
+    labels = [series.label for series in compared.series]
+    assert sorted(labels) == ["ResNet50 (published head) (n=1,000)", "ResNet50 (published head) [wd0.1] (n=500)"]
+
+
 def test_an_unfinished_run_is_named(tmp_path):
     run = fake_run(tmp_path, num_test=20)
     for seed in (0, 1):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.data.registry import DATASETS
 from common.evaluation.kept_statistics import hash_of_test_images
@@ -135,10 +135,14 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     series.sort(key=lambda each: (FAMILIES.index(each.family), natural_order(each.name)))
     if len({each.num_train for each in series}) > 1:
         notes.append("the models were trained on different numbers of images (n)")
-        series = [replace(each, label=f"{each.label} (n={each.num_train:,})") for each in series]
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
-    notes += [note for each in series if (note := _unlike_seeds(each))]
+    unlike = defaultdict(list)
+    for each in series:
+        unlike[each.repeat, _unlike_seeds(each)].append(each.label)
+    for (repeat, differences), its in unlike.items():
+        models = "each model" if len(its) == len(series) > 1 else ", ".join(its)
+        notes += [f"the {repeat}s of {models} differ in {differences}"] if differences else []
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 
@@ -149,7 +153,7 @@ def _unlike_seeds(series: Series) -> str:
     names = COMPUTED_WITH | {code: "code"}
     different = [name for key, name in names.items() if len({str(each.get(key)) for each in environments}) > 1]
     different += ["their training images, which each drew itself"] * series.has_draws
-    return f"the {series.repeat}s of {series.label} differ in {', '.join(different)}" if different else ""
+    return ", ".join(different)
 
 
 def _one_a_fold(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -16,16 +16,21 @@ def run_labels(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, str]
     """Return the label of each model of one data set by its name: the user's, or a friendly one and what sets it apart.
 
     The name is that of its runs, without a fold. ``labels`` is the user's choice, by ``<run>`` or ``<dataset>/<run>``.
+    Where models were trained on different numbers of images, each label ends in its own.
     """
-    models = {run.model_name: run for run in runs}
+    models, num_train = {run.model_name: run for run in runs}, defaultdict(int)
+    for run in runs:
+        num_train[run.model_name] = max(num_train[run.model_name], run.result.data.num_train)
+    differ = len(set(num_train.values())) > 1
     friendly = {name: friendly_name(run.result) for name, run in models.items()}
     names = {}
     for name, run in models.items():
         label = friendly[name]
         alike = [each for each, other in friendly.items() if other == label]
         chosen = labels.get(f"{run.dataset}/{name}") or labels.get(name)
-        names[name] = chosen or label + _distinction(name, alike)
+        names[name] = chosen or label + _distinction(name, alike, say_limit=not differ)
         names[name] += " [random weights]" if has_random_weights(run) else ""
+        names[name] += f" (n={num_train[name]:,})" if differ else ""
     shown = Counter(names.values())  # a legend has one entry a label: what is still alike shows its folder
     return {name: label if shown[label] == 1 else f"{label} [{name}]" for name, label in names.items()}
 
@@ -65,11 +70,15 @@ def backbone_names(backbones: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _distinction(name: str, alike: Sequence[str]) -> str:
-    """Return the settings in a run's folder name that runs of the same label do not all share, in brackets."""
+def _distinction(name: str, alike: Sequence[str], *, say_limit: bool) -> str:
+    """Return the settings in a run's folder name that runs of the same label do not all share, in brackets.
+
+    ``say_limit``: the limit of training images among them.
+    """
     parts = {other: re.split("-(?=[a-zA-Z])", other) for other in alike}  # "lr1e-3" is one part
     shared = set.intersection(*map(set, parts.values()))
     own = [part.removeprefix("head_") for part in parts[name] if part not in shared]
+    own = [part for part in own if say_limit or not re.fullmatch(r"n\d+", part)]
     return f" [{', '.join(own)}]" if own else ""
 
 
