@@ -1,6 +1,7 @@
 """Processes that need not import everything anew, and work shared out to a few of them."""
 
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,7 @@ def parallel_map(function: Callable, items: Sequence, processes: int | None = No
 
 
 def _become_worker() -> None:
-    """Leave Ctrl-C to the main process, and hear its SIGTERM."""
+    """Leave Ctrl-C to the main process, hear its SIGTERM, and never look for garbage among what is imported."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals.unblock()
