@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bench import published_defects
-from bench.published_defects import ALL, DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
+from bench.published_defects import DEFECTS, EPOCHS_FILE, SCRIPTS, Defect, arm_of, concerning, defective, stamp
 from common.config import as_flags
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.formatting import count_seeds, interval, signed
@@ -107,7 +107,7 @@ def write_defects(comparisons: Sequence[Comparison], results_dir: Path, figures_
         f"images and {seeds}, each for itself; hollow where it holds 0. "
         f"{halves * ('validation-on-test' in set(rows['defect']))}These runs are wrong on purpose."
     )
-    drawn, changes = rows.dropna(subset="difference"), [defect.title for defect in (*DEFECTS.values(), ALL)]
+    drawn, changes = rows.dropna(subset="difference"), [defect.title for defect in DEFECTS.values()]
     with style.context():
         figure = defects(drawn, changes=changes, title=TITLE, caption=caption)
         figures = style.save(figure, figures_dir / "defects")
@@ -128,7 +128,7 @@ def effect_rows(comparisons: Sequence[Comparison], defective_runs: Sequence[Run]
 
 def _rows_of(comparison: Comparison, defective_runs: Sequence[Run]) -> Iterator[dict]:
     own = [run for run in defective_runs if run.dataset == comparison.dataset]
-    for name, defect in {**DEFECTS, "all": ALL}.items():
+    for name, defect in DEFECTS.items():
         for series in comparison.series:
             first = series.runs[0].result
             seeds = {run.seed for run in series.runs}

@@ -3,7 +3,7 @@
     python bench/published_defects.py batchnorm-drift train_cnn_head --backbone demo_resnet.cifar10 --dataset mnist
     python reproduce.py defects          # each of them, what it adds to the sound run, and which arm it favours
 
-The first argument is one of DEFECTS, or ``all`` of them that concern the arm; then comes a training script and its
+The first argument is one of DEFECTS, ``all`` being those that concern the arm; then comes a training script and its
 flags, the backbone with its weight tag. All defects are here and nowhere else. They reach the training through
 arguments and hooks; ``common/`` knows none of them. Such a run is called defective in its folder's name and in its
 record's ``method``, which every other reader refuses; its weights are not kept.
@@ -92,8 +92,8 @@ DEFECTS = {
     "validation-on-test": Defect("validation on the test split", _all_arms("+")),
     "flips": Defect("horizontal flips of digits", _all_arms("-"), DIGIT_DATA),
     "imagenet-norm": Defect("ImageNet's mean and deviation", _all_arms("0"), predicted_of_lite0="-"),
+    "all": Defect("all of them", _all_arms("+")),
 }
-ALL = Defect("all of them", _all_arms("+"))
 
 
 class _Defective:
@@ -110,7 +110,7 @@ class _Defective:
     @property
     def defects(self) -> tuple[str, ...]:
         """The defects that the run has."""
-        return tuple(name for name in DEFECTS if _concerns(name, self)) if self.defect == "all" else (self.defect,)
+        return tuple(_single(self)) if self.defect == "all" else (self.defect,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +139,17 @@ def defective(config: Any, defect: str) -> DefectiveLora | DefectiveHead:
 
 def concerning(config: Any) -> list[str]:
     """Return the defects, ``all`` among them where they are several, that concern a training script's ``config``."""
-    names = [name for name in DEFECTS if _concerns(name, config)]
+    names = _single(config)
     return [*names, "all"] if len(names) > 1 else names
 
 
-def _concerns(name: str, config: Any) -> bool:
-    defect = DEFECTS.get(name, ALL)
-    return arm_of(config.method, config.backbone) in defect.predicted and (
-        defect.datasets is None or config.dataset in defect.datasets
-    )
+def _single(config: Any) -> list[str]:
+    arm = arm_of(config.method, config.backbone)
+    return [
+        name
+        for name, defect in DEFECTS.items()
+        if name != "all" and arm in defect.predicted and config.dataset in (defect.datasets or (config.dataset,))
+    ]
 
 
 def arm_of(method: str, backbone: str) -> str:
@@ -426,10 +428,8 @@ def mirror(images: LabelledImages) -> LabelledImages:
 
 def run(argv: Sequence[str]) -> int:
     """Run ``DEFECT SCRIPT FLAGS...`` and return the exit code of ``cli.run``."""
-    if len(argv) < 2 or argv[0] not in (*DEFECTS, "all") or argv[1] not in SCRIPTS:
-        print(
-            f"{__doc__}\nusage: DEFECT SCRIPT FLAGS...; DEFECT: {', '.join(DEFECTS)}, all; SCRIPT: {', '.join(SCRIPTS)}"
-        )
+    if len(argv) < 2 or argv[0] not in DEFECTS or argv[1] not in SCRIPTS:
+        print(f"{__doc__}\nusage: DEFECT SCRIPT FLAGS...; DEFECT: {', '.join(DEFECTS)}; SCRIPT: {', '.join(SCRIPTS)}")
         return 0 if argv[:1] == ["--help"] else 2
     start: Callable[[Any], None] = lambda config: main(defective(config, argv[0]))  # noqa: E731
     return cli.run(start, SCRIPTS[argv[1]].Config, list(argv[2:]))

@@ -20,7 +20,6 @@ import train_cnn_head
 import train_vit_lora
 from bench import defects, published_defects
 from bench.published_defects import (
-    ALL,
     DEFECTS,
     EitherWay,
     PublishedLora,
@@ -55,7 +54,7 @@ def _images(count=40, side=32):
 
 
 def test_the_predictions_stand_in_the_docstring_as_the_table_has_them():
-    for name, defect in {**DEFECTS, "all": ALL}.items():
+    for name, defect in DEFECTS.items():
         (line,) = re.findall(rf"^    {name} .*$", published_defects.__doc__, flags=re.M)
         assert dict(re.findall(r"(lora|resnet|efficientnet) ([-+0])(?=\s)", line)) == defect.predicted
         (own,) = re.findall(r"of Lite0, .*, ([-+0])$", line) or [defect.predicted.get("efficientnet")]
@@ -161,7 +160,7 @@ def test_about_half_of_the_images_are_mirrored_anew_in_each_epoch():
 )
 def test_a_defect_is_refused_where_it_is_none(config, names):
     assert published_defects.concerning(config) == names
-    for name in {*DEFECTS, "all", "unheard-of"} - set(names):
+    for name in {*DEFECTS, "unheard-of"} - set(names):
         with pytest.raises(UserError, match="is none of this run's"):
             defective(config, name)
 
