@@ -108,6 +108,14 @@ def test_effects_are_sums_of_cells_as_computed_by_hand(tmp_path):
     assert rows.loc[INTERACTION, "log_odds"].item() == pytest.approx(0.5465, abs=1e-4)
 
 
+def test_a_cell_is_of_the_weights_that_most_runs_of_its_backbone_started_from(tmp_path):
+    _write(tmp_path, OPEN)
+    scratch = {"source": "random", "folder_name": f"{LORA}-scratch"}
+    fake_run(tmp_path, LORA, num_test=1_000, right=np.arange(1_000) < 900, **scratch)
+    cells = crossed(_compare(tmp_path))
+    assert cells[VIT, "lora"].name == LORA and len(cells) == 4
+
+
 def _cells(seeds: int, num_test: int = 600):
     """Return cells whose runs share easy and hard images; the probe, which is deterministic, has one run."""
     rng = np.random.default_rng(0)
@@ -120,7 +128,11 @@ def _cells(seeds: int, num_test: int = 600):
     ):
         is_probe = kind == "probe"
         cells[backbone, kind] = SimpleNamespace(
-            folds=1, has_draws=False, is_deterministic=is_probe, method={"probe": "head_probe"}.get(kind, kind)
+            spans_folds=False,
+            has_draws=False,
+            is_deterministic=is_probe,
+            method={"probe": "head_probe"}.get(kind, kind),
+            runs=[SimpleNamespace(result=SimpleNamespace(data=SimpleNamespace(num_test=num_test)))],
         )
         runs = range(1 if is_probe else seeds)
         correct[backbone, kind] = [easiness + 0.8 * rng.normal(size=num_test) > -level + 0.05 * run for run in runs]
@@ -165,7 +177,7 @@ def test_the_spread_of_the_seeds_is_that_of_each_cell_that_is_random(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_cells_without_a_disagreement_still_leave_an_error(scale):
-    cells, _ = _cells(seeds=2)
+    cells, _ = _cells(seeds=2, num_test=200)
     correct = {cell: [np.ones(200, bool)] * 2 for cell in cells}
     spread = effect_spread(list(effects(cells))[-1], cells, correct, scale)
     slope = 1.0 if scale == "accuracy" else 1 / (200.5 / 201 * 0.5 / 201)

@@ -215,6 +215,24 @@ def test_equally_good_classifiers_are_rarely_found_to_differ():
     assert _false_claims(100, 600) <= 0.04 < _false_claims(100, 600, correction=False)
 
 
+def test_folds_that_agree_leave_an_error():
+    """Of five folds of 20 images, each with one image more for the first model, or none on which the two differ."""
+    for difference in (0.05, 0.0):
+        spread = FoldSpread(np.full(5, difference), 1 / 4, 100, least=np.sqrt(3) / 100)
+        assert spread.estimate.standard_error == pytest.approx(np.sqrt(3) / 100 * 1.5)  # inflated as any: 1 + 5 / 4
+        assert spread.estimate.p > 0.05 and not spread.estimate.is_within(0.01)
+    widely = FoldSpread(np.array([0.1, 0.2, 0.3, 0.2, 0.1]), 1 / 4, 100)
+    assert widely.estimate == widely._replace(least=np.sqrt(3) / 100).estimate
+
+
+def test_models_that_predict_alike_in_few_folds_are_not_called_equivalent(tmp_path):
+    for name in (LORA, RESNET):
+        for fold in range(5):
+            _fold_run(tmp_path, name, fold=fold, num_test=20, right=np.arange(20) > 2)
+    pairs = _compared(tmp_path)[1].pairs.set_index("metric")
+    assert pairs.difference["accuracy"] == 0 and pairs.verdict["accuracy"] == "undecided"
+
+
 def test_models_with_other_folds_are_compared_on_those_that_both_have(tmp_path):
     for fold in range(3):
         _fold_run(tmp_path, LORA, fold=fold)

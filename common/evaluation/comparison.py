@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.data.registry import DATASETS
 from common.evaluation.kept_statistics import hash_of_test_images
@@ -30,6 +31,8 @@ class Series:
     family: str  # one of ``labels.FAMILIES``
     method: str
     runs: tuple[Run, ...]
+    has_draws: bool = False
+    """Whether its seeds drew their training images, too, each by a ``split_seed`` of its own."""
 
     @property
     def num_train(self) -> int:
@@ -37,19 +40,19 @@ class Series:
         return max(run.result.data.num_train for run in self.runs)
 
     @property
-    def has_draws(self) -> bool:
-        """Whether its seeds drew their training images, too, each by a ``split_seed`` of its own."""
-        return len({run.result.config.get("split_seed", 0) for run in self.runs}) > 1
-
-    @property
     def folds(self) -> int:
         """Into how many folds the images were cut, of which each run was tested on another; 1: a single split."""
         return self.runs[0].folds
 
     @property
+    def spans_folds(self) -> bool:
+        """Whether its runs are several folds, each tested on other images."""
+        return self.folds > 1 and len(self.runs) > 1
+
+    @property
     def repeat(self) -> str:
-        """What a person calls one of its runs: "seed" or "fold"."""
-        return "fold" if self.folds > 1 else "seed"
+        """What a person calls one of its runs: "fold", "draw" or "seed"."""
+        return "fold" if self.folds > 1 else "draw" if self.has_draws else "seed"
 
     @property
     def is_deterministic(self) -> bool:
@@ -70,6 +73,11 @@ class Comparison:
     series: tuple[Series, ...]
     notes: tuple[str, ...]  # what a reader of its figures must know
     with_published: bool = False  # whether figures show the published study's numbers beside
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the data set, in which a folder a run lies."""
+        return self.series[0].runs[0].folder.parent.parent
 
     @property
     def title(self) -> str:
@@ -129,7 +137,7 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     for run in sorted(runs, key=lambda run: run.fold):
         by_name[run.model_name].append(run)
     series = [
-        Series(name, names[name], family_of(group[0].result), group[0].result.method, tuple(group))
+        Series(name, names[name], family_of(group[0].result), group[0].result.method, tuple(group), _are_draws(group))
         for name, group in by_name.items()
     ]
     series.sort(key=lambda each: (FAMILIES.index(each.family), natural_order(each.name)))
@@ -137,6 +145,8 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
         notes.append("the models were trained on different numbers of images (n)")
     if len({has_random_weights(run) for run in runs}) > 1:
         notes.append("backbones with random weights stand beside pretrained ones")
+    if any(each.has_draws for each in series):
+        notes.append("each draw has training images and a training seed of its own")
     unlike = defaultdict(list)
     for each in series:
         unlike[each.repeat, _unlike_seeds(each)].append(each.label)
@@ -146,14 +156,16 @@ def _comparison(runs: list[Run], labels: Mapping[str, str]) -> Comparison:
     return Comparison(runs[0].dataset, tuple(series), tuple(notes))
 
 
+def _are_draws(runs: Sequence[Run]) -> bool:
+    return len({run.result.config.get("split_seed", 0) for run in runs}) > 1
+
+
 def _unlike_seeds(series: Series) -> str:
     """Say in what the runs of a model differ that rounds otherwise or computes something else, or return ""."""
     environments = [run.result.environment for run in series.runs]
     code = "code_sha256" if all("code_sha256" in each for each in environments) else "git_commit"
     names = COMPUTED_WITH | {code: "code"}
-    different = [name for key, name in names.items() if len({str(each.get(key)) for each in environments}) > 1]
-    different += ["their training images, which each drew itself"] * series.has_draws
-    return ", ".join(different)
+    return ", ".join(name for key, name in names.items() if len({str(each.get(key)) for each in environments}) > 1)
 
 
 def _one_a_fold(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -6,18 +6,18 @@ methods were applied to several backbones, their effects come apart.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.folds import FoldSpread, fold_spread, matched
+from common.evaluation.folds import FoldSpread, Term, matched, spread_of_sum
 from common.evaluation.kept_statistics import correct_images
-from common.evaluation.labels import FAMILIES, backbone_names, family_of_backbone
+from common.evaluation.labels import FAMILIES, backbone_names, family_of_backbone, has_random_weights
 from common.evaluation.plan import validation_accuracy
 from common.evaluation.significance import ALPHA, LEVEL, ONE_SEED, UNDECIDED, holm, simultaneous_levels
-from common.evaluation.spread import Spread, least_image_error
+from common.evaluation.spread import Spread
 from common.runs.methods import KINDS, METHODS
 
 Cell = tuple[str, str]  # (backbone's timm name, kind of method)
@@ -45,21 +45,33 @@ class Effect(NamedTuple):
 def crossed(comparison: Comparison) -> dict[Cell, Series]:
     """Return the models of a data set by backbone and kind of method, in the order of figures and of ``KINDS``.
 
-    They are those trained on the most common number of images, of several in one cell that which is best on validation
-    images; backbones with one method alone are left out. Empty where no two backbones have both the probe and a method
-    that changes the backbone.
+    They are those trained on the most common number of images, of each backbone from its most common weights, of
+    several in one cell that which is best on validation images; backbones with one method alone are left out. Empty
+    where no two backbones have both the probe and a method that changes the backbone.
     """
-    num_train = Counter(series.num_train for series in comparison.series).most_common(1)[0][0]
+    num_train = _most_common(series.num_train for series in comparison.series)
+    alike = [series for series in comparison.series if series.num_train == num_train]
     cells: dict[Cell, Series] = {}
-    for series in comparison.series:
-        cell = series.runs[0].result.backbone, METHODS[series.method].kind
-        if series.num_train == num_train:
+    for series in alike:
+        backbone = series.runs[0].result.backbone
+        if _weights(series) == _most_common(_weights(its) for its in alike if its.runs[0].result.backbone == backbone):
+            cell = backbone, METHODS[series.method].kind
             cells[cell] = max(cells.get(cell, series), series, key=validation_accuracy)
     methods = Counter(backbone for backbone, _ in cells)
     order = [cell for cell in cells if methods[cell[0]] > 1]
     order.sort(key=lambda cell: (FAMILIES.index(family_of_backbone(cell[0])), [*KINDS].index(cell[1])))
     cells = {cell: cells[cell] for cell in order}
     return cells if any(effect.family == INTERACTION for effect in effects(cells)) else {}
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _weights(series: Series) -> str | None:
+    """Return what tells the weights of a backbone before training; random ones differ by seed and are alike."""
+    run = series.runs[0]
+    return "random" if has_random_weights(run) else run.result.model.weights.sha256
 
 
 def effects(cells: Mapping[Cell, Series]) -> Iterator[Effect]:
@@ -130,36 +142,20 @@ def effect_spread(
 
     A cell is the mean over its seeds of the accuracy p, or of its log-odds, log(p / (1 - p)) with half an image added
     to the right and to the wrong ones (Anscombe 1956), so that p = 1 has one. The error over images is that of the
-    mean of what each image adds to the effect, to first order (the delta method); like the error of a difference it is
-    at least that of sqrt(3) images (``least_image_error``).
+    mean of what each image adds to the effect, to first order (the delta method).
 
     Args:
         correct: of each cell and run (N,) bool; but for folds all have the same images.
     """
-    values, slopes = {}, {}  # (K,) each
-    for cell in effect.terms:
-        values[cell], slopes[cell] = np.array([_on_scale(right, scale) for right in correct[cell]]).T
-    first = next(iter(effect.terms))
-    if cells[first].folds > 1 and len(values[first]) > 1:
-        return fold_spread(_sum(effect, values), cells[first].runs)
-    num_images = len(correct[first][0])
-    of_images = {cell: np.mean(its[:, None] * np.stack(correct[cell]), axis=0) for cell, its in slopes.items()}  # (N,)
-    error = _sum(effect, of_images).std() / math.sqrt(num_images)
-    least = least_image_error(num_images) * np.mean([np.mean(its) for its in slopes.values()])
-    seeds = [its for cell, its in values.items() if not cells[cell].is_deterministic]
-    if all(cell.has_draws for cell in cells.values()):  # ``matched``: an easy draw is so to each of them
-        seeds = [_sum(effect, values)]
-    return Spread(
-        float(_sum(effect, {cell: its.mean() for cell, its in values.items()})),
-        max(float(error), float(least)),
-        num_images,
-        seeds,
-    )
-
-
-def _sum(effect: Effect, cells: Mapping[Cell, np.ndarray]) -> np.ndarray:
-    """Return the sum of what each cell has, with the cell's sign in ``effect``."""
-    return sum(sign * cells[cell] for cell, sign in effect.terms.items())
+    terms, slopes, of_images = [], [], np.zeros(1)
+    for cell, sign in effect.terms.items():
+        values, steep = np.array([_on_scale(right, scale) for right in correct[cell]]).T  # (K,) each
+        terms.append(Term(sign, cells[cell], values))
+        slopes.append(steep.mean())
+        if not cells[cell].spans_folds:
+            of_images = of_images + sign * np.mean(steep[:, None] * np.stack(correct[cell]), axis=0)  # (N,)
+    error = of_images.std() / math.sqrt(len(of_images))
+    return spread_of_sum(terms, float(error), slope=float(np.mean(slopes)))
 
 
 def _on_scale(right: np.ndarray, scale: str) -> tuple[float, float]:

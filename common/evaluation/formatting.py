@@ -69,7 +69,7 @@ class Repeats(NamedTuple):
 
     fewest: int
     most: int
-    word: str  # "seed", "fold" or "seed or fold"
+    word: str  # "seed", "fold", "draw", or several as in "seed or fold"
 
     @property
     def text(self) -> str:
@@ -79,12 +79,13 @@ class Repeats(NamedTuple):
     @property
     def basis(self) -> str:
         """What the intervals of means and differences are over."""
-        folds, seeds = "folds", "test images and seeds" if self.most > 1 else "test images"
-        return {"fold": folds, "seed": seeds}.get(self.word, f"{seeds}, or {folds}")
+        images = "test images"
+        of_word = {"fold": "folds", "draw": f"{images} and draws", "seed": f"{images}{' and seeds' * (self.most > 1)}"}
+        return ", or ".join(of_word[word] for word in self.word.split(" or "))
 
 
 def repeats(comparisons: Sequence[Comparison]) -> Repeats:
-    """Return how many seeds or folds the models of ``comparisons`` have."""
+    """Return how many seeds, folds or draws the models of ``comparisons`` have."""
     series = [series for comparison in comparisons for series in comparison.series]
     counts, words = [len(each.runs) for each in series], {each.repeat for each in series}
     return Repeats(min(counts), max(counts), " or ".join(sorted(words, reverse=True)))

@@ -9,12 +9,11 @@ import pandas as pd
 from common.data.corruptions import KINDS
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.corruption_scores import read_kinds, share_correct
-from common.evaluation.folds import FoldSpread, fold_spread
+from common.evaluation.folds import FoldSpread, Term, spread_of_sum
 from common.evaluation.frames import table
-from common.evaluation.plan import comparable_pairs, declared_pairs, read_plan
+from common.evaluation.plan import comparable_pairs, read_plan
 from common.evaluation.spread import Spread, error_of_mean
-from common.evaluation.uncertainty import PAIR_COLUMNS, count_unplanned
-from common.evaluation.verdicts import verdict_rows
+from common.evaluation.uncertainty import PAIR_COLUMNS, metric_rows
 
 
 def corrupted(comparison: Comparison) -> tuple[Comparison | None, list[str]]:
@@ -43,34 +42,16 @@ def corrupted_pairs(
         comparison, kinds = corrupted(whole)
         if comparison is None or not kinds:
             continue
-        plan = read_plan(comparison.series[0].runs[0].folder.parent.parent)
-        pairs = comparable_pairs(comparison)
-        found = verdict_rows(
-            {(a.name, b.name): _spread(a, b, kinds) for a, b in pairs},
-            metric="accuracy",
-            margin=plan.margin if margin is None else margin,
-            declared=declared_pairs(comparison, contrasts or plan.contrasts),
-            one_seed={(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
-        )
-        rows += [
-            {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": "accuracy", "mcnemar_p_by_seed": ""}
-            | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
-            | found[a.name, b.name]
-            for a, b in pairs
-        ]
+        plan = read_plan(comparison.folder)
+        plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
+        spreads = {(a.name, b.name): _spread(a, b, kinds) for a, b in comparable_pairs(comparison)}
+        rows += metric_rows(comparison, plan, "accuracy", spreads)
     return table(rows, PAIR_COLUMNS)
 
 
 def _spread(a: Series, b: Series, kinds: Sequence[str]) -> Spread | FoldSpread:
     """Return a's minus b's mean, each image being scored by the share of its corruptions that are classified right."""
-    shares = [[share_correct(run, kinds) for run in series.runs] for series in (a, b)]  # by run, (N,) each
-    if a.folds > 1 and len(a.runs) > 1:
-        values = [ours.mean() - theirs.mean() for ours, theirs in zip(*shares, strict=True)]
-        return fold_spread(values, a.runs)
-    difference = np.mean(shares[0], axis=0) - np.mean(shares[1], axis=0)  # (N,), of the same images
-    seeds = [
-        np.mean(of_series, axis=1)
-        for series, of_series in zip((a, b), shares, strict=True)
-        if not series.is_deterministic
-    ]
-    return Spread(float(difference.mean()), error_of_mean(difference), len(difference), seeds)
+    ours, theirs = ([share_correct(run, kinds) for run in series.runs] for series in (a, b))  # by run, (N,) each
+    terms = [Term(1, a, np.array([its.mean() for its in ours])), Term(-1, b, np.array([its.mean() for its in theirs]))]
+    error = 0.0 if a.spans_folds else error_of_mean(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    return spread_of_sum(terms, error, slope=1.0)

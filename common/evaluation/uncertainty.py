@@ -13,7 +13,7 @@ from common.evaluation import calibration, metrics
 from common.evaluation.bootstrap import draw_counts
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.factorial import EFFECT_COLUMNS, effect_rows
-from common.evaluation.folds import FoldSpread, fold_spread
+from common.evaluation.folds import FoldSpread, Term, spread_of_sum
 from common.evaluation.frames import table
 from common.evaluation.kept_statistics import (
     image_record,
@@ -27,7 +27,7 @@ from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_
 from common.evaluation.scores import Scores
 from common.evaluation.significance import mcnemar
 from common.evaluation.spread import Spread, image_error
-from common.evaluation.verdicts import verdict_rows
+from common.evaluation.verdicts import Pair, verdict_rows
 from common.runs.predictions import (
     PREDICTIONS_FILE,
     Predictions,
@@ -58,7 +58,9 @@ class Uncertainty:
     """dataset, run, metric, value, low, high: the mean over the seeds, over images and seeds, each headline metric."""
     pairs: pd.DataFrame
     """The difference of two runs' means, a row a pair and headline metric; may have no row. Its columns are
-    dataset, a, b, metric; declared: whether it is spoken of; family: how many of the data set are tested;
+    dataset, a, b, metric; repeat: "seed", "fold" or "draw", seeds_a, seeds_b: how many of them it rests on;
+    deterministic_a, deterministic_b: whether one is all there is; num_test: images, of all folds together;
+    declared: whether it is spoken of; family: how many of the data set are tested;
     margin: points that count as none, NaN for a metric without;
     difference: a - b; level, low, high: its interval, simultaneous among those tested, 95 % for itself of others;
     low_90, high_90: what decides on equivalence;
@@ -110,7 +112,7 @@ def compute_uncertainty(
                 seed = model | {"seed": run.number}
                 runs += [seed | _row(name, kept.of_run(name, run)) for name in METRICS if METRICS[name].resampled]
                 calibrations.append(seed | kept.runs[run.folder]["calibration"])
-        plan = read_plan(_folder(comparison))
+        plan = read_plan(comparison.folder)
         plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
         pairs += _pair_rows(comparison, plan, kept)
         effects += effect_rows(comparison)
@@ -120,10 +122,10 @@ def compute_uncertainty(
 
 
 PAIR_COLUMNS = (
-    *("dataset", "a", "b", "metric", "declared", "family", "margin", "difference", "level", "low", "high"),
+    *("dataset", "a", "b", "metric", "repeat", "seeds_a", "seeds_b", "deterministic_a", "deterministic_b", "num_test"),
+    *("unplanned_a", "unplanned_b", "declared", "family", "margin", "difference", "level", "low", "high"),
     *("low_90", "high_90", "p", "p_adjusted", "verdict", "winner"),
-    *("detectable", "detectable_by_images", "seeds_needed", "images_needed"),
-    *("mcnemar_p_by_seed", "unplanned_a", "unplanned_b"),
+    *("detectable", "detectable_by_images", "seeds_needed", "images_needed", "mcnemar_p_by_seed"),
 )
 
 
@@ -142,15 +144,12 @@ class _Kept:
 
     def of_models(self, metric: str, *group: Series) -> Spread | FoldSpread:
         """Return ``metric`` of a model, its mean over the seeds, or the first model's minus the second's."""
-        values = [np.array([self.of_run(metric, run).value for run in series.runs]) for series in group]
-        if group[0].folds > 1 and len(values[0]) > 1:
-            return fold_spread(values[0] - (values[1] if len(group) == 2 else 0.0), group[0].runs)
-        value = values[0].mean() - (values[1].mean() if len(group) == 2 else 0.0)
-        seeds = [its for its, series in zip(values, group, strict=True) if not series.is_deterministic]
-        if len(group) == 2 and all(series.has_draws for series in group):  # ``matched``: an easy draw is so to both
-            seeds = [values[0] - values[1]]
-        error = self.groups[_key(*group)]["image_errors"][metric]
-        return Spread(value, _number(error), group[0].runs[0].result.data.num_test, seeds)
+        terms = [
+            Term(sign, series, np.array([self.of_run(metric, run).value for run in series.runs]))
+            for sign, series in zip((1, -1), group, strict=False)
+        ]
+        error = _number(self.groups[_key(*group)]["image_errors"][metric])
+        return spread_of_sum(terms, error, slope=float(METRICS[metric].counts_images))
 
     def mcnemar(self, a: Series, b: Series) -> str:
         """Return the p of the networks of each seed, as a text."""
@@ -176,7 +175,7 @@ def _found(comparison: Comparison) -> _Found:
     runs = [run for series in comparison.series for run in series.runs]
     groups = [*((series,) for series in comparison.series), *comparable_pairs(comparison)]
     groups = {_key(*group): group for group in groups}
-    joint = read_kept(_folder(comparison) / DIFFERENCES)
+    joint = read_kept(comparison.folder / DIFFERENCES)
     records = {run.folder: read_run_statistics(run) for run in runs}
     new_groups = {key: group for key, group in groups.items() if key not in joint}
     _require_predictions(*new_groups.values())
@@ -205,13 +204,8 @@ def _completed(comparison: Comparison, found: _Found, sampled: Mapping[Path, _Sa
             keep_run_statistics(run, new[run.folder])
     joint = {**joint, **{key: _joint(group, sampled) for key, group in found.new_groups.items()}}
     if found.new_groups:
-        keep(_folder(comparison) / DIFFERENCES, joint)
+        keep(comparison.folder / DIFFERENCES, joint)
     return _Kept({**records, **new}, joint)
-
-
-def _folder(comparison: Comparison) -> Path:
-    """Return the folder of the data set, in which a folder a run lies."""
-    return comparison.series[0].runs[0].folder.parent.parent
 
 
 def _key(*group: Series) -> str:
@@ -304,24 +298,43 @@ def _networks(a: Series, b: Series) -> list[tuple[str, Run, Run]]:
 def _pair_rows(comparison: Comparison, plan: Plan, kept: _Kept) -> list[dict]:
     """Return the rows of ``Uncertainty.pairs``, for each pair a row a headline metric."""
     pairs = comparable_pairs(comparison)
-    family = {
-        "margin": plan.margin,
-        "declared": declared_pairs(comparison, plan.contrasts),
-        "one_seed": {(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
-    }
     spreads = {name: {(a.name, b.name): kept.of_models(name, a, b) for a, b in pairs} for name in HEADLINE}
-    rows = {name: verdict_rows(spreads[name], metric=name, **family) for name in HEADLINE}
+    by_metric = [metric_rows(comparison, plan, name, its) for name, its in spreads.items()]
     return [
-        {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": name}
-        | rows[name][a.name, b.name]
-        | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if name == "accuracy" else ""}
-        | {"unplanned_a": count_unplanned(a, plan), "unplanned_b": count_unplanned(b, plan)}
-        for a, b in pairs
-        for name in HEADLINE
+        row | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if row["metric"] == "accuracy" else ""}
+        for (a, b), *rows in zip(pairs, *by_metric, strict=True)
+        for row in rows
     ]
 
 
-def count_unplanned(series: Series, plan: Plan) -> int:
+def metric_rows(
+    comparison: Comparison, plan: Plan, metric: str, spreads: Mapping[Pair, Spread | FoldSpread]
+) -> list[dict]:
+    """Return what ``Uncertainty.pairs`` says of the ``comparable_pairs``, in their order, by one metric.
+
+    Args:
+        spreads: by pair of run names the first model's mean minus the second's.
+    """
+    pairs = comparable_pairs(comparison)
+    rows = verdict_rows(
+        spreads,
+        metric=metric,
+        margin=plan.margin,
+        declared=declared_pairs(comparison, plan.contrasts),
+        one_seed={(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
+    )
+    return [
+        {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": metric}
+        | {"repeat": a.repeat, "num_test": sum({run.fold: run.result.data.num_test for run in a.runs}.values())}
+        | {f"seeds_{letter}": len(series.runs) for letter, series in (("a", a), ("b", b))}
+        | {f"deterministic_{letter}": series.is_deterministic for letter, series in (("a", a), ("b", b))}
+        | {f"unplanned_{letter}": _unplanned(series, plan) for letter, series in (("a", a), ("b", b))}
+        | rows[a.name, b.name]
+        for a, b in pairs
+    ]
+
+
+def _unplanned(series: Series, plan: Plan) -> int:
     """Return how many seeds of a model the plan does not name."""
     return sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from common.evaluation.comparison import Comparison, Series
-from common.evaluation.formatting import QUANTITIES, count_seeds, repeats
+from common.evaluation.formatting import QUANTITIES, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.labels import friendly_name
 from common.evaluation.metrics import METRICS
@@ -105,9 +105,8 @@ def sizes_of(comparison: Comparison) -> tuple[dict[str, int], str]:
 def _basis(comparison: Comparison) -> str:
     """Say in the caption what a mark is the mean of, and what its interval is over."""
     own = repeats([comparison])
-    if any(series.has_draws for series in comparison.series):
-        draws = count_seeds(own.fewest, own.most, "draw")
-        return f"{draws} of the training images, each with a training seed of its own; {DRAWS}"
+    if "draw" in own.word:
+        return f"{own.text} of the training images, each with a training seed of its own; {DRAWS}"
     dots = f"; small dots: each {own.word}" if own.most > 1 else ""
     return f"{own.text}; bars: 95 % interval over {own.basis}{dots}"
 

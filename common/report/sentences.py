@@ -10,11 +10,10 @@ from common.evaluation.power import MOST_SEEDS
 from common.evaluation.significance import BETTER, EQUIVALENT, ONE_SEED, UNDECIDED, WITHIN_MARGIN
 from common.evaluation.uncertainty import Uncertainty
 from common.runs.convergence import NOT_CONVERGED
-from common.runs.methods import METHODS
 
 
 def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
-    """Return ``uncertainty.pairs`` with what is known of a and b (method, label, seeds, num_test ...) and a ``remark``.
+    """Return ``uncertainty.pairs`` with what is known of a and b (method, label, folds ...) and a ``remark``.
 
     Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be that of a learning rate or of too short
     a training, and which seeds were added to the plan.
@@ -22,16 +21,12 @@ def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
     models = frames.runs.groupby(["dataset", "run"], sort=False, as_index=False).agg(
         label=("label", "first"),
         method=("method", "first"),
-        seeds=("seed", "size"),
         folds=("folds", "first"),
-        num_test=("num_test", "first"),
-        num_tested=("num_test", "sum"),
         is_tuned=("is_tuned", "all"),
         rate_is_at_end=("rate_is_at_end", "any"),
         ends_at_best=("ends_at_best", "all"),
         gain=("gain", "max"),
     )
-    models["num_test"] = models.num_tested.where(models.folds > 1, models.num_test)  # of all folds together
     pairs = uncertainty.pairs.merge(models, how="left", left_on=["dataset", "a"], right_on=["dataset", "run"])
     pairs = pairs.merge(
         models, how="left", left_on=["dataset", "b"], right_on=["dataset", "run"], suffixes=("_a", "_b")
@@ -72,24 +67,19 @@ def verdict_in_words(pair, first: str = "A", second: str = "B") -> str:
         WITHIN_MARGIN: f"{better} is better than {other}, by less than {points(pair.margin)}",
         EQUIVALENT: f"{first} and {second} are equivalent within {points(pair.margin)}",
         UNDECIDED: f"undecided between {first} and {second}",
-        ONE_SEED: f"undecided: one {_repeat(pair)}, between {first} and {second}",
+        ONE_SEED: f"undecided: one {pair.repeat}, between {first} and {second}",
     }[pair.verdict]
 
 
 def seeds_in_words(pair) -> str:
     """Return on what a difference rests: "3 seeds", "5 folds", "5 seeds against a deterministic run"."""
-    fixed = [METHODS[method].is_deterministic and pair.folds_a == 1 for method in (pair.method_a, pair.method_b)]
-    if all(fixed):
+    if pair.deterministic_a and pair.deterministic_b:
         return "two deterministic runs"
     words = [
-        "a deterministic run" if is_fixed else f"one {_repeat(pair)}" if count == 1 else f"{count} {_repeat(pair)}s"
-        for is_fixed, count in zip(fixed, (pair.seeds_a, pair.seeds_b), strict=True)
+        "a deterministic run" if is_fixed else f"one {pair.repeat}" if count == 1 else f"{count} {pair.repeat}s"
+        for is_fixed, count in ((pair.deterministic_a, pair.seeds_a), (pair.deterministic_b, pair.seeds_b))
     ]
     return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
-
-
-def _repeat(pair) -> str:
-    return "fold" if pair.folds_a > 1 else "seed"
 
 
 def _remark(pair) -> str:
@@ -107,8 +97,8 @@ def _remark(pair) -> str:
     ):
         if added:
             remarks.append(
-                f"{count - added} seeds planned, {added} added after a first look, for which the interval does not "
-                f"correct, for {label}"
+                f"{count - added} {pair.repeat}s planned, {added} added after a first look, for which the interval "
+                f"does not correct, for {label}"
             )
     return "; ".join(remarks)
 
@@ -126,7 +116,7 @@ def _sentence(pair) -> str:
     """Return the claim, the better model first, what it rests on, and of an undecided pair what it could show."""
     sign = -1 if pair.winner == "b" else 1
     claim = verdict_in_words(pair, pair.label_a, pair.label_b)
-    basis = [_interval_in_words(pair, sign), f"{seeds_in_words(pair)}, {pair.num_test_a:,} test images"]
+    basis = [_interval_in_words(pair, sign), f"{seeds_in_words(pair)}, {pair.num_test:,} test images"]
     basis += [pair.remark] if pair.remark else []
     return f"{claim}: accuracy {signed(sign * pair.difference)} points ({'; '.join(basis)}){_power_in_words(pair)}"
 
@@ -149,13 +139,13 @@ def _power_in_words(pair) -> str:
     shown = f"; with 80 % power this shows {100 * pair.detectable:.1f} points"
     if not np.isnan(pair.images_needed):
         limit, images = 100 * pair.detectable_by_images, float(f"{pair.images_needed:.2g}")
-        if pair.folds_a > 1:
+        if pair.repeat == "fold":
             return f"{shown}; about {images:,.0f} images would be needed for {points(pair.margin)}"
         return (
-            f"{shown}, and more seeds alone do not reach {points(pair.margin)}: {pair.num_test_a:,} test images show "
-            f"nothing under {limit:.1f}, about {images:,.0f} would be needed"
+            f"{shown}, and more {pair.repeat}s alone do not reach {points(pair.margin)}: {pair.num_test:,} test images "
+            f"show nothing under {limit:.1f}, about {images:,.0f} would be needed"
         )
     if np.isnan(pair.seeds_needed):
         return shown
     seeds = f"about {pair.seeds_needed:.0f}" if np.isfinite(pair.seeds_needed) else f"more than {MOST_SEEDS}"
-    return f"{shown}; {seeds} seeds would be needed for {points(pair.margin)}"
+    return f"{shown}; {seeds} {pair.repeat}s would be needed for {points(pair.margin)}"

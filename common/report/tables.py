@@ -65,7 +65,7 @@ def write_verdicts(frames: Frames, uncertainty: Uncertainty, folder: Path) -> li
     Returns the paths. The CSV's columns are those of ``Uncertainty.pairs``; the texts have the differences with their
     simultaneous 95 % intervals in brackets, and Holm's p by accuracy.
     """
-    pairs = named_pairs(frames, uncertainty).rename(columns={"num_test_a": "num_test"})
+    pairs = named_pairs(frames, uncertainty)
     columns = (
         *("dataset", "run_a", "run_b", "label_a", "label_b", "seeds_a", "seeds_b", "num_test", "metric"),
         *("declared", "difference", "level", "low", "high", "low_90", "high_90", "margin", "p", "p_adjusted"),
