@@ -20,14 +20,15 @@ from common.config import as_flags
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.formatting import count_seeds, interval, signed
 from common.evaluation.frames import table
-from common.evaluation.paired import correct_by_seed, paired_difference
+from common.evaluation.kept_statistics import correct_images
 from common.evaluation.significance import Estimate
-from common.evaluation.spread import Spread
+from common.evaluation.spread import Spread, error_of_mean
 from common.figures import style
 from common.figures.defects import defects
 from common.grid.grid import Grid, grid_configs, job_for
 from common.grid.scheduler import Job
 from common.report.tables import write_table
+from common.runs.naming import run_identity
 from common.runs.predictions import read_predictions
 from common.runs.record import RunResult, disagreement
 from common.runs.result import RESULT_FILE, Run, is_intact
@@ -101,13 +102,14 @@ def write_defects(comparisons: Sequence[Comparison], results_dir: Path, figures_
         return []
     texts = _texts(rows)
     seeds = count_seeds(*rows["seeds"].dropna().astype(int).agg(["min", "max"]))
-    halves = "Of validation on the test split: the reported score minus that on an untouched half, over seeds. "
+    halves = "Of validation on the test split: the score on a half that chose minus that on the other, over seeds. "
     caption = (
         "Reported accuracy of defective minus sound runs, paired by seed and test image; bars: 95 % interval over "
-        f"images and {seeds}, each for itself; hollow where it holds 0. "
+        f"images and {seeds}, each for itself; hollow where no effect is shown. "
         f"{halves * ('validation-on-test' in set(rows['defect']))}These runs are wrong on purpose."
     )
-    drawn, changes = rows.dropna(subset="difference"), [defect.title for defect in DEFECTS.values()]
+    drawn = rows.dropna(subset="difference").assign(shown=rows["favours"].isin(ARMS))
+    changes = [defect.title for defect in DEFECTS.values()]
     with style.context():
         figure = defects(drawn, changes=changes, title=TITLE, caption=caption)
         figures = style.save(figure, figures_dir / "defects")
@@ -130,16 +132,17 @@ def _rows_of(comparison: Comparison, defective_runs: Sequence[Run]) -> Iterator[
     own = [run for run in defective_runs if run.dataset == comparison.dataset]
     for name, defect in DEFECTS.items():
         for series in comparison.series:
-            first = series.runs[0].result
-            seeds = {run.seed for run in series.runs}
-            alike = (run for run in own if run.seed in seeds and _is_of(run.result, first))
+            seeds, settings = {run.seed for run in series.runs}, _settings(series.runs[0].result)
+            alike = (run for run in own if run.seed in seeds and _settings(run.result) == settings)
             runs = [run for run in alike if run.result.config["defect"] == name]
-            if runs:
+            if len(runs) > 1 or (runs and name != "validation-on-test"):  # whose spread is that over seeds alone
                 yield _about(comparison, series, name, defect) | _effect(series, runs, name)
 
 
-def _is_of(result: RunResult, sound: RunResult) -> bool:
-    return (result.backbone, result.method) == (sound.backbone, sound.method)
+def _settings(result: RunResult) -> dict:
+    """Return what a defective run and its sound one have in common."""
+    settings = run_identity(result.config, result.method) | {"backbone": result.backbone}
+    return {name: value for name, value in settings.items() if name not in ("seed", "defect")}
 
 
 def _about(comparison: Comparison, series: Series, name: str, defect: Defect) -> dict:
@@ -160,10 +163,28 @@ def _effect(series: Series, runs: Sequence[Run], name: str) -> dict:
         values = np.array([optimism(run) for run in runs])
         estimate = Spread(values.mean(), 0.0, series.runs[0].result.data.num_test, [values]).estimate
     else:
-        estimate = paired_difference(correct_by_seed(found), correct_by_seed(series))
+        estimate = paired_difference(_correct_by_seed(found), _correct_by_seed(series))
     low, high = estimate.interval(bounds=(-1.0, 1.0))
     numbers = {"difference": estimate.value, "low": low, "high": high, "seeds": len(runs)}
     return numbers | {"favours": _favours(estimate, len(runs), is_lora=series.method == "lora")}
+
+
+def _correct_by_seed(series: Series) -> dict[int, np.ndarray]:
+    """Return by seed where the prediction of each test image is right, (N,) bool."""
+    return {run.seed: correct_images(run) for run in series.runs}
+
+
+def paired_difference(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray]) -> Estimate:
+    """Return the difference of mean accuracy, ours - theirs, over the seeds that both have, at least one.
+
+    Both say by seed where the prediction of each of the same test images is right, (N,) bool. What a seed brings to
+    both alike is no part of the spread: the variance is that of the images, of each the mean difference over seeds, and
+    that of the seeds, of each the mean difference over images; of a single seed the former alone.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = np.stack([ours[seed].astype(np.float64) - theirs[seed] for seed in seeds])  # (K, N)
+    of_images, of_seeds = differences.mean(axis=0), differences.mean(axis=1)
+    return Spread(of_seeds.mean(), error_of_mean(of_images), len(of_images), [of_seeds]).estimate
 
 
 def _favours(estimate: Estimate, seeds: int, *, is_lora: bool) -> str:

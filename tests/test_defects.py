@@ -34,7 +34,7 @@ from common.grid import scheduler
 from common.grid.grid import Arm, Grid
 from common.models import backbones
 from common.runs.predictions import npz_bytes
-from common.runs.result import RESULT_FILE, find_runs, read_result
+from common.runs.result import RESULT_FILE, Run, find_runs, read_result
 from common.runtime.errors import AlreadyFinished, UserError
 from common.training.loaders import FeatureLoader, ImageLoader
 
@@ -259,10 +259,18 @@ def test_the_profile_measures_each_defect_against_the_sound_runs(profile):
     one_seed = tuple(replace(series, runs=series.runs[:1]) for series in comparison.series)
     shared = defects.effect_rows([replace(comparison, series=one_seed)], found).query("defect != 'one-seed'")
     assert set(shared["seeds"]) == {1} and set(shared["favours"]) == {"one seed, nothing is claimed"}
+    assert set(shared["defect"]) == {"batchnorm-drift"}  # the spread of the other is that over seeds alone
+    others = [_with_rate(run, 0.5) for run in drift]
+    rows = defects.effect_rows([comparison], [*found, *others]).query("defect == 'batchnorm-drift'")
+    assert list(rows["seeds"]) == [2] and rows["difference"].item() == pytest.approx(means[0] - means[1])
     assert (
         "deliberate_defects/digits/test_efficientnet.random-head_mlp-lr1e-2-ep2-n60-bs32-px32-DEFECT-batchnorm-drift"
         in said
     )
+
+
+def _with_rate(run: Run, rate: float) -> Run:
+    return replace(run, result=replace(run.result, config=run.result.config | {"lr": [rate]}))
 
 
 def test_of_what_was_chosen_on_the_test_split_the_choice_is_the_best_there(profile):
@@ -289,6 +297,19 @@ def test_the_optimism_of_a_choice_is_that_of_the_best_of_equally_good_epochs(tmp
     assert optimism(np.repeat(independent[:1], 8, axis=0)) == pytest.approx(0, abs=2e-3)
     clear = np.stack([independent[0], np.zeros(2_000, np.int64)])  # one epoch is far better: nothing to be gained
     assert optimism(clear) == 0
+
+
+def test_what_a_seed_brings_to_both_is_no_part_of_the_difference():
+    rng = np.random.default_rng(0)
+    sound = {seed: rng.random(400) < share for seed, share in enumerate((0.5, 0.7, 0.9))}
+    worse = {seed: right & (np.arange(400) % 20 > 0) for seed, right in sound.items()}
+    paired = defects.paired_difference(sound, worse)
+    assert 0.02 < paired.value < 0.05 and paired.interval().excludes_zero
+    alone = defects.paired_difference(sound, {seed: np.zeros(400, bool) for seed in sound})
+    assert alone.standard_error > 10 * paired.standard_error  # where the seeds' own spread is part of it
+    equal = defects.paired_difference(sound, sound)
+    assert equal.value == 0 and 0 < equal.standard_error == pytest.approx(np.sqrt(3) / 400)
+    assert defects.paired_difference(sound, {1: worse[1]}).freedom == np.inf  # of one seed over images alone
 
 
 def test_seed_pairs_in_another_order_than_the_means_are_counted():

@@ -14,7 +14,6 @@ from common import cli, figures
 from common.evaluation import kept_statistics, uncertainty
 from common.evaluation.comparison import compare, missing_predictions
 from common.evaluation.kept_statistics import INTERVALS, correct_images
-from common.evaluation.paired import correct_by_seed
 from common.evaluation.uncertainty import DIFFERENCES, compute_uncertainty
 from common.runs.predictions import PREDICTIONS_FILE, read_predictions
 from common.runs.result import find_runs, read_result, write_result
@@ -132,7 +131,7 @@ def test_which_images_are_right_is_what_the_predictions_say(results):
     assert lines == [] and missing_predictions(compared) == "5 of 5 runs have no predictions.npz"
     (lora,) = (series for series in compared.series if series.name == LORA)
     by_run = {run.folder: expected for run, expected in zip(runs, right, strict=True)}
-    assert all(np.array_equal(correct_by_seed(lora)[run.seed], by_run[run.folder]) for run in lora.runs)
+    assert all(np.array_equal(correct_images(run), by_run[run.folder]) for run in lora.runs)
 
 
 @pytest.mark.parametrize("harm", ["nothing", "changed", "of others", "older", "missing", "damaged predictions"])

@@ -18,7 +18,7 @@ def defects(rows: pd.DataFrame, *, changes: Sequence[str], title: str, caption: 
 
     Args:
         rows: a row a change (``title``), data set (``panel``) and ``model``, whose ``family`` gives colour and mark, a
-            hollow one where the interval holds 0.
+            hollow one where no effect is ``shown``.
         changes: the order of the changes; those that ``rows`` lack are left out.
     """
     changes = [change for change in changes if change in set(rows["title"])]
@@ -52,6 +52,6 @@ def _panel(ax: Axes, rows: pd.DataFrame, changes: list[str], families: list[str]
         nudge = 0.22 * (families.index(row.family) - (len(families) - 1) / 2)
         y = changes.index(row.title) + nudge
         ax.hlines(y, 100 * row.low, 100 * row.high, color=own.color, linewidth=1.6)
-        fill = "white" if row.low <= 0 <= row.high else own.color
+        fill = own.color if row.shown else "white"
         ax.plot(100 * row.difference, y, color=own.color, marker=own.marker, markersize=4.5, markerfacecolor=fill)
     finish_differences(ax)
