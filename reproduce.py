@@ -107,7 +107,8 @@ class Config:
     figures_dir: Path = Path("figures")
     """Figures go to FIGURES_DIR/PROFILE/."""
     margin: float = MARGIN
-    """Differences in accuracy and F1 below this many points count as none; plot_results.py takes it over."""
+    """Differences in accuracy and F1 below this many points count as none; plot_results.py takes it over. It stays once
+    a run is finished."""
     jobs: int | None = None
     """Runs at a time, each with a GPU of its own where there are several (default: one a GPU; on a CPU one, for
     small backbones one a core)."""
@@ -386,7 +387,8 @@ def _write_plans(config: Config, grids: Sequence[Grid]) -> None:
         seeds = tuple(dict.fromkeys(seed for grid in own for seed in grid.seeds))
         plan = Plan(tuple(pairs), seeds, config.margin)
         folder = result_name(dataset, own[0].datasets[dataset].get("dataset_name"))
-        write_plan(config.results_dir / config.profile / folder, plan)
+        for line in write_plan(config.results_dir / config.profile / folder, plan):
+            print(cli.with_flags(line), flush=True)
 
 
 def _show_list(config: Config, grids: list[Grid]) -> None:

@@ -256,10 +256,27 @@ def test_only_declared_pairs_are_tested_and_corrected_and_a_missing_run_undeclar
     assert adjusted == pytest.approx(multipletests(chosen[chosen.declared].p, method="holm")[1].tolist())
 
 
+def test_a_plan_is_not_changed_by_what_the_results_may_have_shown(tmp_path):
+    folder = tmp_path / "digits"
+    assert write_plan(folder, Plan(((LORA, RESNET),), (0, 1), 1.0)) == []
+    first = Plan(((LORA, RESNET), (LORA, "unseen")), (0, 1, 2), 2.0)
+    assert write_plan(folder, first) == [] and read_plan(folder) == first  # nothing has been seen yet
+    _three_models(tmp_path)
+    later = Plan(((RESNET, LORA), (LORA, EFFICIENTNET), (RESNET, "new")), (0, 1, 2, 3, 4), 5.0)
+    lines = write_plan(folder, later)
+    assert read_plan(folder) == replace(first, contrasts=(*first.contrasts, (RESNET, "new")))
+    assert [line.partition("first result: ")[2] for line in lines] == [
+        "the margin stays 2; plot_results.py takes another as its `margin`",
+        "seeds 3 4 are added to those planned, and said to be",
+        "1 more pair of models that both have results, not declared; plot_results.py takes them as its `contrast`",
+    ]
+    assert write_plan(folder, first) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"contrasts": [["a"]], "seeds": [], "margin": 1}', b"\xff"])
 def test_a_damaged_plan_is_named(tmp_path, content):
     (tmp_path / PLAN_FILE).write_bytes(content)
-    with pytest.raises(UserError, match="is damaged: run reproduce"):
+    with pytest.raises(UserError, match="is damaged: delete it"):
         read_plan(tmp_path)
 
 
@@ -273,6 +290,12 @@ def test_without_a_plan_up_to_six_pairs_are_declared_and_above_those_with_the_be
     val = {run.name: run.result.val.scores["accuracy"] for run in find_runs(tmp_path)[0]}
     best = max(val, key=val.get)
     assert all(best in (pair.a, pair.b) for pair in pairs[pairs.declared.astype(bool)].itertuples())
+    fake_run(tmp_path, best, num_test=40, num_train=50_000)  # the best is now comparable to no other
+    pairs = uncertainty_of(tmp_path).pairs.query("metric == 'accuracy'")
+    assert len(pairs) == 6 and pairs.declared.all()
+    fake_run(tmp_path, list(MODELS)[5], num_test=40)
+    pairs = uncertainty_of(tmp_path).pairs.query("metric == 'accuracy'")
+    assert len(pairs) == 10 and pairs.declared.sum() == 4
 
 
 def test_contrasts_are_named_by_run_label_or_pattern(tmp_path):

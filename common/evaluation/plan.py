@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +11,8 @@ import numpy as np
 
 from common.evaluation.comparison import Comparison, Series
 from common.evaluation.folds import matched
+from common.runs.naming import model_name
+from common.runs.result import RESULT_FILE
 from common.runtime.errors import UserError
 from common.runtime.files import write_atomically
 
@@ -45,12 +47,33 @@ def read_plan(folder: Path) -> Plan:
     except FileNotFoundError:
         return Plan()
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is damaged: run reproduce.py again, or delete it") from error
+        raise UserError(f"{str(path)!r} is damaged: delete it, and reproduce.py writes it anew") from error
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
-    """Write ``plan`` for the data set whose runs lie in ``folder``; raises UserError where that cannot be."""
+def write_plan(folder: Path, plan: Plan) -> list[str]:
+    """Write ``plan`` for the data set whose runs lie in ``folder``, and return lines on what stays as it was.
+
+    Once a run is finished, what it shows must not decide what is claimed: an earlier plan's margin, seeds and pairs
+    then stay, and only those pairs are added of which a model has no result yet.
+
+    Raises:
+        UserError: the earlier plan is damaged, or the file cannot be written.
+    """
+    seen = {model_name(path.parent.parent.name) for path in folder.glob(f"*/seed*/{RESULT_FILE}")}
+    old, lines = read_plan(folder), []
+    if seen and (folder / PLAN_FILE).exists():
+        new = [pair for pair in plan.contrasts if frozenset(pair) not in set(map(frozenset, old.contrasts))]
+        unseen = [pair for pair in new if not seen.issuperset(pair)]
+        if plan.margin != old.margin:
+            lines.append(f"the margin stays {old.margin:g}; plot_results.py takes another as its `margin`")
+        if added := [str(seed) for seed in plan.seeds if seed not in old.seeds]:
+            lines.append(f"seeds {' '.join(added)} are added to those planned, and said to be")
+        if count := len(new) - len(unseen):
+            pairs = f"{count} more pair{'s' * (count > 1)} of models that both have results"
+            lines.append(f"{pairs}, not declared; plot_results.py takes them as its `contrast`")
+        plan = replace(old, contrasts=(*old.contrasts, *unseen))
     write_atomically(folder / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
+    return [f"note: {folder.name!r}: the plan is from before the first result: {line}" for line in lines]
 
 
 def comparable_pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
@@ -68,12 +91,15 @@ def declared_pairs(comparison: Comparison, contrasts: Iterable[tuple[str, str]])
     They are those of ``contrasts``. Where none of these is there, they are all pairs, or if these are more than
     ``MOST_PAIRS`` those with the model that is best on validation images, the first of equals.
     """
-    pairs = [(a.name, b.name) for a, b in comparable_pairs(comparison)]
+    comparable = comparable_pairs(comparison)
+    pairs = [(a.name, b.name) for a, b in comparable]
     wanted = {frozenset(contrast) for contrast in contrasts}
     if declared := {pair for pair in pairs if frozenset(pair) in wanted}:
         return declared
-    best = max(comparison.series, key=validation_accuracy).name
-    return {pair for pair in pairs if len(pairs) <= MOST_PAIRS or best in pair}
+    if len(pairs) <= MOST_PAIRS:
+        return set(pairs)
+    best = max((series for pair in comparable for series in pair), key=validation_accuracy).name
+    return {pair for pair in pairs if best in pair}
 
 
 def validation_accuracy(series: Series) -> float:
