@@ -7,26 +7,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import MODELS, fake_run
+from fake_results import CROSSED, MODELS, fake_run
 
 import profiles
 import reproduce
 import train_cnn_head
 import train_vit_lora
 from common.data.dataset import load_dataset
-from common.evaluation import uncertainty
+from common.evaluation import robustness, uncertainty
 from common.evaluation.comparison import compare
-from common.evaluation.paired import paired_difference
+from common.evaluation.frames import frames_of
+from common.evaluation.plan import Plan, comparable_pairs, write_plan
 from common.evaluation.uncertainty import compute_uncertainty
 from common.grid import scheduler
 from common.grid.grid import Arm, Grid
-from common.report.curve import change_sentences, write_curves
+from common.report.curve import change_sentences, curve_differences, write_curves
+from common.report.sentences import named_pairs, verdict_sentences
 from common.runs.predictions import read_predictions
 from common.runs.result import find_runs, write_result
 from reproduce import Config
 
 RANDOM = {"weights": "random", "image_size": 32}
-LORA, RESNET, *_ = MODELS
+LORA, PROBE = next(iter(MODELS)), next(iter(CROSSED))
 SIZES = (60, 120)
 DRAWS = (0, 1)
 
@@ -114,7 +116,7 @@ def test_the_figure_joins_the_sizes_and_the_table_has_a_row_a_pair_and_size(curv
         assert (row.low > 0 or row.high < 0) == (row.holm_p < 0.05)
     said = (curve / "said.txt").read_text()
     assert "digits: test_vit + LoRA (r=2) against test_resnet (probe): " in said
-    assert said.count("the seeds of each model differ in their training images") == 1
+    assert said.count("each draw has training images and a training seed of its own") == 1
 
 
 def test_one_curve_alone_is_drawn_and_compared_with_nothing(curve, tmp_path):
@@ -136,26 +138,73 @@ def test_the_sizes_at_which_a_verdict_changes_are_said():
     assert same.endswith("better at 10, 30, 100, 300 and 1,000 training images a class; the verdict does not change")
 
 
-def test_what_a_draw_brings_to_both_models_is_no_part_of_their_difference():
-    rng = np.random.default_rng(0)
-    draws = {seed: rng.random(400) < share for seed, share in enumerate((0.5, 0.7, 0.9))}
-    worse = {seed: right & (np.arange(400) % 20 > 0) for seed, right in draws.items()}
-    paired = paired_difference(draws, worse)
-    assert 0.02 < paired.value < 0.05 and paired.interval().excludes_zero
-    alone = paired_difference(draws, {seed: np.zeros(400, bool) for seed in draws})
-    assert alone.standard_error > 10 * paired.standard_error  # where the draws' own spread is part of it
-    equal = paired_difference(draws, draws)
-    assert equal.value == 0 and 0 < equal.standard_error == pytest.approx(np.sqrt(3) / 400)
-    assert paired_difference(draws, {1: worse[1]}).freedom == np.inf  # one draw in common: over images alone
+def _draw(results: Path, name: str, number: int, right: np.ndarray, **more) -> None:
+    run = fake_run(results, name, seed=number, num_test=len(right), right=right, **more)
+    write_result(run.folder, replace(run.result, config=run.result.config | {"split_seed": number}))
 
 
-def test_the_verdicts_of_all_results_are_paired_by_draw_too(tmp_path):
+def _three_draws() -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return by draw which of 400 images LoRA and a probe have right: draws differ much, the models little."""
     rng = np.random.default_rng(0)
-    for draw, share in enumerate((0.5, 0.7, 0.9)):
-        right = rng.random(400) < share
-        for name, its in ((LORA, right), (RESNET, right & (np.arange(400) % 20 > 0))):
-            for number in {draw, draw + 10 * (name == LORA)}:  # LoRA has draws of its own, too
-                run = fake_run(tmp_path, name, seed=number, num_test=400, right=its)
-                write_result(run.folder, replace(run.result, config=run.result.config | {"split_seed": number}))
-    pairs = compute_uncertainty(compare(find_runs(tmp_path)[0], {})[0]).pairs.set_index("metric")
-    assert 0.02 < pairs.difference["accuracy"] < 0.05 and pairs.low["accuracy"] > 0
+    draws = {number: rng.random(400) < share for number, share in enumerate((0.5, 0.7, 0.9))}
+    return {number: (right, right & (np.arange(400) % 20 > 0)) for number, right in draws.items()}
+
+
+def test_what_a_draw_brings_to_both_models_is_no_part_of_their_difference(tmp_path, monkeypatch):
+    right = {}
+    for number, (ours, theirs) in _three_draws().items():
+        _draw(tmp_path, LORA, number, ours)
+        _draw(tmp_path, LORA, number + 10, ours)  # draws of its own, too
+        _draw(tmp_path, PROBE, number, theirs)
+        right |= {(LORA, number): ours, (PROBE, number): theirs}
+    comparisons, _ = compare(find_runs(tmp_path)[0], {})
+    pair = compute_uncertainty(comparisons).pairs.set_index("metric").loc["accuracy"]
+    assert 0.02 < pair.difference < 0.05 and pair.low > 0
+    monkeypatch.setattr(robustness, "share_correct", lambda run, kinds: right[run.name, run.seed].astype(float))
+    spread = robustness._spread(*comparable_pairs(comparisons[0])[0], ["fog"])
+    assert spread.value == pytest.approx(pair.difference) and spread.estimate.interval().excludes_zero
+
+
+def test_a_sentence_names_the_draws_that_a_difference_rests_on(tmp_path):
+    for number, (ours, theirs) in _three_draws().items():
+        for name, its in ((LORA, ours), (PROBE, theirs)):
+            if (name, number) != (PROBE, 2):
+                _draw(tmp_path, name, number, its)
+    assert "2 draws, 400 test images" in _sentence(tmp_path)
+
+
+def test_one_draw_against_several_decides_nothing_also_of_a_probe(tmp_path):
+    ours, theirs = _three_draws()[0]
+    for number in range(3):
+        _draw(tmp_path, LORA, number, ours)
+    _draw(tmp_path, PROBE, 0, theirs & (np.arange(400) % 2 > 0))
+    assert _sentence(tmp_path).startswith("undecided: one draw, between ")
+
+
+def _sentence(results: Path) -> str:
+    comparisons, _ = compare(find_runs(results)[0], {})
+    pairs = named_pairs(frames_of(comparisons), compute_uncertainty(comparisons))
+    (sentence,) = verdict_sentences(comparisons[0], pairs)
+    return sentence
+
+
+def test_the_curve_says_of_a_pair_what_all_results_say_of_it(tmp_path):
+    """Better by much on 1,000 training images, and by so little on 5,000 that the plan's margin makes them equal."""
+    images, names = np.arange(4_000), {}
+    for size, lost in ((1_000, 20), (5_000, 2_000)):
+        names[size] = [f"{name}-n{size}" for name in (PROBE, LORA)]
+        for number in range(3):
+            for name, right in ((LORA, images > 400), (PROBE, (images > 400) & (images % lost > 0))):
+                sized = {"num_train": size, "train_limit": size, "folder_name": f"{name}-n{size}"}
+                _draw(tmp_path, name, number, right & (images % 97 != number), **sized)
+    write_plan(tmp_path / "cifar10", Plan(tuple(map(tuple, names.values())), (0, 1, 2), margin=1.0))
+    comparisons, _ = compare(find_runs(tmp_path)[0], {})
+    found = compute_uncertainty(comparisons)
+    rows = curve_differences(comparisons[0], found)
+    assert list(rows.verdict) == ["better", "equivalent within 1 point"] and (rows.model != rows.other).all()
+    (line,) = write_curves(comparisons, tmp_path, tmp_path)[-1:]
+    assert "better at 100, equivalent within 1 point at 500 training images a class; the verdict changes" in line
+    pairs = found.pairs.query("metric == 'accuracy' and declared == True").set_index("a")
+    assert set(pairs.verdict) == {"better", "equivalent"}
+    for row in rows.itertuples():
+        assert row.difference == pairs.loc[row.run].difference and row.holm_p == pairs.loc[row.run].p_adjusted
