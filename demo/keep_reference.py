@@ -5,7 +5,8 @@
 
 Replaces results/reference/PROFILE and figures/reference/PROFILE by what is committed of them: figures (PNG), tables,
 and of every run ``result.json`` and ``intervals.json``; of runs on at most 1,000 test images also ``predictions.npz``
-(docs/statistics.md, "Results without predictions"). All runs must come from one commit without changes.
+(docs/statistics.md, "Results without predictions"). All runs must come from one commit without changes. Records name a
+file of weights without its folder on the machine that trained.
 """
 
 import json
@@ -29,7 +30,7 @@ from common.evaluation.timings import TIMING_FILE  # noqa: E402
 from common.evaluation.uncertainty import DIFFERENCES  # noqa: E402
 from common.runs.convergence import TUNING  # noqa: E402
 from common.runs.predictions import PREDICTIONS_FILE  # noqa: E402
-from common.runs.result import RESULT_FILE, Run, find_runs  # noqa: E402
+from common.runs.result import RESULT_FILE, Run, encode_record, find_runs  # noqa: E402
 from common.runtime.errors import UserError  # noqa: E402
 from common.runtime.files import temporary_path  # noqa: E402
 
@@ -77,11 +78,24 @@ def _replace(target: Path, folder: Path, files: list[Path]) -> None:
         for path in files:
             copy = new / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            copy.write_bytes(_content(path))
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds; of a record whose backbone came from a file elsewhere, that file's name alone."""
+    content = path.read_bytes()
+    if path.name != RESULT_FILE:
+        return content
+    record = json.loads(content)
+    for names, key in ((record["config"], "weights"), (record["model"]["weights"], "source")):
+        if Path(names.get(key) or "").is_absolute():
+            names[key] = Path(names[key]).name
+            content = encode_record(record)
+    return content
 
 
 def _runs(results: Path) -> list[Run]:

@@ -19,15 +19,15 @@ from common.evaluation.comparison import compare, missing_predictions
 from common.evaluation.formatting import mean_sd
 from common.grid.grid import depends_on_seed
 from common.runs.predictions import read_predictions
-from common.runs.result import find_runs, write_result
+from common.runs.result import find_runs, read_result, write_result
 from common.runtime.errors import UserError
 from demo import keep_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = REPOSITORY / "results" / "reference", REPOSITORY / "figures" / "reference"
-REDRAWN = ("demo", "mini", "curve")  # of the defects' table some rows need predictions that are not kept
+REDRAWN = ("demo", "mini", "curve", "lite0")  # of the defects' table some rows need predictions that are not kept
 COPIES = {"cifar10": "cifar10_jpeg"}  # how a data set is called that was a folder of images
-DOCUMENTS = {"factorial": "mini", "curve": "curve", "defects": "defects"}  # whose rows they show
+DOCUMENTS = {"factorial": "mini", "curve": "curve", "defects": "defects", "lite0": "lite0"}  # whose rows they show
 TABLES_OF_DIFFERENCES = ("effects", "verdicts", "curve", "defects")
 IN_README = "mini"  # the profile whose table and answer README.md has
 
@@ -47,6 +47,7 @@ def test_they_are_all_seeds_of_each_arm_on_each_data_set_whole_and_from_one_comm
     found = [(run.dataset, run.result.backbone, run.result.method, run.seed) for run in runs]
     assert sorted(found) == sorted(expected)
     assert len({run.result.environment["git_commit"] for run in runs}) == 1
+    assert not [path for path in (RESULTS / profile).rglob("result.json") if re.search(r'"/\w', path.read_text())]
     for run in runs:
         if run.result.data.num_test <= keep_reference.FEW_TEST_IMAGES:
             read_predictions(run.folder, run.result)
@@ -94,7 +95,7 @@ def accuracy_rows(profile: str) -> list[str]:
     )
     datasets = sorted(seeds["dataset"].unique())
     return [
-        f"| {label} | {' | '.join(texts[label, dataset] for dataset in datasets)} |"
+        f"| {label} | {' | '.join(texts.get((label, dataset), '—') for dataset in datasets)} |"
         for label in seeds["label"].unique()
     ]
 
@@ -119,8 +120,11 @@ def test_each_difference_in_the_readme_is_in_the_tables(part, profiles_said):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_row_of_a_documents_results_is_one_of_the_tables(document):
     results = (REPOSITORY / "docs" / f"{document}.md").read_text(encoding="utf-8").partition("\n## Results\n")[2]
-    rows = [line for line in results.splitlines() if line.startswith("| ")]
-    known = [line for table in (RESULTS / DOCUMENTS[document]).glob("*.md") for line in table.read_text().splitlines()]
+    rows = re.sub(r"^\|.*\n\|[-:| ]+$", "", results, flags=re.M).splitlines()  # without heads
+    rows = [line for line in rows if line.startswith("|")]
+    folder = RESULTS / DOCUMENTS[document]
+    known = [line for table in folder.glob("*.md") for line in table.read_text().splitlines()]
+    known += accuracy_rows(DOCUMENTS[document]) if (folder / "summary.csv").exists() else []
     assert rows and set(rows) <= set(known)
 
 
@@ -135,7 +139,10 @@ def test_what_is_kept_are_records_tables_pictures_and_few_predictions(tmp_path, 
     with pytest.raises(UserError, match="not of one commit without changes"):
         keep_reference.main(config)
     for run in runs:
-        write_result(run.folder, replace(run.result, environment=run.result.environment | {"git_commit": "abc"}))
+        weights = replace(run.result.model.weights, source="/of/me/weights.safetensors")
+        result = replace(run.result, environment=run.result.environment | {"git_commit": "abc"})
+        settings = result.config | {"weights": weights.source}
+        write_result(run.folder, replace(result, config=settings, model=replace(result.model, weights=weights)))
         (run.folder / "adapter").mkdir()
         (run.folder / "adapter" / "adapter_config.json").touch()
 
@@ -146,6 +153,9 @@ def test_what_is_kept_are_records_tables_pictures_and_few_predictions(tmp_path, 
     assert {path.suffix for path in kept if path.parts[0] == "figures"} == {".png"}
     names = {"result.json", "intervals.json", "predictions.npz"}
     assert {path.name for path in kept if path.parts[0] == "results"} > names
+    for path in (tmp_path / "repository").rglob("result.json"):
+        record = read_result(path)
+        assert (record.config["weights"], record.model.weights.source) == ("weights.safetensors",) * 2
     assert not any(path.name == "adapter_config.json" for path in kept)
     again = tmp_path / "again"
     plot_results.main(

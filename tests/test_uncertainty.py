@@ -19,6 +19,7 @@ from common.evaluation.uncertainty import DIFFERENCES, Uncertainty, compute_unce
 from common.evaluation.verdicts import verdict_rows
 from common.report import sentences
 from common.report.sentences import named_pairs
+from common.report.tables import write_verdicts
 from common.runs.predictions import PREDICTIONS_FILE
 from common.runs.result import RESULT_FILE, find_runs, read_result, write_result
 from common.runtime.errors import UserError
@@ -271,6 +272,16 @@ def test_a_plan_is_not_changed_by_what_the_results_may_have_shown(tmp_path):
         "1 more pair of models that both have results, not declared; plot_results.py takes them as its `contrast`",
     ]
     assert write_plan(folder, first) == []
+
+
+def test_a_sentence_has_the_seeds_of_the_better_model_first_and_the_table_those_of_model_a(tmp_path):
+    for name, seeds, wrong in ((LORA, 2, 200), (RESNET, 3, 40)):
+        for seed in range(seeds):
+            fake_run(tmp_path, name, seed=seed, num_test=400, right=np.arange(400) > wrong + seed)
+    (sentence,) = verdict_sentences(comparisons := compare(tmp_path))
+    assert "; 3 seeds against 2 seeds, 400 test images" in sentence
+    write_verdicts(frames_of(comparisons), compute_uncertainty(comparisons), tmp_path)
+    assert "| 2 seeds against 3 seeds | 400 |" in (tmp_path / "verdicts.md").read_text()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"contrasts": [["a"]], "seeds": [], "margin": 1}', b"\xff"])

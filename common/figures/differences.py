@@ -49,7 +49,7 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):
         _differences_of(ax, declared[declared["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
     label_outside(axes[:, 0], "Difference (points)", "")
-    labels = {series.name: printable(series.label, 50) for series in comparison.series}
+    labels = {series.name: printable(series.label, 56) for series in comparison.series}
     texts = [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in names[:count].itertuples()]
     axes[0, 0].set_yticks(range(count), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)
     axes[0, 0].set_ylim(max(1, count) - 0.5, -0.5)

@@ -70,7 +70,7 @@ def _findings(comparisons: Sequence[Comparison], uncertainty: Uncertainty) -> It
     pairs = uncertainty.pairs[uncertainty.pairs["declared"].astype(bool) & (uncertainty.pairs["metric"] == "accuracy")]
     effects = uncertainty.effects[uncertainty.effects["effect"] == INTERACTION]
     for comparison in comparisons:
-        labels = {series.name: printable(series.label, 50) for series in comparison.series}
+        labels = {series.name: printable(series.label, 56) for series in comparison.series}
         for row in pairs[pairs["dataset"] == comparison.dataset].itertuples():
             text = f"{labels[row.a]}\nminus {labels[row.b]}"
             look = VERDICTS[row.verdict, row.winner]

@@ -71,15 +71,15 @@ def verdict_in_words(pair, first: str = "A", second: str = "B") -> str:
     }[pair.verdict]
 
 
-def seeds_in_words(pair) -> str:
-    """Return on what a difference rests: "3 seeds", "5 folds", "5 seeds against a deterministic run"."""
+def seeds_in_words(pair, sign: int = 1) -> str:
+    """Return on what a and b rest, b first where ``sign`` is -1: "3 seeds", "5 seeds against a deterministic run"."""
     if pair.deterministic_a and pair.deterministic_b:
         return "two deterministic runs"
     words = [
         "a deterministic run" if is_fixed else f"one {pair.repeat}" if count == 1 else f"{count} {pair.repeat}s"
         for is_fixed, count in ((pair.deterministic_a, pair.seeds_a), (pair.deterministic_b, pair.seeds_b))
     ]
-    return words[0] if words[0] == words[1] else " against ".join(words[:: -1 if pair.winner == "b" else 1])
+    return " against ".join(dict.fromkeys(words[::sign]))
 
 
 def _remark(pair) -> str:
@@ -116,7 +116,7 @@ def _sentence(pair) -> str:
     """Return the claim, the better model first, what it rests on, and of an undecided pair what it could show."""
     sign = -1 if pair.winner == "b" else 1
     claim = verdict_in_words(pair, pair.label_a, pair.label_b)
-    basis = [_interval_in_words(pair, sign), f"{seeds_in_words(pair)}, {pair.num_test:,} test images"]
+    basis = [_interval_in_words(pair, sign), f"{seeds_in_words(pair, sign)}, {pair.num_test:,} test images"]
     basis += [pair.remark] if pair.remark else []
     return f"{claim}: accuracy {signed(sign * pair.difference)} points ({'; '.join(basis)}){_power_in_words(pair)}"
 
