@@ -26,7 +26,7 @@ class FoldSpread(NamedTuple):
     values: np.ndarray  # (K,), K >= 2
     test_share: float  # test images of a fold over those for training and validation
     num_images: int  # tested in all folds together
-    least: float = 0.0  # standard error over the images below which their number alone does not lead
+    least: float = 0.0  # the least standard error over so many images; 0 of what does not count images
     seeds: Sequence[np.ndarray] = ()  # apart from the folds there is no spread of seeds
 
     @property
