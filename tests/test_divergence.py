@@ -107,16 +107,17 @@ def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(fork_serv
     assert ended.err.startswith(f"error: {advice}") and ended.err.count("\n") == 1
 
 
-def test_an_interrupt_during_validation_loses_no_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["predict", "loss_and_accuracy"])
+def test_an_interrupt_during_validation_loses_no_step(tmp_path, part, monkeypatch):
     whole, expected = _fit(tmp_path / "whole")
-    predict, calls = loop.predict, iter(range(100))
+    compute, calls = getattr(loop, part), iter(range(100))
 
     def interrupted(*arguments, **options):
         if next(calls) == 1:
             raise KeyboardInterrupt
-        return predict(*arguments, **options)
+        return compute(*arguments, **options)
 
-    monkeypatch.setattr(loop, "predict", interrupted)
+    monkeypatch.setattr(loop, part, interrupted)
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "stopped")
     done, step = [], loop._Loop._step

@@ -17,6 +17,7 @@ from common import cli
 from common.models.heads import Head
 from common.runs.predictions import read_predictions
 from common.runs.result import read_result
+from common.runtime import signals
 from common.runtime.errors import UserError
 from common.training import loop
 from common.training.checkpoint import Checkpoint
@@ -180,6 +181,28 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_regular_che
     assert _timeless(resumed) == _timeless(whole)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_an_epoch_is_saved_loses_no_step(tmp_path, number, monkeypatch):
+    save, saves = Checkpoint.save, iter(range(100))
+
+    def interrupted(self, state, tensors):
+        if next(saves) == 1:
+            os.kill(os.getpid(), number)
+        save(self, state, tensors)
+
+    before = {each: signal.getsignal(each) for each in signals.END_SIGNALS}
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    signals.raise_on_sigterm()
+    try:
+        with pytest.raises((KeyboardInterrupt, signals.Terminated)):
+            _fit(tmp_path)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    state, _ = Checkpoint(tmp_path / "checkpoint", {"run": 1}).load()
+    assert len(state["under_way"]["history"]) == 2
 
 
 @pytest.mark.parametrize("part", ["weights/", "optimizer/exp_avg/", "optimizer/step/", "step", "loss_sum", "correct"])

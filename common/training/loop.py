@@ -228,10 +228,11 @@ class _Loop:
             "val_accuracy": val_accuracy,
             "seconds": state.seconds,
         }
-        self.state = _State(history=[*state.history, row])
-        if best_row(self.state.history) is row:
-            self.best_weights = copy_weights(self.model)
-        self._save()
+        with signals.hold_back():  # what interrupts from here on waits for the save
+            self.state = _State(history=[*state.history, row])
+            if best_row(self.state.history) is row:
+                self.best_weights = copy_weights(self.model)
+            self._save()
         return (
             f"epoch {row['epoch']}/{self.config.epochs}  "
             f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
@@ -243,10 +244,10 @@ class _Loop:
         self.model.eval()
         try:
             logits = predict(self.model, self.val, batch_size=self.config.batch_size, desc="validation")
+            return loss_and_accuracy(logits, self.val.labels)
         except (KeyboardInterrupt, signals.Terminated):
             self._save()
             raise
-        return loss_and_accuracy(logits, self.val.labels)
 
     def _save(self) -> None:
         self._read()
