@@ -246,8 +246,11 @@ def test_a_damaged_checkpoint_is_not_used_and_anothers_is_refused(tmp_path, caps
         again, _ = _fit(tmp_path)
         assert "damaged and not used" in capsys.readouterr().out
         assert _timeless(again) == _timeless(whole)
-    with pytest.raises(UserError, match="run 1 there, 2 now"):
+    with pytest.raises(UserError, match="run 1 there, 2 now") as refused:
         _fit(tmp_path, identity={"run": 2})
+    # The file is named and not its folder, where a finished run may lie.
+    assert str(refused.value).startswith(f"{str(path)!r} is of an unfinished run")
+    assert "remove that file" in str(refused.value)
 
 
 def test_of_several_learning_rates_each_is_trained_as_if_alone_and_the_best_is_kept(tmp_path):
@@ -404,7 +407,8 @@ def test_an_interrupted_script_resumes_to_the_same_predictions(arm, number, code
     monkeypatch.setattr(loop._Loop, "_step", step)
     (stopped,) = (tmp_path / "stopped").glob("digits/*")
     assert cli.run(script.main, script.Config, [*argv, f"--run-name={stopped.name}", "--weight-decay=0.5"]) == 2
-    assert "unfinished run with other settings (weight_decay 0.01 there, 0.5 now)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unfinished run with other settings (weight_decay 0.01 there, 0.5 now); remove that file" in said
     resumed = _run(arm, tmp_path / "stopped")
     assert "resuming after" in capsys.readouterr().out
     assert (resumed / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()

@@ -67,8 +67,8 @@ class Checkpoint:
                      if stored.get(key) != asked.get(key)]  # fmt: skip
         if different:
             raise UserError(
-                f"{str(self.path.parent)!r} holds an unfinished run with other settings ({'; '.join(different)}); "
-                "use another `run_name`, or remove that folder"
+                f"{str(self.path)!r} is of an unfinished run with other settings ({'; '.join(different)}); remove that "
+                "file, and the run starts from the beginning (or give a training script another `run_name`)"
             )
 
 
