@@ -326,11 +326,30 @@ def test_limits_out_of_range_are_refused(option, value):
 
 def test_a_validation_share_that_empties_a_class_is_refused(tmp_path):
     root = _tree(tmp_path, train={"a": 30, "b": 1}, test={"a": 1, "b": 1})
-    message = _refusal(root)
-    assert "'b'" in message and "`val_fraction`" in message
+    assert "of 31 images leaves a class with none to train on (the smallest is 'b' with 1): add images" in _refusal(
+        root
+    )
     for fraction in (0, 1, -0.1, float("nan")):
         assert "must lie between 0 and 1" in _refusal("digits", val_fraction=fraction)
-    assert "a validation split of 0.999" in _refusal("digits", val_fraction=0.999)
+    message = _refusal("digits", val_fraction=0.999)
+    assert "a validation split of 0.999" in message and "`val_fraction`" in message
+
+
+@pytest.mark.parametrize(("classes", "count"), [(10, 4), (20, 9), (4, 3)])
+def test_of_few_images_each_class_has_one_for_validation_and_one_for_training(tmp_path, classes, count):
+    root = _tree(tmp_path, flat={f"c{number:02}": count for number in range(classes)})
+    for folds in (None, 1):
+        few = _load(root, folds=folds)
+        for images in (few.train, few.val, few.test):
+            assert len(np.unique(images.labels)) == classes
+        assert len(few.val) == classes
+
+
+def test_two_images_of_a_class_are_too_few_for_training_validation_and_test(tmp_path):
+    root = _tree(tmp_path, flat={"a": 5, "b": 2})
+    for folds in (None, 1):
+        assert "the smallest is 'b' with 1): add images" in _refusal(root, folds=folds)
+    assert len(_load(root, all_images=True).val) == 2
 
 
 def test_stratified_samples_follow_the_proportions():

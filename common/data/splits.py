@@ -68,9 +68,9 @@ def _places(counts: np.ndarray, n: int) -> np.ndarray:
 def stratified_split(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Split (N,) int ``labels`` into (rest, sample) positions, sorted int64; ``sample`` is ``fraction`` of N, rounded.
 
-    A class without an image in one of the two is a ValueError.
+    Of few images it is one of each class. A class without an image in one of the two is a ValueError.
     """
-    sample = stratified_sample(labels, round(fraction * len(labels)), rng)
+    sample = stratified_sample(labels, max(round(fraction * len(labels)), len(np.unique(labels))), rng)
     rest = np.setdiff1d(np.arange(len(labels)), sample)
     emptied = np.setdiff1d(labels, labels[rest])
     if len(emptied):
@@ -166,14 +166,16 @@ def _draw(
     images: LabelledImages, fraction: float, classes: tuple, split_seed: int, purpose: int
 ) -> tuple[LabelledImages, LabelledImages]:
     """Set aside a stratified ``fraction``: returns (rest, drawn)."""
-    what, advice = ("test", " or a test folder") if purpose == _TEST else ("validation", ", or change `val_fraction`")
+    what, folder = ("test", " or a test folder") if purpose == _TEST else ("validation", "")
     try:
         rest, drawn = stratified_split(images.labels, fraction, np.random.default_rng([split_seed, purpose]))
     except ValueError as error:
-        fewest = classes[np.argmin(np.bincount(images.labels, minlength=len(classes)))]
+        labels, counts = np.unique(images.labels, return_counts=True)
+        smallest = f"{classes[labels[counts.argmin()]]!r} with {counts.min()}"
+        advice = f"add images of it{folder}" if counts.min() == 1 else "take a smaller `val_fraction`"
         raise UserError(
-            f"a {what} split of {fraction:g} of {len(images):,} images leaves a class with none on one side ({error}; "
-            f"the smallest class is {fewest!r}): add images{advice}"
+            f"a {what} split of {fraction:g} of {len(images):,} images leaves a class with none to train on (the "
+            f"smallest is {smallest}): {advice}"
         ) from error
     return images.subset(rest), images.subset(drawn)
 
