@@ -34,7 +34,9 @@ def run(main: Callable[[Any], None], config_type: type, argv: list[str] | None =
     except UserError as error:
         return _fail(str(error))
     except MemoryError as error:
-        return _fail(f"out of memory ({error}): try a smaller --batch-size, --image-size or --train-limit")
+        return _fail(
+            f"out of memory ({error}): free some, or train with a smaller --batch-size, --image-size or --train-limit"
+        )
     except BrokenPipeError:  # the reader of a pipe, such as ``head``, has gone
         return _fail("standard output was closed before all was printed")
     except OSError as error:

@@ -212,8 +212,6 @@ CASES = [
          pets),
     Case("a train limit above the data", "train_cnn_head", [*CNN, *FOLDER, "--train-limit=99"], "--train-limit", pets),
     Case("a test limit above the data", "train_vit_lora", [*VIT, *FOLDER, "--test-limit=99"], "--test-limit", pets),
-    Case("a validation share of nothing", "train_cnn_head", [*CNN, FOLDER[0], "--val-fraction=0.01"],
-         "--val-fraction", pets),
     Case("a validation share of all", "train_cnn_head", [*CNN, FOLDER[0], "--val-fraction=0.99"], "--val-fraction",
          pets),
     # Named data sets
@@ -277,6 +275,14 @@ CASES = [
     Case("a comparison of nothing", "reproduce", ["compare"], "given for compare"),
     Case("a comparison of no folder", "reproduce", ["compare", "--dataset={here}/x", "--backbones", "demo_vit"],
          "no data set"),
+    Case("damaged images of a comparison", "reproduce", ["compare", "--dataset={here}/pets", "--backbones", "demo_vit"],
+         "1 of 13 images in", _with("cat", "bad.png", content=b"")),
+    Case("a comparison on the old images", "reproduce", ["compare", "--dataset=cifar10", "--backbones", "demo_vit"],
+         "was pretrained on the training images of cifar10"),
+    Case("a comparison of two images", "reproduce", ["compare", "--dataset={here}/pets", "--backbones", "demo_vit"],
+         "the smallest is 'cat' with 1", lambda h: pets(h, count=2)),
+    Case("a comparison of no name", "reproduce", ["compare", "--dataset={here}/---", "--backbones", "demo_vit"],
+         "rename it", lambda h: pets(h).rename(h / "---")),
     Case("a comparison of no model", "reproduce", ["compare", "--dataset=digits", "--backbones", "demo_vat"],
          "did you mean 'demo_vit'"),
     # Results that are not what a run wrote: left out with their name, and nothing is drawn or scored

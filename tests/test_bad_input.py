@@ -1,6 +1,8 @@
 """Every wrong input is one line that says what is wrong, and exit code 2; nothing is overwritten, nothing left."""
 
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +48,9 @@ def _check(code: int, said: str, case: Case) -> None:
     assert len(lines) == 1 and lines[0].startswith("error: "), said
     assert case.said in said
     assert "Traceback" not in said
+    own = {each.name for each in dataclasses.fields(SCRIPTS[case.script].Config)}
+    named = re.findall("--([a-z][a-z-]*)", re.sub("(python|hf) .*", "", lines[0]))  # commands have flags of their own
+    assert own.issuperset(flag.replace("-", "_") for flag in named) or re.search("train(ing script| with)", said), said
 
 
 def test_the_table_has_what_it_promises():

@@ -95,8 +95,8 @@ def test_a_script_that_diverges_stops_with_2_and_writes_no_result(fork_server, a
 @pytest.mark.parametrize(
     ("arm", "flags", "advice"),
     [
-        ("lora", ["--image-size=320", "--batch-size=60"], "out of memory with batches of 60: try --batch-size 30"),
-        ("head", ["--image-size=2048"], "out of memory with batches of 1: try a smaller --image-size"),
+        ("lora", ["--image-size=320", "--batch-size=60"], "batches of 60: free some, or train with --batch-size 30"),
+        ("head", ["--image-size=2048"], "batches of 1: free some, or train with a smaller --image-size"),
     ],
 )
 def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(fork_server, arm, flags, advice, tmp_path):
@@ -104,7 +104,7 @@ def test_memory_that_is_short_is_a_line_that_says_what_to_make_smaller(fork_serv
     argv = [*argv, *flags, "--results-dir", tmp_path]
     ended = fork_server.run(script, argv, memory_bytes=150 * 2**20)
     assert ended.code == 2, ended.err
-    assert ended.err.startswith(f"error: {advice}") and ended.err.count("\n") == 1
+    assert ended.err.startswith(f"error: out of memory with {advice}") and ended.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("part", ["predict", "loss_and_accuracy"])

@@ -68,7 +68,7 @@ def result_name(dataset: str, name: str | None = None) -> str:
     base = dataset if dataset in DATASETS else Path(dataset).resolve().name
     safe = re.sub(r"[^\w.-]", "_", base).lstrip(".-")
     if not safe.strip("_"):
-        raise UserError(f"the folder name {base!r} cannot name results: rename it, or give `dataset_name`")
+        raise UserError(f"the folder name {base!r} cannot name results: rename it, or train with a `dataset_name`")
     return safe
 
 

@@ -171,7 +171,7 @@ def _damaged(files: Sequence[Path], problems: dict[int, str], folder: Path, skip
     """Return the damaged files, relative to ``folder``; raises UserError with all of them counted unless ``skip``."""
     problems = {_relative(files[number], folder): problem for number, problem in problems.items()}
     if not skip:
-        remedy = "Replace or remove them (training can leave them out: `skip_damaged`)"
+        remedy = "Replace or remove them (the training scripts can leave them out: `skip_damaged`)"
         require_whole(problems, len(files), what=f"images in {str(folder)!r}", remedy=remedy)
     return tuple(problems)
 

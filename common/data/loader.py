@@ -94,7 +94,7 @@ def _from_workers(loader: DataLoader) -> Iterator[torch.Tensor | str]:
             raise
         raise UserError(
             "a process that prepares images was killed, mostly because memory or /dev/shm is full: "
-            "give a smaller `workers`, or `workers` 0"
+            "free some, or give the training scripts or evaluate.py a smaller `workers`, such as 0"
         ) from error
 
 

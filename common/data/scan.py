@@ -149,7 +149,7 @@ def _from_processes(groups: Sequence[Sequence[Path]], processes: int) -> Iterato
     except BrokenProcessPool as error:
         raise UserError(
             "a process that reads images was killed, mostly because memory is full: "
-            "free some, or give a smaller `workers`, or `workers` 0"
+            "free some, or give the training scripts or evaluate.py a smaller `workers`, such as 0"
         ) from error
 
 

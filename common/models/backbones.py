@@ -69,13 +69,13 @@ def resolve_tag(name: str) -> str:
     import timm
 
     if not timm.is_model(name):
-        raise UserError(f"`backbone` {name!r}: timm has no such model{suggestion(name, timm.list_models())}")
+        raise UserError(f"backbone {name!r}: timm has no such model{suggestion(name, timm.list_models())}")
     try:
         tag = timm.get_pretrained_cfg(name, allow_unregistered=False).tag
     except RuntimeError:
         architecture = name.split(".")[0]
         known = timm.list_models(f"{architecture}.*", pretrained=True)
-        raise UserError(f"`backbone` {name!r}: timm has no such weights; it has {', '.join(known)}") from None
+        raise UserError(f"backbone {name!r}: timm has no such weights; it has {', '.join(known)}") from None
     return name if "." in name or not tag else f"{name}.{tag}"
 
 

@@ -77,7 +77,7 @@ def require_other_data(tag: str, dataset: str, classes: Sequence[str] = ()) -> N
     is_same = dataset == PRETRAINED_ON or sorted(classes) == sorted(DATASETS[PRETRAINED_ON].classes)
     if tag.partition(".")[0] in NAMES and is_same:
         raise UserError(
-            f"`backbone` {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
+            f"backbone {tag!r} was pretrained on the training images of {PRETRAINED_ON}, with their labels: a result "
             "there would say nothing about transfer; take another `dataset`, or an ImageNet backbone"
         )
 

@@ -118,5 +118,6 @@ def download(tag: str) -> Path:
         reason = _shorten(error, 200)
     raise UserError(
         f"no pretrained weights for {tag!r}: {reason}. On a machine with internet download {url}, "
-        "bring the file here and add `weights` FILE.safetensors (or `weights` random, only to try the code out)"
+        "bring the file here and add `weights` FILE.safetensors to the command of a training script or evaluate.py "
+        "(`weights` random only to try the code out), or bring that machine's whole cache"
     )

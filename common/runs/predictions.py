@@ -61,7 +61,7 @@ def read_predictions(folder: Path, result: RunResult) -> Predictions:
         UserError: it is missing, changed since it was written, or does not fit ``result``.
     """
     path = folder / PREDICTIONS_FILE
-    advice = "restore the file, or train the run again with `overwrite`"
+    advice = "restore the file, or remove the folder and train the run again"
     try:
         content = path.read_bytes()
     except OSError as error:

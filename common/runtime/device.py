@@ -84,7 +84,7 @@ def memory_errors(batch_size: int, *, fixed: bool = False) -> Iterator[None]:
             raise
         reducible = batch_size > 1 and not fixed
         smaller = f"`batch_size` {batch_size // 2}" if reducible else "a smaller `image_size` or `backbone`"
-        raise UserError(f"out of memory with batches of {batch_size}: try {smaller}") from error
+        raise UserError(f"out of memory with batches of {batch_size}: free some, or train with {smaller}") from error
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:

@@ -81,7 +81,7 @@ def _open_and_lock(path: Path, what: str, wait: bool) -> TextIO:
             holder = _holder(file)
             if not wait:
                 file.close()
-                raise UserError(f"{what} is in use by {holder}; wait for it, or use another `run_name`")
+                raise UserError(f"{what} is in use by {holder}; wait for it, or train under another `run_name`")
             print(f"waiting for {holder}, which works on {what}", flush=True)
             fcntl.lockf(file, fcntl.LOCK_EX)
         if _is_still(file, path):

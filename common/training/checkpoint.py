@@ -68,7 +68,7 @@ class Checkpoint:
         if different:
             raise UserError(
                 f"{str(self.path)!r} is of an unfinished run with other settings ({'; '.join(different)}); remove that "
-                "file, and the run starts from the beginning (or give a training script another `run_name`)"
+                "file, and the run starts from the beginning (or train under another `run_name`)"
             )
 
 
