@@ -74,6 +74,7 @@ def test_settings_are_submitits_and_values_are_numbers_or_texts():
         "setup": ["module load cuda"],
         "qos": "a=b",
     }
+    assert parse_settings(["time=5", "setup=module load cuda"])["setup"] == ["module load cuda"]
     assert slurm.threads_of_a_run({"cpus_per_task": 16, "gpus_per_node": 8}) == 2
     assert slurm.threads_of_a_run({}) == 1 and slurm.runs_at_once({"gpus_per_node": "a100:8"}) == 8
 
@@ -86,6 +87,11 @@ def test_settings_are_submitits_and_values_are_numbers_or_texts():
         (["time=5", "nodes=2"], "a run is one process on one node"),
         (["time=2"], "told 90 s before its end"),
         (["time=5", "gpus_per_node=many"], "must be a whole number"),
+        (["time=5", "signal_delay_s=soon"], "`slurm` signal_delay_s=soon: it must be a whole number"),
+        (["time=5", "array_parallelism=[8]"], "must be a whole number"),
+        (["time=5", "setup=5"], "`slurm` setup=5: it must be a text, or a JSON list of texts"),
+        (["time=5", "setup=[5]"], "a JSON list of texts"),
+        (["time=5", "additional_parameters=qos"], "additional_parameters=qos: it must be a JSON object, such as"),
     ],
 )
 def test_settings_that_no_run_allows_are_refused(pairs, words, fake):

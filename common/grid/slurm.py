@@ -30,6 +30,12 @@ MOST_TASKS = 1_000  # of one array: Slurm's MaxArraySize is 1001 where nobody ch
 SIGNAL_SECONDS = 90  # submitit's signal_delay_s, from the signal to save until the time limit
 # What submitit calls the same for every cluster, beside the names of its Slurm executor.
 GENERIC = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+LISTS = ("setup", "teardown", "srun_args")
+KINDS = {  # of what submitit does not check itself, or only when it submits
+    **dict.fromkeys(LISTS, (list, "a text, or a JSON list of texts")),
+    "additional_parameters": (dict, 'a JSON object, such as {"reservation": "mine"}'),
+    **dict.fromkeys(("array_parallelism", "signal_delay_s"), (int, "a whole number")),
+}
 FIXED = {"nodes": 1, "ntasks_per_node": 1, "tasks_per_node": 1, "use_srun": True}  # a run is one process of one node
 
 
@@ -50,6 +56,10 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             settings[key] = text
         if settings[key] != FIXED.get(key, settings[key]):
             raise UserError(f"`slurm` {pair}: a run is one process on one node; leave it out")
+        if key in LISTS and isinstance(settings[key], str):
+            settings[key] = [settings[key]]
+        if not _is_of_its_kind(key, settings[key]):
+            raise UserError(f"`slurm` {pair}: it must be {KINDS[key][1]}")
     minutes, delay = settings.get("time", settings.get("timeout_min")), settings.get("signal_delay_s", SIGNAL_SECONDS)
     if minutes is None:
         raise UserError("`slurm` needs the tasks' time limit in minutes, such as time=120")
@@ -58,6 +68,12 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             f"`slurm` time={minutes}: a task is told {delay} s before its end to save; give it more minutes"
         )
     return settings
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    if not isinstance(value, KINDS.get(key, (object,))[0]):
+        return False
+    return key not in LISTS or all(isinstance(each, str) for each in value)
 
 
 def check(pairs: Sequence[str]) -> dict[str, Any]:
