@@ -296,7 +296,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
     from common.models import demo_backbones
     from common.models.backbones import is_vit, resolve_tag
 
-    tags = list(map(resolve_tag, config.backbones))
+    tags = list(dict.fromkeys(map(resolve_tag, config.backbones)))  # a name and its full tag are one backbone
     for tag in tags:
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     folds = 1 if config.seeds else config.folds

@@ -302,6 +302,13 @@ def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
         reproduce._grids(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
 
 
+def test_a_backbone_or_a_seed_that_is_named_twice_is_run_once():
+    once = _jobs("compare", dataset="digits", backbones=("demo_resnet",), seeds=(0, 1))
+    backbones = ("demo_resnet", "demo_resnet.cifar10", "demo_resnet")
+    again = _jobs("compare", dataset="digits", backbones=backbones, seeds=(0, 1, 1, 0))
+    assert [job.name for job in again] == [job.name for job in once]
+
+
 def _folders(tmp_path):
     return {"results_dir": tmp_path / "results", "figures_dir": tmp_path / "figures"}
 

@@ -116,6 +116,6 @@ def with_settings(grid: Grid, **settings: Any) -> Grid:
 
 
 def narrow_grid(grid: Grid, *, seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Grid:
-    """Return the part of a grid with the given seeds and data sets; empty means the grid's own."""
+    """Return the part of a grid with the given seeds, each once, and data sets; empty means the grid's own."""
     kept = {name: its for name, its in grid.datasets.items() if not datasets or name in datasets}
-    return replace(grid, seeds=tuple(seeds) or grid.seeds, datasets=kept)
+    return replace(grid, seeds=tuple(dict.fromkeys(seeds)) or grid.seeds, datasets=kept)
