@@ -132,8 +132,13 @@ COMPARE = {"batch_size": 32} | TUNED
 COMPARE_STEPS = 1_000  # optimiser steps at least, by more epochs where there are few images (5 to 100)
 
 
-def comparison_arms(vits: Sequence[str], cnns: Sequence[str], train_images: int) -> list[list[Arm]]:
-    """Return the arms of each method on the given backbones, the methods that answer first before the others."""
+def comparison_arms(
+    vits: Sequence[str], cnns: Sequence[str], others: Sequence[str], train_images: int
+) -> list[list[Arm]]:
+    """Return the arms of each method on the given backbones, the methods that answer first before the others.
+
+    ``others`` are neither plain ViTs nor CNNs, and can only be trained in full.
+    """
     steps_per_epoch = math.ceil(train_images / COMPARE["batch_size"])
     steps = COMPARE | {"epochs": min(100, max(5, math.ceil(COMPARE_STEPS / steps_per_epoch)))}
 
@@ -153,7 +158,7 @@ def comparison_arms(vits: Sequence[str], cnns: Sequence[str], train_images: int)
             *(Arm(train_vit_lora, vit, LORA | recipe("lora", vit), VIT_TARGETS) for vit in vits),
             *(Arm(train_cnn_lora, cnn, LORA | recipe("lora", cnn), CNN_TARGETS, crossed=True) for cnn in cnns),
         ],
-        [Arm(train_full, its, FULL | recipe("full", its), crossed=True) for its in (*vits, *cnns)],
+        [Arm(train_full, its, FULL | recipe("full", its), crossed=True) for its in (*vits, *cnns, *others)],
     ]
 
 

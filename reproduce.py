@@ -294,10 +294,13 @@ def _is_wanted(arm: Arm, methods: Sequence[str]) -> bool:
 def _comparison_grids(config: Config) -> list[Grid]:
     """Return the grids on the user's own images: probes, which answer first, heads, and LoRA."""
     from common.models import demo_backbones
-    from common.models.backbones import is_vit, resolve_tag
+    from common.models.backbones import kind_of, resolve_tag
 
     tags = list(dict.fromkeys(map(resolve_tag, config.backbones)))  # a name and its full tag are one backbone
+    kinds = {tag: kind_of(tag) for tag in tags}
     for tag in tags:
+        allowed = "a convolutional network, or timm's plain VisionTransformer (with `methods` full also another)"
+        require(kinds[tag] != "other" or "full" in config.methods, "backbones", tag, allowed)
         demo_backbones.require_other_data(tag, config.dataset)  # before the images are read
     folds = 1 if config.seeds else config.folds
     trains = not (config.show_list or config.print_commands or config.download_only)
@@ -318,8 +321,8 @@ def _comparison_grids(config: Config) -> list[Grid]:
     _announce_folds(loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
-    vits, cnns = [tag for tag in tags if is_vit(tag)], [tag for tag in tags if not is_vit(tag)]
-    arms = profiles.comparison_arms(vits, cnns, len(loaded.train))
+    vits, cnns, others = ([tag for tag in tags if kinds[tag] == kind] for kind in ("vit", "cnn", "other"))
+    arms = profiles.comparison_arms(vits, cnns, others, len(loaded.train))
     images = {config.dataset: (len(loaded.train) + len(loaded.val), len(loaded.test))}
     seeds = tuple(range(loaded.folds)) if loaded.folds > 1 else profiles.MINI.seeds
     common = {

@@ -283,6 +283,9 @@ CASES = [
          "the smallest is 'cat' with 1", lambda h: pets(h, count=2)),
     Case("a comparison of no name", "reproduce", ["compare", "--dataset={here}/---", "--backbones", "demo_vit"],
          "rename it", lambda h: pets(h).rename(h / "---")),
+    Case("a comparison of other kinds", "reproduce",
+         ["compare", "--dataset=digits", "--backbones", "demo_vit", "swin_tiny_patch4_window7_224"],
+         "--backbones 'swin_tiny_patch4_window7_224.ms_in1k' is not possible: it must be a convolutional network"),
     Case("a comparison of no model", "reproduce", ["compare", "--dataset=digits", "--backbones", "demo_vat"],
          "did you mean 'demo_vit'"),
     # Results that are not what a run wrote: left out with their name, and nothing is drawn or scored

@@ -167,6 +167,19 @@ def test_convolutional_networks_are_taken(name):
     assert backbones.require_cnn(backbone) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("vit", ["vit_tiny_patch16_224", "demo_vit"]),
+        ("cnn", ["resnet50", "convnext_atto", "demo_efficientnet"]),
+        ("other", ["swin_tiny_patch4_window7_224", "mixer_s32_224", "deit_tiny_distilled_patch16_224"]),
+        ("other", ["vit_dwee_patch16_reg1_gap_256", "vit_base_patch16_xp_224"]),  # of another attention
+    ],
+)
+def test_a_backbone_is_a_plain_vit_a_cnn_or_another(kind, names):
+    assert {backbones.kind_of(name) for name in names} == {kind}
+
+
 # Heads
 
 

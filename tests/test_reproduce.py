@@ -302,6 +302,15 @@ def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
         reproduce._grids(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
 
 
+def test_what_is_no_plain_vit_and_no_cnn_is_compared_by_full_fine_tuning_alone():
+    backbones = ("demo_resnet", "swin_tiny_patch4_window7_224")
+    jobs = _jobs("compare", dataset="digits", backbones=backbones, methods=("probe", "full"), seeds=(0,))
+    methods = {(job.config.backbone.split("_")[0], job.config.method) for job in jobs}
+    assert methods == {("demo", "head_probe"), ("demo", "full"), ("swin", "full")}
+    with pytest.raises(UserError, match=r"'swin_tiny_patch4_window7_224\.ms_in1k' is not possible"):
+        _jobs("compare", dataset="digits", backbones=backbones)
+
+
 def test_a_backbone_or_a_seed_that_is_named_twice_is_run_once():
     once = _jobs("compare", dataset="digits", backbones=("demo_resnet",), seeds=(0, 1))
     backbones = ("demo_resnet", "demo_resnet.cifar10", "demo_resnet")

@@ -144,13 +144,18 @@ def own_classifier(backbone: Backbone) -> nn.Module:
         return timm.create_model(backbone.tag, num_classes=2).get_submodule(backbone.classifier)
 
 
-def is_vit(tag: str) -> bool:
-    """Whether timm builds a VisionTransformer under this name; no weights are made or read for the answer."""
+def kind_of(tag: str) -> str:
+    """Return ``vit`` (timm's plain one), ``cnn`` or ``other``: which scripts train it. No weights are made or read."""
     import timm
+    from timm.layers import Attention
     from timm.models import VisionTransformer
 
     with torch.device("meta"):
-        return isinstance(timm.create_model(tag, pretrained=False), VisionTransformer)
+        module = timm.create_model(tag, pretrained=False, num_classes=0)
+    if type(module) is not VisionTransformer:
+        return "cnn" if is_cnn(module) else "other"
+    is_plain = all(type(getattr(block, "attn", None)) is Attention for block in module.blocks)
+    return "vit" if is_plain else "other"  # as ``lora.require_plain_vit`` judges it
 
 
 def unfuse_attention(module: nn.Module) -> list[nn.Module]:
