@@ -42,7 +42,7 @@ from common.grid import prefetch, scheduler, slurm, slurm_queue
 from common.grid.grid import Arm, Grid, job_for, narrow_grid, on_all_images, with_settings
 from common.grid.scheduler import Job
 from common.grid.stages import Stage, stages
-from common.runs.convergence import NOT_CONVERGED, gains
+from common.runs.convergence import NOT_CONVERGED, TUNING, gains
 from common.runs.methods import METHODS
 from common.runs.naming import model_name
 from common.runs.result import RESULT_FILE, Run, find_runs
@@ -319,6 +319,7 @@ def _comparison_grids(config: Config) -> list[Grid]:
         cache=cache,
     )
     _announce_folds(loaded)
+    _require_same_images(config, loaded)
     for tag in tags:
         demo_backbones.require_other_data(tag, loaded.name, loaded.classes)
     vits, cnns, others = ([tag for tag in tags if kinds[tag] == kind] for kind in ("vit", "cnn", "other"))
@@ -333,6 +334,21 @@ def _comparison_grids(config: Config) -> list[Grid]:
         "tuned": True,
     }
     return [Grid(tuple(its), **common) for its in arms if its]
+
+
+def _require_same_images(config: Config, loaded: DatasetSplits) -> None:
+    """Refuse a finished run under the name of these images that was made from others: it would count as one of theirs.
+
+    Raises:
+        UserError: naming the run, and what to do.
+    """
+    folder, _, pattern = _drawn(config)
+    for run in (*find_runs(folder, pattern)[0], *find_runs(folder / TUNING, pattern)[0]):
+        if run.result.data.fingerprint != loaded.fingerprint:
+            raise UserError(
+                f"the finished run {str(run.folder)!r} was made from other images than {config.dataset!r} holds now: "
+                f"give another `results_dir`, or remove {str(run.folder.parent.parent)!r}"
+            )
 
 
 def _announce_folds(loaded: DatasetSplits) -> None:

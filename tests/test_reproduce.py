@@ -10,21 +10,23 @@ from pathlib import Path
 
 import pytest
 import tyro
+from fake_results import fake_run
 
 import profiles
 import reproduce
 import train_cnn_head
 import train_vit_lora
 from common.config import as_flags
+from common.data.dataset import load_dataset
 from common.evaluation.plan import read_plan
 from common.grid import prefetch, scheduler
 from common.grid.grid import Arm, Grid, grid_configs, job_for
 from common.grid.scheduler import Job
 from common.grid.stages import Stage
-from common.runs.convergence import gains
+from common.runs.convergence import TUNING, gains
 from common.runs.folder import CHECKPOINT_FILE, lock_file
 from common.runs.methods import METHODS
-from common.runs.result import RESULT_FILE, find_runs
+from common.runs.result import RESULT_FILE, find_runs, write_result
 from common.runtime import locks
 from common.runtime.errors import UserError
 from common.runtime.files import temporary_path, write_atomically
@@ -300,6 +302,17 @@ def test_a_comparison_begins_with_probes_and_gives_small_data_enough_steps():
     assert {config.targets for config in configs if config.method == "lora"} == {"qv", "all-linear"}
     with pytest.raises(UserError, match="was pretrained on the training images"):
         reproduce._grids(Config(profile="compare", dataset="cifar10", backbones=("demo_vit",)))
+
+
+@pytest.mark.parametrize("place", [".", TUNING])
+def test_a_comparison_does_not_take_runs_on_other_images_for_its_own(place, tmp_path):
+    config = Config(profile="compare", dataset="digits", backbones=("demo_resnet",), results_dir=tmp_path)
+    run = fake_run(tmp_path / "compare" / place, dataset="digits", num_test=20)
+    with pytest.raises(UserError, match=f"{str(run.folder)!r} was made from other images than 'digits' holds now"):
+        reproduce._grids(config)
+    fingerprint = load_dataset("digits", data_dir=tmp_path).fingerprint
+    write_result(run.folder, replace(run.result, data=replace(run.result.data, fingerprint=fingerprint)))
+    assert reproduce._grids(config)
 
 
 def test_what_is_no_plain_vit_and_no_cnn_is_compared_by_full_fine_tuning_alone():
