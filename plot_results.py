@@ -64,6 +64,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_folder("figures_dir", self.figures_dir)
+        is_page = self.report is None or (self.report.suffix == ".html" and not self.report.is_dir())
+        require(is_page, "report", str(self.report), "FILE.html, and no folder")
         for pair in self.labels:
             run, equals, label = pair.partition("=")
             require(bool(run and equals and label.strip()), "labels", pair, "RUN=LABEL")
@@ -128,8 +130,11 @@ def main(config: Config) -> None:
 
 def _load(config: Config) -> list[Comparison]:
     """Return the runs that were asked for, compared where they can be, and print what was left out or must be known."""
-    runs, problems = find_runs(config.results_dir, config.runs)
-    runs = [run for run in runs if config.folds in (None, run.folds)]
+    found, problems = find_runs(config.results_dir, config.runs)
+    runs = [run for run in found if config.folds in (None, run.folds)]
+    if found and not runs:
+        known = " or ".join(map(str, sorted({run.folds for run in found})))
+        raise UserError(f"`folds` {config.folds}: the runs that match {config.runs!r} have {known}")
     comparisons, remarks = compare(runs, dict(pair.split("=", 1) for pair in config.labels))
     lines = [f"left out: {problem}" for problem in problems] + remarks
     lines += [f"unfinished: {str(folder)!r}" for folder in unfinished_runs(config.results_dir)]
