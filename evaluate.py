@@ -87,7 +87,7 @@ class Config:
     weights: str | None = None
     """The backbone's weights, if they are not where they were in training: a .safetensors file."""
     data_dir: Path | None = None
-    """Where the named data sets lie (default: where they were in training)."""
+    """Where the named data sets lie (default: the folder given to training; a relative one is looked for from here)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     workers: int | None = None

@@ -47,7 +47,8 @@ class Config:
     report: Path | None = None
     """Also write this HTML file: figures, tables, and the test images behind each number, to click through."""
     data_dir: Path | None = None
-    """Where the named data sets lie now, for the report's images (default: where the runs found them)."""
+    """Where the named data sets lie, for the report's images (default: the folder given to training; a relative one is
+    looked for from here)."""
 
     contrast: tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]] = ()
     """Two models to compare, each a RUN or a label or a pattern of one; may be repeated. Only the pairs that are
