@@ -96,5 +96,5 @@ def test_memory_that_is_short_names_the_batch_size(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(LoraViT, "forward", out_of_memory)
-    with pytest.raises(UserError, match="batches of 64: try `batch_size` 32"):
+    with pytest.raises(UserError, match="batches of 64: free some, or train with `batch_size` 32"):
         measure(train_vit_lora.Config(**LORA))

@@ -142,7 +142,7 @@ def test_names_reach_a_shell_quoted_and_paths_as_one_component(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["~", "'", "$", "/"])
 def test_a_folder_whose_name_leaves_nothing_cannot_name_results(name, tmp_path):
-    with pytest.raises(UserError, match="give `dataset_name`"):
+    with pytest.raises(UserError, match="train with a `dataset_name`"):
         result_name(name if name == "/" else str(tmp_path / name))
 
 
