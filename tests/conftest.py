@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 # Before PyTorch is imported: test processes side by side take one thread each, and none spins for the others.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -176,7 +176,7 @@ def test_a_results_folder_that_is_a_file_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("chosen", "spins"),
-    [({}, "'1000'"), ({"GOMP_SPINCOUNT": "7"}, "'7'"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "'0'")],
+    [({}, f"'{cli.SPIN_COUNT}'"), ({"GOMP_SPINCOUNT": "7"}, "'7'"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "'0'")],
 )
 def test_threads_wait_in_a_short_spin_unless_the_user_chose_another(chosen, spins):
     """Of a real script, by what libgomp itself says it was told when PyTorch loaded it."""

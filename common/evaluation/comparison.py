@@ -196,7 +196,7 @@ def _same_test_images(runs: list[Run]) -> tuple[list[Run], list[str]]:
     )
     lines += [
         f"left out: {str(run.folder)!r} was tested on other images than the {len(order[-1])} runs of {run.dataset!r} "
-        "that are drawn; choose with `runs`, or by `folds`"
+        "that are drawn; plot_results.py chooses others with `runs` or `folds`"
         for group in order[:-1]
         for run in group
     ]
