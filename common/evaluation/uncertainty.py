@@ -191,7 +191,7 @@ def _require_predictions(*groups: Sequence[Series]) -> None:
             models = " and ".join(series.label for series in group)
             raise UserError(
                 f"{str(run.folder / PREDICTIONS_FILE)!r} is needed: the {DIFFERENCES} of {run.dataset!r} holds nothing "
-                f"of {models} with these seeds; restore either file, or draw other runs"
+                f"of {models} with these seeds; restore either file, or let plot_results.py draw other `runs`"
             )
 
 
