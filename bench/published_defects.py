@@ -76,6 +76,10 @@ class Defect:
     predicted_of_lite0: str | None = None
     """The sign for EfficientNet-Lite0, where it is another than that of its arm."""
 
+    def concerns(self, arm: str, dataset: str) -> bool:
+        """Say whether it can be in a run of an arm on a data set."""
+        return arm in self.predicted and (self.datasets is None or dataset in self.datasets)
+
     def sign(self, arm: str, backbone: str) -> str:
         """Return the predicted sign for a run."""
         return (self.predicted_of_lite0 if "lite0" in backbone else None) or self.predicted[arm]
@@ -145,11 +149,7 @@ def concerning(config: Any) -> list[str]:
 
 def _single(config: Any) -> list[str]:
     arm = arm_of(config.method, config.backbone)
-    return [
-        name
-        for name, defect in DEFECTS.items()
-        if name != "all" and arm in defect.predicted and config.dataset in (defect.datasets or (config.dataset,))
-    ]
+    return [name for name, defect in DEFECTS.items() if name != "all" and defect.concerns(arm, config.dataset)]
 
 
 def arm_of(method: str, backbone: str) -> str:

@@ -1,7 +1,7 @@
 """Which runs are compared with one another, in what order, and how each is named."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,11 @@ class Series:
         return "fold" if self.folds > 1 else "draw" if self.has_draws else "seed"
 
     @property
+    def num_test(self) -> int:
+        """The number of test images, of all its folds together."""
+        return _num_test(self.runs)
+
+    @property
     def is_deterministic(self) -> bool:
         """Whether one run is all there is to know: each seed has the same images and result, and there are no folds."""
         return METHODS[self.method].is_deterministic and self.folds == 1 and not self.has_draws
@@ -98,8 +103,11 @@ class Comparison:
     @property
     def num_test(self) -> int:
         """The number of test images, of all folds together."""
-        runs = [run for series in self.series for run in series.runs]
-        return sum({run.fold: run.result.data.num_test for run in runs}.values())
+        return _num_test(run for series in self.series for run in series.runs)
+
+
+def _num_test(runs: Iterable[Run]) -> int:
+    return sum({run.fold: run.result.data.num_test for run in runs}.values())
 
 
 def compare(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[list[Comparison], list[str]]:

@@ -50,6 +50,16 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{str(path)!r} is damaged: delete it, and reproduce.py writes it anew") from error
 
 
+def plan_of(comparison: Comparison, contrasts: Sequence[tuple[str, str]], margin: float | None) -> Plan:
+    """Return the plan of a data set, with ``contrasts`` and ``margin``, where given, in the place of its own.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    plan = read_plan(comparison.folder)
+    return replace(plan, contrasts=tuple(contrasts) or plan.contrasts, margin=plan.margin if margin is None else margin)
+
+
 def write_plan(folder: Path, plan: Plan) -> list[str]:
     """Write ``plan`` for the data set whose runs lie in ``folder``, and return lines on what stays as it was.
 
@@ -85,21 +95,22 @@ def comparable_pairs(comparison: Comparison) -> list[tuple[Series, Series]]:
     return [(a, b) for a, b in pairs if a.num_train == b.num_train]
 
 
-def declared_pairs(comparison: Comparison, contrasts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+def declared_pairs(
+    pairs: Sequence[tuple[Series, Series]], contrasts: Iterable[tuple[str, str]]
+) -> set[tuple[str, str]]:
     """Return the run names of those ``comparable_pairs`` that are corrected for one another and spoken of.
 
     They are those of ``contrasts``. Where none of these is there, they are all pairs, or if these are more than
     ``MOST_PAIRS`` those with the model that is best on validation images, the first of equals.
     """
-    comparable = comparable_pairs(comparison)
-    pairs = [(a.name, b.name) for a, b in comparable]
+    names = {(a.name, b.name) for a, b in pairs}
     wanted = {frozenset(contrast) for contrast in contrasts}
-    if declared := {pair for pair in pairs if frozenset(pair) in wanted}:
+    if declared := {pair for pair in names if frozenset(pair) in wanted}:
         return declared
-    if len(pairs) <= MOST_PAIRS:
-        return set(pairs)
-    best = max((series for pair in comparable for series in pair), key=validation_accuracy).name
-    return {pair for pair in pairs if best in pair}
+    if len(names) <= MOST_PAIRS:
+        return names
+    best = max((series for pair in pairs for series in pair), key=validation_accuracy).name
+    return {pair for pair in names if best in pair}
 
 
 def validation_accuracy(series: Series) -> float:

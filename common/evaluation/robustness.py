@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ from common.evaluation.comparison import Comparison, Series
 from common.evaluation.corruption_scores import read_kinds, share_correct
 from common.evaluation.folds import FoldSpread, Term, spread_of_sum
 from common.evaluation.frames import table
-from common.evaluation.plan import comparable_pairs, read_plan
+from common.evaluation.plan import plan_of
 from common.evaluation.spread import Spread, error_of_mean
-from common.evaluation.uncertainty import PAIR_COLUMNS, metric_rows
+from common.evaluation.uncertainty import PAIR_COLUMNS, pair_rows
 
 
 def corrupted(comparison: Comparison) -> tuple[Comparison | None, list[str]]:
@@ -42,10 +43,8 @@ def corrupted_pairs(
         comparison, kinds = corrupted(whole)
         if comparison is None or not kinds:
             continue
-        plan = read_plan(comparison.folder)
-        plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
-        spreads = {(a.name, b.name): _spread(a, b, kinds) for a, b in comparable_pairs(comparison)}
-        rows += metric_rows(comparison, plan, "accuracy", spreads)
+        plan = plan_of(comparison, contrasts, margin)
+        rows += pair_rows(comparison, plan, {"accuracy": partial(_spread, kinds=kinds)})
     return table(rows, PAIR_COLUMNS)
 
 

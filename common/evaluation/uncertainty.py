@@ -1,8 +1,8 @@
 """What predictions say with their uncertainty: computed once, kept beside the runs, passed on as tables."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +23,11 @@ from common.evaluation.kept_statistics import (
     read_run_statistics,
 )
 from common.evaluation.metrics import HEADLINE, METRICS, resampled_metrics
-from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, read_plan
+from common.evaluation.plan import Plan, comparable_pairs, declared_pairs, plan_of
 from common.evaluation.scores import Scores
 from common.evaluation.significance import mcnemar
 from common.evaluation.spread import Spread, image_error
-from common.evaluation.verdicts import Pair, verdict_rows
+from common.evaluation.verdicts import verdict_rows
 from common.runs.predictions import (
     PREDICTIONS_FILE,
     Predictions,
@@ -112,9 +112,8 @@ def compute_uncertainty(
                 seed = model | {"seed": run.number}
                 runs += [seed | _row(name, kept.of_run(name, run)) for name in METRICS if METRICS[name].resampled]
                 calibrations.append(seed | kept.runs[run.folder]["calibration"])
-        plan = read_plan(comparison.folder)
-        plan = replace(plan, contrasts=contrasts or plan.contrasts, margin=plan.margin if margin is None else margin)
-        pairs += _pair_rows(comparison, plan, kept)
+        spreads = {name: functools.partial(kept.of_models, name) for name in HEADLINE}
+        pairs += pair_rows(comparison, plan_of(comparison, contrasts, margin), spreads, kept.mcnemar)
         effects += effect_rows(comparison)
     calibrations = table(calibrations).astype({"temperature": float, "ece_scaled": float})
     pairs, effects = table(pairs, PAIR_COLUMNS), table(effects, EFFECT_COLUMNS)
@@ -295,48 +294,45 @@ def _networks(a: Series, b: Series) -> list[tuple[str, Run, Run]]:
     ]
 
 
-def _pair_rows(comparison: Comparison, plan: Plan, kept: _Kept) -> list[dict]:
-    """Return the rows of ``Uncertainty.pairs``, for each pair a row a headline metric."""
-    pairs = comparable_pairs(comparison)
-    spreads = {name: {(a.name, b.name): kept.of_models(name, a, b) for a, b in pairs} for name in HEADLINE}
-    by_metric = [metric_rows(comparison, plan, name, its) for name, its in spreads.items()]
-    return [
-        row | {"mcnemar_p_by_seed": kept.mcnemar(a, b) if row["metric"] == "accuracy" else ""}
-        for (a, b), *rows in zip(pairs, *by_metric, strict=True)
-        for row in rows
-    ]
-
-
-def metric_rows(
-    comparison: Comparison, plan: Plan, metric: str, spreads: Mapping[Pair, Spread | FoldSpread]
+def pair_rows(
+    comparison: Comparison,
+    plan: Plan,
+    spreads: Mapping[str, Callable[[Series, Series], Spread | FoldSpread]],
+    networks: Callable[[Series, Series], str] | None = None,
 ) -> list[dict]:
-    """Return what ``Uncertainty.pairs`` says of the ``comparable_pairs``, in their order, by one metric.
+    """Return rows of ``Uncertainty.pairs``, for each of the ``comparable_pairs`` a row a metric.
 
     Args:
-        spreads: by pair of run names the first model's mean minus the second's.
+        spreads: by metric what returns the first model's mean minus the second's.
+        networks: what returns ``mcnemar_p_by_seed``, which is empty without.
     """
     pairs = comparable_pairs(comparison)
-    rows = verdict_rows(
-        spreads,
-        metric=metric,
-        margin=plan.margin,
-        declared=declared_pairs(comparison, plan.contrasts),
-        one_seed={(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
-    )
+    family = {
+        "margin": plan.margin,
+        "declared": declared_pairs(pairs, plan.contrasts),
+        "one_seed": {(a.name, b.name) for a, b in pairs if a.is_one_seed or b.is_one_seed},
+    }
+    rows = {
+        metric: verdict_rows({(a.name, b.name): spread(a, b) for a, b in pairs}, metric=metric, **family)
+        for metric, spread in spreads.items()
+    }
     return [
         {"dataset": comparison.dataset, "a": a.name, "b": b.name, "metric": metric}
-        | {"repeat": a.repeat, "num_test": sum({run.fold: run.result.data.num_test for run in a.runs}.values())}
-        | {f"seeds_{letter}": len(series.runs) for letter, series in (("a", a), ("b", b))}
-        | {f"deterministic_{letter}": series.is_deterministic for letter, series in (("a", a), ("b", b))}
-        | {f"unplanned_{letter}": _unplanned(series, plan) for letter, series in (("a", a), ("b", b))}
-        | rows[a.name, b.name]
+        | {"repeat": a.repeat, "num_test": a.num_test}
+        | _of_model(a, plan, "a")
+        | _of_model(b, plan, "b")
+        | rows[metric][a.name, b.name]
+        | {"mcnemar_p_by_seed": networks(a, b) if networks and metric == "accuracy" else ""}
         for a, b in pairs
+        for metric in spreads
     ]
 
 
-def _unplanned(series: Series, plan: Plan) -> int:
-    """Return how many seeds of a model the plan does not name."""
-    return sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
+def _of_model(series: Series, plan: Plan, letter: str) -> dict:
+    """Return on what a model's mean rests, with the model's ``letter``."""
+    unplanned = sum(run.seed not in plan.seeds for run in series.runs) if plan.seeds else 0
+    about = {"seeds": len(series.runs), "deterministic": series.is_deterministic, "unplanned": unplanned}
+    return {f"{name}_{letter}": value for name, value in about.items()}
 
 
 def _plain(number: float) -> float | None:

@@ -49,11 +49,16 @@ def differences(comparison: Comparison, frames: Frames, uncertainty: Uncertainty
     for metric, ax in zip(HEADLINE, axes[:, 0], strict=True):
         _differences_of(ax, declared[declared["metric"] == metric][:count], digits=METRICS[metric].digits - 2)
     label_outside(axes[:, 0], "Difference (points)", "")
-    labels = {series.name: printable(series.label, 56) for series in comparison.series}
-    texts = [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in names[:count].itertuples()]
+    texts = pair_texts(comparison, names[:count])
     axes[0, 0].set_yticks(range(count), texts, fontsize=7.5 if max(map(len, texts), default=0) < 75 else 6)
     axes[0, 0].set_ylim(max(1, count) - 0.5, -0.5)
     return figure
+
+
+def pair_texts(comparison: Comparison, pairs: pd.DataFrame) -> list[str]:
+    """Return on two lines which models each of ``pairs``, with the run names ``a`` and ``b``, compares."""
+    labels = {series.name: printable(series.label, 56) for series in comparison.series}
+    return [f"{labels[pair.a]}\nminus {labels[pair.b]}" for pair in pairs.itertuples()]
 
 
 def _caption(comparison: Comparison, declared: pd.DataFrame, shown: int, pairs: int) -> str:

@@ -13,7 +13,7 @@ from common.evaluation.formatting import joined_notes, points, repeats
 from common.evaluation.frames import Frames
 from common.evaluation.significance import ONE_SEED
 from common.evaluation.uncertainty import Uncertainty
-from common.figures.differences import draw_difference, finish_differences
+from common.figures.differences import draw_difference, finish_differences, pair_texts
 from common.figures.layout import facets, label_outside
 from common.figures.method_and_backbone import EFFECT_LOOKS
 from common.figures.palette import VERDICTS
@@ -70,9 +70,8 @@ def _findings(comparisons: Sequence[Comparison], uncertainty: Uncertainty) -> It
     pairs = uncertainty.pairs[uncertainty.pairs["declared"].astype(bool) & (uncertainty.pairs["metric"] == "accuracy")]
     effects = uncertainty.effects[uncertainty.effects["effect"] == INTERACTION]
     for comparison in comparisons:
-        labels = {series.name: printable(series.label, 56) for series in comparison.series}
-        for row in pairs[pairs["dataset"] == comparison.dataset].itertuples():
-            text = f"{labels[row.a]}\nminus {labels[row.b]}"
+        own = pairs[pairs["dataset"] == comparison.dataset]
+        for row, text in zip(own.itertuples(), pair_texts(comparison, own), strict=True):
             look = VERDICTS[row.verdict, row.winner]
             yield Finding(comparison.dataset, PAIRS, text, row.difference, row.low, row.high, look)
         for row in effects[effects["dataset"] == comparison.dataset].itertuples():

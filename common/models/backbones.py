@@ -148,14 +148,14 @@ def kind_of(tag: str) -> str:
     """Return ``vit`` (timm's plain one), ``cnn`` or ``other``: which scripts train it. No weights are made or read."""
     import timm
     from timm.layers import Attention
-    from timm.models import VisionTransformer
+
+    from common.models import split_attention
 
     with torch.device("meta"):
         module = timm.create_model(tag, pretrained=False, num_classes=0)
-    if type(module) is not VisionTransformer:
-        return "cnn" if is_cnn(module) else "other"
-    is_plain = all(type(getattr(block, "attn", None)) is Attention for block in module.blocks)
-    return "vit" if is_plain else "other"  # as ``lora.require_plain_vit`` judges it
+    if split_attention.is_plain_vit(module):
+        return "vit" if split_attention.attention_kinds(module) == {Attention} else "other"
+    return "cnn" if is_cnn(module) else "other"
 
 
 def unfuse_attention(module: nn.Module) -> list[nn.Module]:

@@ -166,7 +166,7 @@ def require_plain_vit(backbone: Backbone, targets: str = "qv") -> None:
             "VisionTransformer with one classifier, such as vit_base_patch16_224, deit_small_patch16_224 or "
             "vit_base_patch14_dinov2 (for a CNN use train_cnn_head.py or train_cnn_lora.py)"
         )
-    kinds = {type(getattr(block, "attn", None)) for block in module.blocks}
+    kinds = split_attention.attention_kinds(module)
     if kinds != {Attention}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"`backbone` {tag!r} has attention of kind {names}; only timm's Attention can be split")

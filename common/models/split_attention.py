@@ -152,6 +152,11 @@ def is_plain_vit(module: nn.Module) -> bool:
     return type(module) is VisionTransformer
 
 
+def attention_kinds(module: VisionTransformer) -> set[type]:
+    """Return the classes of the attention of its blocks; ``SplitAttention`` needs timm's ``Attention`` in all."""
+    return {type(getattr(block, "attn", None)) for block in module.blocks}
+
+
 class CpuDropout(nn.Dropout):
     """Dropout whose masks come four to a 64-bit random number: a quarter of the time of PyTorch's on the CPU.
 

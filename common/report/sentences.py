@@ -13,14 +13,13 @@ from common.runs.convergence import NOT_CONVERGED
 
 
 def named_pairs(frames: Frames, uncertainty: Uncertainty) -> pd.DataFrame:
-    """Return ``uncertainty.pairs`` with what is known of a and b (method, label, folds ...) and a ``remark``.
+    """Return ``uncertainty.pairs`` with what is known of a and b (label, folds ...) and a ``remark``.
 
     Their columns end in ``_a`` and ``_b``. A remark says where a verdict may be that of a learning rate or of too short
     a training, and which seeds were added to the plan.
     """
     models = frames.runs.groupby(["dataset", "run"], sort=False, as_index=False).agg(
         label=("label", "first"),
-        method=("method", "first"),
         folds=("folds", "first"),
         is_tuned=("is_tuned", "all"),
         rate_is_at_end=("rate_is_at_end", "any"),
